@@ -1,0 +1,288 @@
+"""The words between the kernel and a core worker.
+
+One socketpair per worker. Each message is a 4-byte little-endian length and one msgpack array; the
+first element is the message's tag. The kernel sends commands, the worker answers with events.
+Commands take effect between two batches, in the order sent; only `Tokenize` is answered at once,
+from a thread of its own, since it touches the vocabulary and nothing else.
+
+Who owns what: the kernel owns the truth about a sequence (its tokens and how each range of its KV
+came to be) and can give it to a fresh worker at any time; the worker owns the slots and the KV in
+them, and nothing that can't be rebuilt. A sequence is named by its context id (`cid`).
+
+What must hold:
+- a sequence's KV covers `tokens[:kv]`; `tokens[kv:]` is known but not computed yet;
+- `work` covers `tokens[kv:]` without gaps, in order; a `PREFILL` run is computed in chunks cut at
+  absolute multiples of the grid, a `DECODE` run one token a step; nothing is sampled before the
+  last token of the last run has been computed;
+- every token that is sampled is reported in a `Step` before the next one is.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+PREFILL: Final = 0
+DECODE: Final = 1
+
+MAX_MESSAGE: Final = 256 << 20  # bytes; a command carries token ids, never KV
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True):
+    """Positions `start <= p < end` of a sequence and how their KV is computed.
+
+    kind is PREFILL (grid chunks) or DECODE (one position a step).
+    """
+
+    kind: int
+    start: int
+    end: int
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How the next token is chosen. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
+
+    The random number of a position depends on (seed, position) alone.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+class Goal(msgspec.Struct, frozen=True, array_like=True):
+    """What a generation is to produce: tokens after `prompt_len` are its output.
+
+    max_tokens counts from prompt_len. `stop` strings end the text before them.
+    """
+
+    prompt_len: int
+    max_tokens: int
+    sampling: Sampling
+    stop: list[str]
+
+
+class CoreSetup(msgspec.Struct, frozen=True, array_like=True):
+    """How a worker opens its model. n_ctx is tokens per slot; kv types are ggml names.
+
+    runner is "llama" or "fake"; for "fake", model is a JSON object of its options.
+    verdict is an earlier exactness verdict for this model, build and CPU (JSON), or "" to probe.
+    exact False skips the probe and takes the fastest setting.
+    """
+
+    runner: str
+    model: str
+    slots: int
+    n_ctx: int
+    grid: int
+    threads: int
+    gpu_layers: int
+    kv_k: str
+    kv_v: str
+    exact: bool
+    verdict: str
+
+
+# Commands: kernel to worker.
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
+    """The first command: open the model. Answered by Loaded, or Failed and the worker's exit."""
+
+    setup: CoreSetup
+
+
+class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag="tokenize"):
+    """Turn a request into tokens; answered by Tokens or Refused, out of order.
+
+    Give `messages` (a JSON list of {"role","content"}) or `prompt`. raw takes the prompt as it
+    stands; otherwise the model's chat template is applied. follow says that the tokens continue a
+    context that already holds turns: the template's text between the last reply and the new turn is
+    what is tokenized, and no BOS is added.
+    """
+
+    ticket: int
+    prompt: str
+    messages: str
+    raw: bool
+    follow: bool
+
+
+class Admit(msgspec.Struct, frozen=True, array_like=True, tag="admit"):
+    """Put a sequence in a slot (or take it up again where it is parked) and run it.
+
+    tokens: all its tokens. kv: how many of them the KV source holds: a snapshot file at `path`, or
+    the slot itself when path is "" and the sequence is resident (its KV longer than kv is rolled
+    back), or nothing (path "" and kv 0). rank orders prefill: lower first.
+    """
+
+    cid: int
+    tokens: list[int]
+    kv: int
+    path: str
+    work: list[Run]
+    goal: Goal
+    rank: int
+
+
+class Park(msgspec.Struct, frozen=True, array_like=True, tag="park"):
+    """Stop running a sequence between two batches; it keeps its slot. Answered by Parked."""
+
+    cid: int
+
+
+class Evict(msgspec.Struct, frozen=True, array_like=True, tag="evict"):
+    """Save a sequence's KV to the file at `path` ("" to drop it) and free its slot: Evicted."""
+
+    cid: int
+    path: str
+
+
+class Save(msgspec.Struct, frozen=True, array_like=True, tag="save"):
+    """Save a sequence's KV to the file at `path`; it stays where it is. Answered by Saved."""
+
+    cid: int
+    path: str
+
+
+class Rank(msgspec.Struct, frozen=True, array_like=True, tag="rank"):
+    """Change a resident sequence's rank."""
+
+    cid: int
+    rank: int
+
+
+class Quit(msgspec.Struct, frozen=True, array_like=True, tag="quit"):
+    """Leave at once with status 0."""
+
+
+Command = Load | Tokenize | Admit | Park | Evict | Save | Rank | Quit
+
+
+# Events: worker to kernel.
+
+
+class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
+    """The model is open.
+
+    exact: True, False, or None when the probe was skipped. verdict (JSON) is to be remembered.
+    kv_bytes_per_token: bytes of one token's KV in a snapshot. fingerprint names model file,
+    llama.cpp build and CPU features: KV moves only between equal fingerprints.
+    """
+
+    name: str
+    fingerprint: str
+    n_vocab: int
+    n_ctx: int
+    n_ctx_train: int
+    slots: int
+    grid: int
+    chat_template: bool
+    exact: bool | None
+    setting: str
+    verdict: str
+    kv_bytes_per_token: int
+    rss: int
+    seconds: float
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
+    """The model could not be opened: an errno and a sentence for the user."""
+
+    errno: int
+    message: str
+
+
+class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
+    """Answer to Tokenize."""
+
+    ticket: int
+    tokens: list[int]
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
+    """A Tokenize that can't be done: an errno and a sentence."""
+
+    ticket: int
+    errno: int
+    message: str
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """One sampled token: index in the sequence's tokens, and the text that became final with it.
+
+    text is valid UTF-8 with stop strings and incomplete characters held back; it may be empty.
+    finish is "" while the generation goes on, else "stop" or "length"; a token that ends the
+    generation by being an end-of-text token has id but is not part of the sequence (kept False).
+    """
+
+    cid: int
+    index: int
+    token: int
+    text: str
+    finish: str
+    kept: bool
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
+    """One batch: the runs it computed (sequence, kind, start, end), the tokens it sampled, its time.
+
+    seconds: whole step; device_seconds: inside llama_decode.
+    """
+
+    computed: list[tuple[int, int, int, int]]
+    tokens: list[Token]
+    seconds: float
+    device_seconds: float
+
+
+class Parked(msgspec.Struct, frozen=True, array_like=True, tag="parked"):
+    """A sequence is no longer run; it stays in its slot with `kv` positions computed."""
+
+    cid: int
+    kv: int
+
+
+class Evicted(msgspec.Struct, frozen=True, array_like=True, tag="evicted"):
+    """A sequence has left its slot; `path` holds kv positions in size bytes, or is ""."""
+
+    cid: int
+    path: str
+    kv: int
+    size: int
+    seconds: float
+
+
+class Saved(msgspec.Struct, frozen=True, array_like=True, tag="saved"):
+    """A copy of a sequence's KV is in the file at `path`."""
+
+    cid: int
+    path: str
+    kv: int
+    size: int
+    seconds: float
+
+
+class Placed(msgspec.Struct, frozen=True, array_like=True, tag="placed"):
+    """Where sequences sit now, (cid, slot): sent when it changed, after admission or compaction."""
+
+    slots: list[tuple[int, int]]
+
+
+class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
+    """A sequence could not go on (restore failed, decode refused): errno and sentence; its slot is free."""
+
+    cid: int
+    errno: int
+    message: str
+
+
+Event = Loaded | Failed | Tokens | Refused | Step | Parked | Evicted | Saved | Placed | Lost
+
+encode_command = msgspec.msgpack.Encoder().encode
+encode_event = encode_command
+decode_command = msgspec.msgpack.Decoder(Command).decode
+decode_event = msgspec.msgpack.Decoder(Event).decode
