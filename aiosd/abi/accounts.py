@@ -1,0 +1,169 @@
+"""System calls for access, audit, encryption, quotas and usage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from aiosd.abi.call import Call, Count, Key, Limit, Name, Record, syscall
+
+Subject = Annotated[
+    str, Meta(min_length=1, max_length=64, description="agent:AID, group:NAME or uid:UID")
+]
+
+
+class GrantRecord(Record, frozen=True):
+    """A capability given to a subject on an object; expires 0 never does."""
+
+    id: int
+    subject: str
+    capability: str
+    object: str
+    mode: str
+    by: str
+    created: float
+    expires: float
+
+
+@syscall(140, reply=GrantRecord, errors="EEXIST", needs="grant")
+class Grant(Call, frozen=True):
+    """Give a subject a capability on an object."""
+
+    subject: Subject
+    capability: Name
+    object: Subject
+    mode: Annotated[str, Meta(max_length=8, description="allow or ask")] = "allow"
+    expires: Annotated[float, Meta(ge=0, description="Unix time; 0: never")] = 0.0
+    key: Key = ""
+
+
+@syscall(141, reply=None, errors="ENOENT", needs="grant")
+class Revoke(Call, frozen=True):
+    """Take a grant back."""
+
+    id: Count
+    key: Key = ""
+
+
+@syscall(142, reply=list[GrantRecord])
+class ListGrants(Call, frozen=True):
+    """List the grants that the caller gave or has."""
+
+    subject: Annotated[str, Meta(max_length=64)] = ""
+
+
+@syscall(143, reply=None, errors="ENOENT", needs="grant")
+class Approve(Call, frozen=True):
+    """Answer a request that waits for approval."""
+
+    id: Count
+    allow: bool
+    key: Key = ""
+
+
+class Pending(Record, frozen=True):
+    """A request that waits for somebody's approval."""
+
+    id: int
+    aid: int
+    capability: str
+    object: str
+    t: float
+    expires: float
+
+
+@syscall(144, reply=list[Pending])
+class ListPending(Call, frozen=True):
+    """List the requests that the caller may approve."""
+
+
+class AuditRecord(Record, frozen=True):
+    """One link of the audit chain."""
+
+    id: int
+    t: float
+    uid: int
+    aid: int
+    kind: str
+    data: dict[str, Any]
+    digest: str
+
+
+@syscall(145, reply=None, chunk=list[AuditRecord], needs="audit")
+class ReadAudit(Call, frozen=True):
+    """Stream the audit log; follow goes on until cancelled."""
+
+    since: Count = 0
+    kind: Annotated[str, Meta(max_length=64)] = ""
+    aid: Count = 0
+    follow: bool = False
+
+
+@syscall(146, reply=bytes, needs="encrypt")
+class EncryptData(Call, frozen=True):
+    """Encrypt bytes under the calling agent's key."""
+
+    data: Annotated[bytes, Meta(max_length=4 << 20)]
+
+
+@syscall(147, reply=bytes, errors="EBADMSG", needs="encrypt")
+class DecryptData(Call, frozen=True):
+    """Decrypt what encrypt_data gave."""
+
+    data: Annotated[bytes, Meta(max_length=5 << 20)]
+
+
+class Quota(Record, frozen=True):
+    """One limit of a subject: what it counts, how far it is used, when it resets."""
+
+    subject: str
+    resource: str
+    limit: float
+    hard: bool
+    used: float
+    reserved: float
+    resets: float
+
+
+@syscall(148, reply=list[Quota], errors="ESRCH")
+class GetQuota(Call, frozen=True):
+    """Return the limits that bind a subject; empty: the caller."""
+
+    subject: Annotated[str, Meta(max_length=64)] = ""
+
+
+@syscall(149, reply=Quota, needs="admin")
+class SetQuota(Call, frozen=True):
+    """Set a limit for a subject."""
+
+    subject: Subject
+    resource: Name
+    limit: Annotated[float, Meta(ge=0)]
+    hard: bool = True
+    period: Annotated[float, Meta(ge=0, description="seconds until it resets; 0: never")] = 0.0
+    key: Key = ""
+
+
+class UsageRow(Record, frozen=True):
+    """What a subject used on a core or tool in a span of time."""
+
+    subject: str
+    core: str
+    tool: str
+    since: float
+    until: float
+    tokens_in: int
+    tokens_out: int
+    dollars: float
+    requests: int
+
+
+@syscall(150, reply=list[UsageRow], errors="ESRCH")
+class GetUsage(Call, frozen=True):
+    """Break down what was used, by core, tool and time."""
+
+    subject: Annotated[str, Meta(max_length=64)] = ""
+    since: Annotated[float, Meta(ge=0)] = 0.0
+    by: Annotated[str, Meta(max_length=16, description="core, tool or day")] = "core"
+    limit: Limit = 1000

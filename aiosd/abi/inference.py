@@ -1,0 +1,256 @@
+"""System calls for inference, contexts and snapshots."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from aiosd.abi.call import Call, Cid, Count, Key, Name, Record, Text, syscall
+
+
+Deadline = Annotated[
+    float, Meta(ge=0, le=31_536_000, description="seconds until the partial text is returned")
+]
+Schema = Annotated[dict[str, Any], Meta(description="JSON Schema that the text must satisfy")]
+
+
+class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One message of a chat."""
+
+    role: Annotated[
+        str, Meta(min_length=1, max_length=32, description="system, user, assistant or tool")
+    ]
+    content: Text
+
+
+class TokenUsage(Record, frozen=True):
+    """Tokens of one request and what they cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    dollars: float = 0.0
+
+
+class Timing(Record, frozen=True):
+    """Seconds of one request: waiting is submission to commencement, turnaround to completion.
+
+    The paper's section 5.2 defines both. first_token_s is submission to the first token.
+    """
+
+    waiting_s: float
+    turnaround_s: float
+    first_token_s: float = 0.0
+
+
+class Generation(Record, frozen=True):
+    """The result of a generation. finish_reason is "stop", "length" or "cancelled".
+
+    reason says why it was cancelled. context can be continued by a later request. exact says
+    whether the core promises the tokens of a solo run.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    usage: TokenUsage
+    timing: Timing
+    context: int
+    core: str
+    request: int = 0
+    reason: str = ""
+    exact: bool = False
+    parsed: Any = None
+    route: str = ""
+    logprobs: list[float] = []
+
+
+class Chunk(Record, frozen=True):
+    """A piece of a streamed generation; index is the number of tokens before it."""
+
+    text: str
+    token_ids: list[int]
+    index: int
+
+
+@syscall(
+    70, reply=Generation, chunk=Chunk, errors="ENOSPC ENOENT ESRCH ENODEV EBUSY EDQUOT ENOMEM EPIPE"
+)
+class LlmGenerate(Call, frozen=True):
+    """Generate text on a core: the scheduler decides when, the dispatcher where.
+
+    Give a prompt (one user turn in the model's chat template; as it stands with raw) or messages.
+    """
+
+    prompt: Annotated[
+        str, Meta(max_length=4 << 20, description="the user's turn, at most 4 Mi characters")
+    ] = ""
+    messages: Annotated[list[Turn], Meta(max_length=4096, description="the turns of a chat")] = []
+    raw: Annotated[bool, Meta(description="don't apply the chat template to prompt")] = False
+    max_tokens: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="0: the agent's default, else the core's")
+    ] = 0
+    temperature: Annotated[float, Meta(ge=0, le=10, description="0 takes the likeliest token")] = (
+        0.0
+    )
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000, description="0: off")] = 0
+    min_p: Annotated[float, Meta(ge=0, le=1, description="0: off")] = 0.0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="makes sampling repeatable")] = 0
+    stop: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=256)]],
+        Meta(max_length=16, description="strings that end the text, and are not part of it"),
+    ] = []
+    stream: Annotated[bool, Meta(description="send chunks as they come")] = False
+    context: Annotated[int, Meta(ge=0, description="context to continue; 0: a fresh one")] = 0
+    core: Annotated[
+        str, Meta(max_length=64, description="name of the core; empty: any that fits")
+    ] = ""
+    needs: Annotated[
+        str, Meta(max_length=64, description="capability class: local, frontier; empty: any")
+    ] = ""
+    deadline: (
+        Annotated[float, Meta(ge=0, description="seconds until the partial text is returned")]
+        | None
+    ) = None
+    beams: Annotated[int, Meta(ge=1, le=64, description="width of a beam search; 1: none")] = 1
+    schema: (
+        Annotated[dict[str, Any], Meta(description="JSON Schema that the text must satisfy")] | None
+    ) = None
+    grammar: Annotated[
+        str, Meta(max_length=65_536, description="GBNF grammar that the text must satisfy")
+    ] = ""
+    after: Annotated[
+        list[Count], Meta(max_length=64, description="requests that must end first")
+    ] = []
+    tools: Annotated[
+        list[Name], Meta(max_length=64, description="declared tools offered to the model")
+    ] = []
+    recall: Annotated[str, Meta(max_length=64, description="memory or storage to prepend from")] = (
+        ""
+    )
+    watermark: Annotated[
+        bool, Meta(description="mark the text so that its origin can be traced")
+    ] = False
+    resume: Annotated[
+        int, Meta(ge=0, description="with a key: index of the first token not yet received")
+    ] = 0
+    key: Key = ""
+
+
+class Embeddings(Record, frozen=True):
+    """One vector per text, all of one dimension, of unit length."""
+
+    vectors: list[list[float]]
+    model: str
+    tokens: int
+
+
+@syscall(71, reply=Embeddings, errors="ENODEV")
+class LlmEmbed(Call, frozen=True):
+    """Turn texts into vectors."""
+
+    texts: Annotated[list[Text], Meta(min_length=1, max_length=1024)]
+
+
+class Context(Record, frozen=True):
+    """A context: the tokens that a model has read for an agent, and where their KV is.
+
+    tier: slot, ram, disk or tokens. kv: how many of the tokens have their KV held. exact: whether
+    its KV came to be as in a solo run.
+    """
+
+    cid: int
+    aid: int
+    core: str
+    tier: str
+    tokens: int
+    kv: int
+    limit: int
+    bytes: int
+    slot: int
+    policy: str
+    exact: bool
+    created: float
+    used: float
+    shared: int = 0
+    busy: bool = False
+
+
+@syscall(72, reply=list[Context], needs="context", errors="ESRCH")
+class ListContexts(Call, frozen=True):
+    """List contexts: the caller's own, or those of an agent it may look into."""
+
+    aid: Annotated[int, Meta(ge=0, description="agent id; 0: all that the caller may see")] = 0
+
+
+@syscall(73, reply=Context, needs="context", errors="ENOENT")
+class GetContext(Call, frozen=True):
+    """Describe one context: its length, its limit and what happens when it is full."""
+
+    context: Cid
+
+
+@syscall(74, reply=Context, needs="context", errors="ENOENT")
+class SetContext(Call, frozen=True):
+    """Set what a context does when its window is full."""
+
+    context: Cid
+    policy: Annotated[
+        str, Meta(max_length=16, description="error, truncate, slide, summarize or expand")
+    ]
+
+
+@syscall(75, reply=Context, needs="context", errors="ENOENT ENOMEM")
+class ExpContext(Call, frozen=True):
+    """Move a context to a window of at least this many tokens."""
+
+    context: Cid
+    tokens: Annotated[int, Meta(ge=1, le=1 << 24)]
+    key: Key = ""
+
+
+@syscall(76, reply=None, needs="context", errors="ENOENT EBUSY")
+class ClrContext(Call, frozen=True):
+    """Forget a context and free what it holds."""
+
+    context: Cid
+
+
+class Snapshot(Record, frozen=True):
+    """A named point of a context that it can go back to."""
+
+    id: int
+    cid: int
+    name: str
+    tokens: int
+    bytes: int
+    created: float
+
+
+@syscall(77, reply=Snapshot, needs="context", errors="ENOENT ENOSPC")
+class GenSnapshot(Call, frozen=True):
+    """Mark the present state of a context, in the middle of a generation too."""
+
+    context: Cid
+    name: Annotated[str, Meta(max_length=64)] = ""
+    key: Key = ""
+
+
+@syscall(78, reply=Context, needs="context", errors="ENOENT EBUSY")
+class GenRestore(Call, frozen=True):
+    """Take a context back to a snapshot."""
+
+    context: Cid
+    snapshot: Annotated[int, Meta(ge=0, description="snapshot id; 0: the newest")] = 0
+    key: Key = ""
+
+
+@syscall(79, reply=list[Snapshot], needs="context", errors="ENOENT")
+class ListSnapshots(Call, frozen=True):
+    """List the snapshots of a context, or of all contexts of an agent."""
+
+    context: Annotated[int, Meta(ge=0)] = 0
+    aid: Annotated[int, Meta(ge=0)] = 0
