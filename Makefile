@@ -1,0 +1,56 @@
+# Two commands for everyone: `make run` shows AIOS at work, `make test` checks all of it.
+# Each sets up .venv first, which is quick when nothing changed. The rest is for those who work on it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help run test check format bench man constraints clean setup-run setup-dev setup-bench
+
+help:
+	@echo "make run          set up, start the daemon, run the demo, then open aiosh on a terminal"
+	@echo "make test         set up, then check and run every test"
+	@echo "make check        set up, then ruff, mypy --strict and import-linter"
+	@echo "make format       let ruff format the source"
+	@echo "make bench        measure; a table on the terminal, JSON in tests/bench/out"
+	@echo "make man          write the man pages of section 2 from the table of system calls"
+	@echo "make constraints  resolve the pinned versions of all dependencies anew"
+	@echo "make clean        remove .venv, caches and the trial daemon's state"
+
+run: setup-run
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh etc/first-boot
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup-dev
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: setup-bench
+	$(BIN)/python -m tests.bench $(ARGS)
+
+man: setup-run
+	$(BIN)/python -m aiosd.abi.manual man/man2
+
+constraints: setup-dev
+	$(BIN)/python .ci/constraints.py
+
+setup-run:
+	@$(PYTHON) .ci/setup.py daemon llama demo
+
+setup-dev:
+	@$(PYTHON) .ci/setup.py daemon llama demo dev
+
+setup-bench:
+	@$(PYTHON) .ci/setup.py daemon llama demo bench
+
+clean:
+	rm -rf .venv .aios .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf build dist tests/bench/out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
