@@ -1,0 +1,185 @@
+"""Preemptive levels with a round robin inside each: what fifo, rr and priority have in common.
+
+Subclasses say which level a task is in and how many tokens a quantum has. The rules:
+
+- a ready task of a strictly better level takes the slot of a running one of the worst level: one
+  that has used up its quantum first, else the latest started;
+- a task that has used up its quantum gives way to a ready one of its own level, the longest
+  running first, and goes to the tail; if nobody waits, it begins a new quantum;
+- a task stopped for another reason goes to the head of its level with the rest of its quantum;
+- when the core has lost slots, the same choice says who leaves.
+
+Every operation is O(1) in the number of tasks; `plan` is O(slots) when a quantum has ended.
+"""
+
+from __future__ import annotations
+
+import errno
+from abc import abstractmethod
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, replace
+
+from .buckets import Buckets
+from .policy import Plan, Policy, Task
+
+DEFAULT_QUANTUM = 64  # tokens
+
+_STAMPS = 1 << 48  # more starts than a core will ever see: rank = level, then order of start
+
+
+@dataclass(slots=True)
+class _Entry:
+    task: Task
+    level: int
+    used: int = 0  # tokens of the present quantum
+    stamp: int = 0  # order of the latest start
+
+
+class Levels(Policy):
+    """A policy made of levels (0 runs first)."""
+
+    def __init__(self, levels: int, quantum: int | None) -> None:
+        if quantum is not None and quantum < 1:
+            raise OSError(errno.EINVAL, f"quantum {quantum}: a quantum is 1 token or more")
+        self._quantum = quantum
+        self._entries: dict[int, _Entry] = {}
+        self._ready = Buckets(levels)
+        self._running = Buckets(levels)
+        self._expired: set[int] = set()  # running tasks at the end of their quantum
+        self._stamp = 0
+
+    @abstractmethod
+    def level(self, task: Task) -> int:
+        """The level a task belongs to."""
+
+    @property
+    def quantum(self) -> int | None:
+        """Tokens in a quantum; None when tasks run to completion."""
+        return self._quantum
+
+    @property
+    def running(self) -> Set[int]:
+        return self._running.ids
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._entries
+
+    def task(self, id: int) -> Task:
+        return self._entries[id].task
+
+    def used(self, id: int) -> int:
+        return self._entries[id].used
+
+    def order(self) -> Iterator[int]:
+        return iter(self._ready)
+
+    def rank(self, id: int) -> int:
+        entry = self._entries[id]
+        stamp = entry.stamp if id in self._running.ids else self._stamp + 1
+        return entry.level * _STAMPS + stamp
+
+    def add(self, task: Task) -> None:
+        entry = self._enter(task)
+        self._ready.push(entry.level, task.id)
+
+    def adopt(self, task: Task) -> None:
+        self._enter(task)
+        self._run(task.id)
+
+    def remove(self, id: int) -> Task:
+        entry = self._entries.pop(id)
+        self._ready.discard(id)
+        self._running.discard(id)
+        self._expired.discard(id)
+        return entry.task
+
+    def renice(self, id: int, nice: int) -> None:
+        entry = self._entries[id]
+        entry.task = replace(entry.task, nice=nice)
+        level = self.level(entry.task)
+        if level == entry.level:
+            return
+        entry.level = level
+        queue = self._running if id in self._running.ids else self._ready
+        queue.discard(id)
+        queue.push(level, id)  # among its new equals it is the one that came last
+
+    def charge(self, id: int, prefill: int, decode: int) -> None:
+        entry = self._entries[id]
+        if id not in self._running.ids:
+            return
+        entry.used += prefill + decode
+        if self._quantum is not None and entry.used >= self._quantum:
+            self._expired.add(id)
+
+    def plan(self, slots: int) -> Plan:
+        if slots < 0:
+            raise ValueError(f"a core has 0 slots or more, not {slots}")
+        stopped: dict[int, None] = {}
+        started: list[int] = []
+        while len(self._running) > slots:
+            stopped[self._stop(self._worst())] = None
+        while len(self._running) < slots and len(self._ready):
+            started.append(self._start())
+        while (victim := self._victim(stopped)) is not None:
+            stopped[self._stop(victim)] = None
+            started.append(self._start())
+        self._renew()
+        return Plan(tuple(stopped), tuple(started))
+
+    def _enter(self, task: Task) -> _Entry:
+        if task.id in self._entries:
+            raise ValueError(f"task {task.id} is already here")
+        entry = self._entries[task.id] = _Entry(task, self.level(task))
+        return entry
+
+    def _start(self) -> int:
+        id = self._ready.first()
+        self._ready.discard(id)
+        self._run(id)
+        return id
+
+    def _run(self, id: int) -> None:
+        entry = self._entries[id]
+        self._stamp += 1
+        entry.stamp = self._stamp
+        self._running.push(entry.level, id)
+
+    def _stop(self, id: int) -> int:
+        entry = self._entries[id]
+        self._running.discard(id)
+        if id in self._expired:
+            self._expired.discard(id)
+            entry.used = 0
+            self._ready.push(entry.level, id)
+        else:
+            self._ready.push_front(entry.level, id)
+        return id
+
+    def _worst(self) -> int:
+        level = self._running.highest()
+        assert level is not None, "only asked while something runs"
+        expired = self._longest_expired(level)
+        return next(reversed(self._running.at(level))) if expired is None else expired
+
+    def _longest_expired(self, level: int) -> int | None:
+        if not self._expired:
+            return None
+        return next((id for id in self._running.at(level) if id in self._expired), None)
+
+    def _victim(self, stopped: dict[int, None]) -> int | None:
+        """The running task that must give way to the next ready one, if any must."""
+        best, worst = self._ready.lowest(), self._running.highest()
+        if best is None or worst is None or self._ready.first() in stopped:
+            return None
+        if best < worst:
+            return self._worst()
+        return self._longest_expired(level=worst) if best == worst else None
+
+    def _renew(self) -> None:
+        for id in self._expired:
+            self._entries[id].used = 0
+        self._expired.clear()

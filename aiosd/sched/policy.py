@@ -1,0 +1,149 @@
+"""What a scheduling policy is: pure decisions about one core's slots.
+
+A policy holds the tasks (requests that want to compute) of one core and says which of them occupy
+its slots. It does no I/O, reads no clock and knows no device; time passes for it only as tokens
+that are charged. The kernel calls `add`, `remove`, `renice` and `charge` as things happen, then
+`plan`, and carries out what the plan says. A simulator drives the same classes.
+
+What must hold:
+- a task is ready or running, never both, from `add` (or `adopt`) until `remove`;
+- `plan` decides and applies: afterwards `running` is what the core should hold;
+- no task is both stopped and started by one plan;
+- after `plan(slots)` either all slots are taken or nobody is ready.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+NICE_MIN = -20
+NICE_MAX = 19
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One runnable request: one sequence.
+
+    id: the sequence (context id). nice: -20 (first) to 19 (last).
+    prompt_tokens: how many are to be computed before the first token comes.
+    """
+
+    id: int
+    aid: int
+    nice: int
+    uid: int
+    prompt_tokens: int
+
+    def __post_init__(self) -> None:
+        if not NICE_MIN <= self.nice <= NICE_MAX:
+            raise ValueError(f"nice {self.nice} is outside {NICE_MIN}..{NICE_MAX}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What changes on the core now: first take `stop` off it, then put `start` on it, in order."""
+
+    stop: tuple[int, ...]
+    start: tuple[int, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.stop or self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One task as `aiosctl sched` shows it.
+
+    state: R running, Q queued. used: tokens of the present quantum, spent.
+    place: 0 is next in the queue; None while running.
+    """
+
+    id: int
+    aid: int
+    nice: int
+    state: Literal["R", "Q"]
+    used: int
+    place: int | None
+
+
+class Policy(ABC):
+    """Who runs next, for how many tokens, and who is preempted. One instance per core.
+
+    A task that the policy doesn't know is a KeyError, one it already has a ValueError: the caller's
+    books are wrong then, and nothing may run on with them.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def running(self) -> Set[int]:
+        """A live view of the ids on the core."""
+
+    @abstractmethod
+    def add(self, task: Task) -> None:
+        """A task became runnable: it arrived, or was resumed. It goes to the tail of its class."""
+
+    @abstractmethod
+    def adopt(self, task: Task) -> None:
+        """Take over a task that is on the core already (the policy was changed while it ran)."""
+
+    @abstractmethod
+    def remove(self, id: int) -> Task:
+        """A task finished, was cancelled or suspended, ready or running; nothing of it is kept."""
+
+    @abstractmethod
+    def renice(self, id: int, nice: int) -> None:
+        """Change a task's nice (-20..19)."""
+
+    @abstractmethod
+    def charge(self, id: int, prefill: int, decode: int) -> None:
+        """Count the tokens that the core has just computed for a task.
+
+        Tokens reported after the plan has stopped their task belong to a quantum that is over.
+        """
+
+    @abstractmethod
+    def plan(self, slots: int) -> Plan:
+        """Decide who occupies the core's slots (0 or more) now, and take it as done."""
+
+    @abstractmethod
+    def rank(self, id: int) -> int:
+        """The order of prefill on the core, lower first; of a ready task: if it started now."""
+
+    @abstractmethod
+    def task(self, id: int) -> Task:
+        """The task of this id, with its present nice."""
+
+    @abstractmethod
+    def order(self) -> Iterator[int]:
+        """The ready ids, next first."""
+
+    @abstractmethod
+    def used(self, id: int) -> int:
+        """Tokens of the task's present quantum that are spent."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many tasks are ready: waiting for a slot."""
+
+    @abstractmethod
+    def __contains__(self, id: object) -> bool:
+        """Whether the task is known here, ready or running."""
+
+    def position(self, id: int) -> int | None:
+        """The task's place in the ready queue, 0 being next; None if it isn't waiting. O(n)."""
+        return next((place for place, other in enumerate(self.order()) if other == id), None)
+
+    def snapshot(self) -> list[Row]:
+        """Every task: the running ones by rank, then the ready ones in their order. O(n log n)."""
+        running = [self._row(id, None) for id in sorted(self.running, key=self.rank)]
+        return running + [self._row(id, place) for place, id in enumerate(self.order())]
+
+    def _row(self, id: int, place: int | None) -> Row:
+        task = self.task(id)
+        state: Literal["R", "Q"] = "R" if place is None else "Q"
+        return Row(id, task.aid, task.nice, state, self.used(id), place)
