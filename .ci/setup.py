@@ -25,12 +25,15 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "aios-setup.json"
 LOG = VENV / "aios-setup.log"
-TICK_SECONDS = 15.0  # between two signs of life where no terminal shows a moving line
+POLL_SECONDS = 0.5
+REPEAT_SECONDS = 15.0  # between two signs of life where no terminal shows a moving line
 
 # The lines of pip's and ninja's output from which a reader sees how far they are.
 MILESTONE = re.compile(
-    r"^\s*(?:Collecting (?P<collect>\S+)|(?P<build>\[\d+/\d+\]) .*?(?P<file>[\w.-]+)$"
-    r"|Building (?P<wheel>wheel|editable) for (?P<name>\S+)|(?P<install>Installing collected packages))"
+    r"^\s*(?:Collecting (?P<fetch>\S+)"
+    r"|Building wheel for (?P<build>\S+).*started"
+    r"|(?P<step>\[\d+/\d+\]) .*?(?P<object>[\w.+-]+)$"
+    r"|Installing collected packages: (?P<install>.*))"
 )
 
 
@@ -44,8 +47,6 @@ def main(extras):
     started = time.monotonic()
     say(f"set-up of {VENV.name} with {', '.join(wanted)} (details: {LOG.relative_to(ROOT)})")
     make_venv(keep=bool(done))
-    if "llama" in wanted:
-        say("llama.cpp is compiled for this CPU once, which takes some minutes; pip keeps the result")
     install(wanted)
     STAMP.write_text(json.dumps({"from": fingerprint(), "extras": wanted}))
     say(f"set-up done in {elapsed(started)}")
@@ -135,77 +136,89 @@ def install(extras):
         "PIP_CONSTRAINT": "constraints.txt",
         "PIP_BUILD_CONSTRAINT": "constraints.txt",
     }
-    with LOG.open("w") as log:
-        status = run_with_progress(command, environment, log)
+    with LOG.open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        status = follow(process)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        fail("interrupted; the same command goes on from here.")
     if status != 0:
         explain_failure()
 
 
-def run_with_progress(command, environment, log):
-    """Run `command` in the checkout, its output into `log` and its milestones on the terminal.
-
-    Returns its exit status.
-    """
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
+def follow(process):
+    """Show how far `process` is, by its log, until it ends. Returns its exit status."""
     progress = Progress()
-    try:
-        for line in process.stdout:
-            log.write(line)
-            progress.see(line)
-        return process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        fail("interrupted; run the same command again to go on.")
-    finally:
-        progress.end()
+    with LOG.open(errors="replace") as log:
+        while True:
+            try:
+                status = process.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                progress.show(log.readlines())
+            else:
+                progress.end()
+                return status
 
 
 class Progress:
     """One line about the latest milestone: rewritten on a terminal, now and then elsewhere."""
 
     def __init__(self):
-        self.started = time.monotonic()
-        self.shown = self.started
+        self.started = self.shown = time.monotonic()
         self.live = sys.stdout.isatty()
+        self.doing = "asking for packages"
 
-    def see(self, line):
-        """Show the milestone that `line` of the log holds, if it does."""
-        found = MILESTONE.match(line)
-        if not found:
-            return
-        text = f"    {elapsed(self.started):>6}  {self.describe(found)}"
+    def show(self, lines):
+        """Take in the log's new `lines`, and show the state and the time that has passed."""
+        before = self.doing
+        for line in lines:
+            found = MILESTONE.match(line)
+            if found:
+                self.doing = describe(found)
+                self.announce(found)
+        text = f"    {elapsed(self.started):>6}  {self.doing}"
         if self.live:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\033[K{text[:width]}", end="", flush=True)
-        elif found["wheel"] or found["install"] or time.monotonic() - self.shown >= TICK_SECONDS:
+        elif self.is_due(before):
             self.shown = time.monotonic()
             print(text, flush=True)
 
-    @staticmethod
-    def describe(found):
-        """Say in a few words what pip or the compiler is at."""
-        if found["collect"]:
-            return f"fetching {found['collect']}"
-        if found["build"]:
-            return f"compiling {found['build']} {found['file']}"
-        if found["wheel"]:
-            return f"building {found['name']}"
-        return "installing packages"
+    def announce(self, found):
+        """Say beforehand, on a line that stays, that the one long step begins."""
+        if (found["build"] or "").startswith("llama"):
+            self.end()
+            say("compiling llama.cpp for this CPU: some minutes, once, as pip keeps the result")
+
+    def is_due(self, before):
+        """Tell whether a reader of plain lines should get one: a new phase, or a long silence."""
+        new_phase = self.doing.split()[0] != before.split()[0]
+        return new_phase or time.monotonic() - self.shown >= REPEAT_SECONDS
 
     def end(self):
-        """Leave the terminal on a line of its own."""
+        """Leave the terminal on an empty line."""
         if self.live:
             print("\r\033[K", end="", flush=True)
+
+
+def describe(found):
+    """Say in a few words what pip or the compiler is at, the phase first."""
+    if found["fetch"]:
+        return f"fetching {found['fetch']}"
+    if found["step"]:
+        return f"compiling llama.cpp {found['step']} {found['object']}"
+    if found["install"]:
+        return f"installing packages ({len(found['install'].split(', '))})"
+    return f"building {found['build']}"
 
 
 def explain_failure():
