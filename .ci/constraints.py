@@ -24,7 +24,7 @@ HEAD = """\
 """
 
 
-def main():
+def main() -> None:
     """Resolve, and replace constraints.txt."""
     wanted = [f"{ROOT}[all,bench,dev]", *HELD, *BUILD_TOOLS]
     with tempfile.NamedTemporaryFile("r", suffix=".json") as report:
@@ -37,12 +37,12 @@ def main():
     print(f"constraints.txt: {len(pins)} packages")
 
 
-def normal(name):
+def normal(name: str) -> str:
     """Spell a package's name in the one normalized way."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def public(version):
+def public(version: str) -> str:
     """Drop a build's local label: 2.13.0+cpu is 2.13.0 to everyone else."""
     return version.partition("+")[0]
 

@@ -10,6 +10,8 @@ Standard library only: it runs before anything is installed. It must hold that
 - a failed or interrupted set-up leaves no stamp, and the next call goes on where pip left off.
 """
 
+from __future__ import annotations  # an older Python must get as far as being told that it is
+
 import hashlib
 import json
 import os
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 OLDEST_PYTHON = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +40,7 @@ MILESTONE = re.compile(
 )
 
 
-def main(extras):
+def main(extras: list[str]) -> None:
     """Install the checkout with `extras` into .venv, unless that was done before."""
     check_python()
     done = installed_extras()
@@ -52,23 +55,23 @@ def main(extras):
     say(f"set-up done in {elapsed(started)}")
 
 
-def say(line):
+def say(line: str) -> None:
     """Print one line of progress at once, even into a pipe."""
     print(f"==> {line}", flush=True)
 
 
-def fail(*lines):
+def fail(*lines: str) -> NoReturn:
     """End with a message that says what to do."""
     sys.exit("\n".join(("set-up failed: " + lines[0], *lines[1:])))
 
 
-def elapsed(started):
+def elapsed(started: float) -> str:
     """Give the time since `started` (monotonic seconds) as 1m05s."""
     seconds = int(time.monotonic() - started)
     return f"{seconds // 60}m{seconds % 60:02}s" if seconds >= 60 else f"{seconds}s"
 
 
-def check_python():
+def check_python() -> None:
     """Refuse a Python that is too old, and one that can't make virtual environments."""
     oldest = ".".join(map(str, OLDEST_PYTHON))
     if sys.version_info < OLDEST_PYTHON:
@@ -85,8 +88,8 @@ def check_python():
         )
 
 
-def fingerprint():
-    """Name what an installation depends on: the two files, the interpreter, the checkout's place."""
+def fingerprint() -> str:
+    """Name what an installation depends on: two files, the interpreter, the checkout's place."""
     digest = hashlib.sha256()
     for name in ("pyproject.toml", "constraints.txt"):
         digest.update((ROOT / name).read_bytes())
@@ -94,7 +97,7 @@ def fingerprint():
     return digest.hexdigest()
 
 
-def installed_extras():
+def installed_extras() -> set[str]:
     """Tell which extras the stamp vouches for: none when anything that it depends on changed."""
     try:
         stamp = json.loads(STAMP.read_text())
@@ -103,7 +106,7 @@ def installed_extras():
     return set(stamp["extras"]) if stamp["from"] == fingerprint() else set()
 
 
-def make_venv(keep):
+def make_venv(keep: bool) -> None:
     """Create .venv where there is none, or one of another interpreter."""
     STAMP.unlink(missing_ok=True)
     if keep or same_python():
@@ -114,7 +117,7 @@ def make_venv(keep):
     subprocess.run([python, "-m", "venv", "--clear", str(VENV)], check=True)
 
 
-def same_python():
+def same_python() -> bool:
     """Tell whether .venv holds a working interpreter of this very version, with pip."""
     ask = "import sys, pip; print(sys.version)"
     try:
@@ -126,7 +129,7 @@ def same_python():
     return found.returncode == 0 and found.stdout.strip() == sys.version.strip()
 
 
-def install(extras):
+def install(extras: list[str]) -> None:
     """Install the checkout, editable, under the constraints; build environments obey them too."""
     pip = [str(VENV / "bin/python"), "-m", "pip", "install", "-v", "--disable-pip-version-check"]
     command = [*pip, "-c", "constraints.txt", "-e", f".[{','.join(extras)}]"]
@@ -155,7 +158,7 @@ def install(extras):
         explain_failure()
 
 
-def follow(process):
+def follow(process: subprocess.Popen[bytes]) -> int:
     """Show how far `process` is, by its log, until it ends. Returns its exit status."""
     progress = Progress()
     with LOG.open(errors="replace") as log:
@@ -172,12 +175,12 @@ def follow(process):
 class Progress:
     """One line about the latest milestone: rewritten on a terminal, now and then elsewhere."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.started = self.shown = time.monotonic()
         self.live = sys.stdout.isatty()
         self.doing = "asking for packages"
 
-    def show(self, lines):
+    def show(self, lines: list[str]) -> None:
         """Take in the log's new `lines`, and show the state and the time that has passed."""
         before = self.doing
         for line in lines:
@@ -193,24 +196,24 @@ class Progress:
             self.shown = time.monotonic()
             print(text, flush=True)
 
-    def announce(self, found):
+    def announce(self, found: re.Match[str]) -> None:
         """Say beforehand, on a line that stays, that the one long step begins."""
         if (found["build"] or "").startswith("llama"):
             self.end()
             say("compiling llama.cpp for this CPU: some minutes, once, as pip keeps the result")
 
-    def is_due(self, before):
+    def is_due(self, before: str) -> bool:
         """Tell whether a reader of plain lines should get one: a new phase, or a long silence."""
-        new_phase = self.doing.split()[0] != before.split()[0]
+        new_phase = self.doing.partition(" ")[0] != before.partition(" ")[0]
         return new_phase or time.monotonic() - self.shown >= REPEAT_SECONDS
 
-    def end(self):
+    def end(self) -> None:
         """Leave the terminal on an empty line."""
         if self.live:
             print("\r\033[K", end="", flush=True)
 
 
-def describe(found):
+def describe(found: re.Match[str]) -> str:
     """Say in a few words what pip or the compiler is at, the phase first."""
     if found["fetch"]:
         return f"fetching {found['fetch']}"
@@ -221,7 +224,7 @@ def describe(found):
     return f"building {found['build']}"
 
 
-def explain_failure():
+def explain_failure() -> NoReturn:
     """End with the last lines of the log and, when a compiler is missing, with the cure."""
     tail = LOG.read_text(errors="replace").splitlines()[-25:]
     print("\n".join(tail), file=sys.stderr)

@@ -7,7 +7,7 @@
 - Every process started below the suite inherits AIOS_TEST_RUN. One that is still alive at the end
   is a leak, whoever its parent is by then.
 - The suite ends with the descriptors that it began with.
-A leak is reported as an error of the last test's teardown; the first line says that it is the suite's.
+A leak is reported as an error of the last test's teardown, in words that name the suite.
 """
 
 import gc
@@ -28,7 +28,6 @@ RUN = "AIOS_TEST_RUN"
 GRACE_SECONDS = 5.0  # for processes that are about to end when the last test does
 # Opened once by a library, kept for the life of the process, and no concern of ours.
 HARMLESS = ("/dev/null", "/dev/urandom", "/dev/random")
-
 
 
 class World:
@@ -55,8 +54,8 @@ def world() -> Iterator[World]:
     world = World()
     patch = pytest.MonkeyPatch()
     patch.setenv(RUN, uuid.uuid4().hex)
-    for name in ("AIOS_SOCKET", "AIOS_STATE_DIR", "AIOS_RUNTIME_DIR", "AIOS_CREDENTIAL"):
-        patch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("AIOS_") and name != RUN]:
+        patch.delenv(name)
     for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
         patch.setenv(name, str(world.make(must_end_empty=False)))
     try:
@@ -77,7 +76,7 @@ def state_dir(world: World) -> Path:
 
 @pytest.fixture
 def runtime_dir(world: World) -> Path:
-    """Give a fresh directory for a daemon's socket and lock, short enough for a socket's address."""
+    """Give a fresh directory for a daemon's socket and lock; a socket's address fits."""
     return world.make(must_end_empty=True)
 
 
