@@ -3,7 +3,8 @@
 - No test touches the user's own AIOS: all its directories lie below one short temporary base
   (a Unix socket's address holds 107 bytes; pytest's own paths would fill most of them).
 - `state_dir`, `runtime_dir` and `kv_dir` are fresh for each test that asks. What is left in a
-  runtime or KV directory when the suite ends is a leak: a daemon that stopped cleans up there.
+  runtime or KV directory (a state directory's usual one too) when the suite ends is a leak: a
+  daemon that stopped cleans up there.
 - Every process started below the suite inherits AIOS_TEST_RUN. One that is still alive at the end
   is a leak, whoever its parent is by then.
 - The suite ends with the descriptors that it began with.
@@ -24,6 +25,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aiosd.config import load
+
 RUN = "AIOS_TEST_RUN"
 GRACE_SECONDS = 5.0  # for processes that are about to end when the last test does
 # Opened once by a library, kept for the life of the process, and no concern of ours.
@@ -35,6 +38,7 @@ class World:
 
     def __init__(self) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="aios-", dir="/tmp"))
+        self.state_dirs: list[Path] = []
         self.must_end_empty: list[Path] = []
         self._names = itertools.count(1)
 
@@ -56,7 +60,7 @@ def world() -> Iterator[World]:
     patch.setenv(RUN, uuid.uuid4().hex)
     for name in [name for name in os.environ if name.startswith("AIOS_") and name != RUN]:
         patch.delenv(name)
-    for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+    for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
         patch.setenv(name, str(world.make(must_end_empty=False)))
     try:
         yield world
@@ -71,7 +75,9 @@ def world() -> Iterator[World]:
 @pytest.fixture
 def state_dir(world: World) -> Path:
     """Give a fresh directory for a daemon's durable state."""
-    return world.make(must_end_empty=False)
+    path = world.make(must_end_empty=False)
+    world.state_dirs.append(path)
+    return path
 
 
 @pytest.fixture
@@ -125,7 +131,14 @@ def leaked_descriptors(before: dict[int, str]) -> list[str]:
 
 def leaked_files(world: World) -> list[str]:
     """Name what lies in the directories that a stopped daemon leaves empty."""
-    return [f"file {path}" for root in world.must_end_empty for path in sorted(root.rglob("*"))]
+    # Where a daemon of a state directory keeps snapshots unless told otherwise: on tmpfs.
+    places = [{"AIOS_STATE_DIR": str(path), "HOME": str(world.base)} for path in world.state_dirs]
+    roots = [Path(load(None, environ).context.kv_dir) for environ in places]
+    return [
+        f"file {path}"
+        for root in (*world.must_end_empty, *roots)
+        for path in sorted(root.rglob("*"))
+    ]
 
 
 def leaked_processes() -> list[str]:
