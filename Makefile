@@ -1,5 +1,8 @@
 # Two commands for everyone: `make run` shows AIOS at work, `make test` checks all of it.
 # Each sets up .venv first, which is quick when nothing changed. The rest is for those who work on it.
+#
+#     make PYTHON=python3.12 run              another interpreter
+#     make test ARGS='-m "not model"'         without the tests that run a real model
 
 PYTHON ?= python3
 BIN := .venv/bin
