@@ -27,10 +27,11 @@ class Caller:
     """The identity behind one connection; there is one object per connection.
 
     uid, gid and pid are the peer's by SO_PEERCRED. aid is 0 until the connection becomes an
-    agent. `on_close` holds what is to be called when the connection ends.
+    agent. `on_close` holds what is to be called when the connection ends; `hang_up`, set by the
+    server, ends it.
     """
 
-    __slots__ = ("aid", "gid", "on_close", "pid", "uid")
+    __slots__ = ("aid", "gid", "hang_up", "on_close", "pid", "uid")
 
     def __init__(self, uid: int, gid: int, pid: int, aid: int = 0) -> None:
         self.uid = uid
@@ -38,6 +39,7 @@ class Caller:
         self.pid = pid
         self.aid = aid
         self.on_close: list[Callable[[], None]] = []
+        self.hang_up: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
         return f"agent {self.aid}" if self.aid else f"uid {self.uid}"
