@@ -1,0 +1,100 @@
+"""AIOS for programs: agents are processes, the language model is the CPU.
+
+    import aios
+
+    with aios.connect(name="math") as kernel:
+        reply = kernel.llm_generate("What is 17 * 23?", max_tokens=64)
+        print(reply.text)
+
+`connect` gives a blocking `Kernel`, `connect_async` an `AsyncKernel` for asyncio; both have every
+system call as a method of the same name. The kernel's errors arrive as OSError subclasses.
+"""
+
+from aios.aio import AsyncKernel, connect_async
+from aios.errors import ConnectionLost, VersionError
+from aios.kernel import Kernel, connect
+from aios.streams import AsyncStream, Stream
+from aiosd.abi import LEVEL
+from aiosd.abi.accounts import AuditRecord, GrantRecord, Pending, Quota, UsageRow
+from aiosd.abi.cores import Core
+from aiosd.abi.inference import (
+    Chunk,
+    Context,
+    Embeddings,
+    Generation,
+    Snapshot,
+    Timing,
+    TokenUsage,
+    Turn,
+)
+from aiosd.abi.memory import Memory, Space
+from aiosd.abi.messages import Message, Sent
+from aiosd.abi.process import (
+    Agent,
+    ExitStatus,
+    Happening,
+    Identity,
+    LogRecord,
+    Priority,
+    Sched,
+    SchedRow,
+    Started,
+    Status,
+    Usage,
+    Watched,
+)
+from aiosd.abi.storage import Passage, StorageSpace, StoredObject
+from aiosd.abi.system import CallStatistics, Event, Pong, SystemInfo, Welcome
+from aiosd.abi.tools import Tool, ToolResult
+
+__all__ = [
+    "LEVEL",
+    "Agent",
+    "AsyncKernel",
+    "AsyncStream",
+    "AuditRecord",
+    "CallStatistics",
+    "Chunk",
+    "ConnectionLost",
+    "Context",
+    "Core",
+    "Embeddings",
+    "Event",
+    "ExitStatus",
+    "Generation",
+    "GrantRecord",
+    "Happening",
+    "Identity",
+    "Kernel",
+    "LogRecord",
+    "Memory",
+    "Message",
+    "Passage",
+    "Pending",
+    "Pong",
+    "Priority",
+    "Quota",
+    "Sched",
+    "SchedRow",
+    "Sent",
+    "Snapshot",
+    "Space",
+    "Started",
+    "Status",
+    "StorageSpace",
+    "StoredObject",
+    "Stream",
+    "SystemInfo",
+    "Timing",
+    "TokenUsage",
+    "Tool",
+    "ToolResult",
+    "Turn",
+    "Usage",
+    "UsageRow",
+    "VersionError",
+    "Watched",
+    "Welcome",
+    "connect",
+    "connect_async",
+]

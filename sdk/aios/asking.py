@@ -1,0 +1,64 @@
+"""What llm_generate takes in more than one form: chats as dicts, schemas as Pydantic models.
+
+Pydantic is not imported: whatever has `model_json_schema` and `model_validate` is such a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from aios.session import Finish
+from aiosd.abi.inference import Generation, Turn
+
+T = TypeVar("T")
+
+
+def listed(values: Iterable[T], name: str) -> list[T]:
+    """Return a list; a text where a list of texts belongs is a TypeError, not its letters."""
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{name}: a list is needed, not {type(values).__name__}")
+    return list(values)
+
+
+def turns(messages: Sequence[Turn | Mapping[str, Any]]) -> list[Turn]:
+    """Return the turns of a chat; each a `Turn` or a mapping with role and content.
+
+    Raises TypeError or ValueError that names the message.
+    """
+    found = []
+    for place, message in enumerate(listed(messages, "messages")):
+        try:
+            turn = message if isinstance(message, Turn) else msgspec.convert(message, Turn)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"messages[{place}]: {error}") from error
+        found.append(turn)
+    return found
+
+
+def json_schema(schema: Mapping[str, Any] | type[Any] | None) -> dict[str, Any] | None:
+    """Return the JSON Schema of a mapping or a Pydantic model."""
+    if schema is None:
+        return None
+    if isinstance(schema, Mapping):
+        return dict(schema)
+    describe = getattr(schema, "model_json_schema", None)
+    if describe is None:
+        raise TypeError("schema: a JSON Schema as a dict, or a Pydantic model class, is needed")
+    return dict(describe())
+
+
+def validated(schema: Mapping[str, Any] | type[Any] | None) -> Finish | None:
+    """Return what turns the `parsed` of a reply into the model that was asked for."""
+    validate = None if isinstance(schema, Mapping) else getattr(schema, "model_validate", None)
+    if validate is None:
+        return None
+
+    def finish(reply: Generation) -> Generation:
+        if reply.parsed is None:  # cut off by max_tokens, a deadline or a cancel
+            return reply
+        return msgspec.structs.replace(reply, parsed=validate(reply.parsed))
+
+    return finish
