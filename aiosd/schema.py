@@ -1,0 +1,108 @@
+"""The tables of aios.db, as numbered migrations.
+
+`MIGRATIONS[n - 1]` is migration n. What is released never changes: a new table or column is a new
+function at the end of the list. Each runs once per database, in a transaction of its own.
+
+Times are seconds since the epoch, durations seconds, JSON is text.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiosd.db import Connection, Migration
+
+_AGENTS = """
+create table agents (
+    aid integer primary key autoincrement,  -- never used twice, not even after a row is gone
+    parent integer not null default 0,
+    name text not null,
+    uid integer not null,
+    gid integer not null,
+    groups text not null default '[]',
+    kind text not null check (kind in ('spawned', 'foreign', 'forked')),
+    program text not null default '',
+    argv text not null default '[]',
+    cwd text not null default '',
+    pid integer not null default 0,
+    pid_started real not null default 0,    -- tells the process from a later one of the same pid
+    state text not null,
+    nice integer not null default 0,
+    note text not null default '',
+    credential_hash text not null default '',
+    created real not null,
+    started real not null default 0,
+    ended real not null default 0,
+    exit_code integer,
+    exit_signal integer,
+    exit_reason text not null default '',
+    reaped integer not null default 0,
+    tokens_in integer not null default 0,
+    tokens_out integer not null default 0,
+    cached_tokens integer not null default 0,
+    requests integer not null default 0,
+    dollars real not null default 0,
+    waiting_s real not null default 0,
+    turnaround_s real not null default 0,
+    cpu_s real not null default 0
+);
+create index agents_ended on agents (ended);
+create index agents_parent on agents (parent);
+"""
+
+_EVENTS = """
+create table events (
+    id integer primary key autoincrement,
+    t real not null,
+    aid integer not null,
+    kind text not null,
+    data text not null default '{}'
+);
+create index events_aid_t on events (aid, t);
+create index events_t on events (t);
+"""
+
+_REQUESTS = """
+create table requests (
+    id integer primary key autoincrement,
+    aid integer not null,
+    cid integer not null,
+    core text not null default '',
+    t_submit real not null,
+    t_start real not null default 0,
+    t_end real not null default 0,
+    prompt_tokens integer not null default 0,
+    cached_tokens integer not null default 0,
+    completion_tokens integer not null default 0,
+    finish text not null default '',
+    error text not null default '',
+    waiting_s real not null default 0,
+    turnaround_s real not null default 0
+);
+create index requests_aid_t on requests (aid, t_submit);
+"""
+
+_META = "create table meta (key text primary key, value text not null) without rowid"
+
+_VERDICTS = """
+create table verdicts (
+    key text primary key,   -- model, build and processor
+    verdict text not null,  -- JSON, the worker's own
+    t real not null
+) without rowid
+"""
+
+
+def first_boot(db: Connection) -> None:
+    """Make the process table, its history and the cores' verdicts."""
+    for script in (_AGENTS, _EVENTS, _REQUESTS, _META, _VERDICTS):
+        db.executescript(script)
+
+
+MIGRATIONS: Final[list[Migration]] = [first_boot]
+
+
+def last_aid(db: Connection) -> int:
+    """Return the highest aid that was ever given out; 0 when none was."""
+    row = db.execute("select seq from sqlite_sequence where name = 'agents'").fetchone()
+    return int(row[0]) if row else 0
