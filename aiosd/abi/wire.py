@@ -7,6 +7,7 @@ compared with the limit before anything is read for it.
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 import msgspec
@@ -16,6 +17,9 @@ MAX_FRAME: Final = 8 << 20
 
 MAX_DEPTH: Final = 32
 """Nesting that a body may have; a decoder that meets more refuses it."""
+
+MAX_VALUES: Final = 65_536
+"""Values that a freely nesting body may hold: walking it must not hold up the kernel."""
 
 HEADER: Final = 4
 
@@ -42,51 +46,93 @@ class Reply(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Frames:
-    """Cuts a byte stream into frames; holds at most one incomplete frame.
+    """Cuts a byte stream into frames; copies each byte a fixed number of times at most.
 
-    `feed` takes what arrived and returns the complete values, in order. Raises FrameError when a
-    length exceeds the limit; after that the object is unusable.
+    `add` what arrived, then `take` complete values in order until None; `feed` does both. Raises
+    FrameError when a length exceeds `limit`; after that the object is unusable. `limit` may be
+    changed between two takes.
     """
 
-    __slots__ = ("_limit", "_rest")
+    __slots__ = ("_at", "_data", "_need", "_rest", "limit")
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
-        self._limit = limit
-        self._rest = bytearray()
+        self.limit = limit
+        self._data = b""  # what `take` cuts from, from `_at` on
+        self._at = 0
+        self._rest = bytearray()  # an incomplete frame, waiting to be `_need` bytes long
+        self._need = 0
 
     @property
     def pending(self) -> int:
-        """Bytes held of an incomplete frame."""
-        return len(self._rest)
+        """Bytes held and not yet taken."""
+        return len(self._rest) + len(self._data) - self._at
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the frames that `data` completes (payloads without the length)."""
+    def add(self, data: bytes) -> None:
+        """Append what arrived."""
         if self._rest:
             self._rest += data
+            if len(self._rest) < self._need:
+                return
             data = bytes(self._rest)
-            self._rest.clear()
-        frames, start, end = [], 0, len(data)
-        while end - start >= HEADER:
-            size = int.from_bytes(data[start : start + HEADER], "little")
-            if size > self._limit:
-                raise FrameError(f"frame of {size} bytes, the limit is {self._limit}")
-            stop = start + HEADER + size
-            if stop > end:
-                break
-            frames.append(data[start + HEADER : stop])
-            start = stop
-        if start < end:
-            self._rest += data[start:]
+            self._rest = bytearray()
+        elif self._at < len(self._data):
+            data = self._data[self._at :] + data
+        self._data = data
+        self._at = 0
+
+    def take(self) -> bytes | None:
+        """Return the next complete frame's value, without the length; None when there is none."""
+        data, at = self._data, self._at
+        start = at + HEADER
+        if start <= len(data):
+            size: int = _unpack_size(data, at)[0]
+            if size > self.limit:
+                raise FrameError(f"frame of {size} bytes, the limit is {self.limit}")
+            stop = start + size
+            if stop <= len(data):
+                self._at = stop
+                return data[start:stop]
+            self._need = HEADER + size
+        else:
+            self._need = HEADER
+        if at < len(data):
+            self._rest += data[at:]
+            self._data = b""
+            self._at = 0
+        return None
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the frames that `data` completes (values without the length)."""
+        self.add(data)
+        frames = []
+        while (payload := self.take()) is not None:
+            frames.append(payload)
         return frames
+
+
+def nesting(body: bytes) -> str:
+    """Return what is wrong with how a body nests, as words for a sentence; "" when nothing is.
+
+    For bodies whose type admits free nesting. Counting the bytes that could open a container is
+    quick and almost always settles it; only then is the body walked, and never past MAX_VALUES.
+    """
+    if len(body) - len(body.translate(None, _OPENERS)) <= MAX_DEPTH:
+        return ""
+    if (depth := depth_of(body)) > MAX_DEPTH:
+        return f"nests deeper than {MAX_DEPTH}"
+    return "" if depth >= 0 else f"holds more than {MAX_VALUES} values"
 
 
 def depth_of(data: bytes) -> int:
     """Return the nesting depth of one msgpack value, stopping at MAX_DEPTH + 1.
 
-    A scan without recursion, for bodies whose type admits free nesting.
+    A scan without recursion. Returns -1 when it meets more than MAX_VALUES values before that.
     """
-    depth, i, stack = 0, 0, [1]
+    depth, i, stack, seen = 0, 0, [1], 0
     while stack and i < len(data):
+        seen += 1
+        if seen > MAX_VALUES:
+            return -1
         stack[-1] -= 1
         count, i = _children(data, i)
         if count:
@@ -127,9 +173,26 @@ _FIXED: Final = {
     0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8,
     0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17,
 }  # fmt: skip
-
+_OPENERS: Final = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])  # tags of arrays and maps
+_unpack_size = struct.Struct("<I").unpack_from
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.decode
+
+
+def salvage(payload: bytes) -> tuple[int, int]:
+    """Return id and number of a request whose body is damaged, so that it can be answered.
+
+    Raises FrameError when the header is damaged as well.
+    """
+    try:
+        if payload[0] not in (0x92, 0x93):
+            raise FrameError("a request is an array [id, number, body]")
+        middle = 2 + _FIXED.get(payload[1], 0)
+        end = middle + 1 + _FIXED.get(payload[middle], 0)
+        return _decode(payload[1:middle], type=int), _decode(payload[middle:end], type=int)
+    except (IndexError, msgspec.MsgspecError) as error:
+        raise FrameError(f"a request is an array [id, number, body]: {error}") from None
 
 
 def frame(payload: bytes) -> bytes:

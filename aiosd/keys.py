@@ -1,0 +1,132 @@
+"""Answers kept by key, so that a client that lost its connection can safely ask again.
+
+The dispatcher takes a Kept for each keyed request. A fresh one has neither answer nor work: the
+caller does the work and calls `keep` or `drop`. One with `work` is being answered just now; one
+with `answer` was answered before.
+
+What must hold: under one (owner, call, key) the work is done once, as long as it succeeds. Failed
+work had no effect, so its key is free again. Kept answers are bounded in number, bytes and age.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+Owner = tuple[bool, int]
+"""(True, aid) for an agent, (False, uid) for a person."""
+
+KEEP_S: Final = 600.0
+"""Seconds that an answer is kept."""
+
+MAX_BUSY: Final = 1024
+"""Keyed requests that one owner may have in flight, over all its connections, past ones too."""
+
+
+class Kept:
+    """A keyed request. work: whatever stands for it in flight. answer: its encoded body."""
+
+    __slots__ = ("answer", "expires", "name", "owner", "print", "work")
+
+    def __init__(self, name: tuple[Owner, str, str], print: bytes) -> None:
+        self.name = name
+        self.owner = name[0]
+        self.print = print
+        self.work: Any = None
+        self.answer: bytes | None = None
+        self.expires = 0.0
+
+
+class Keys:
+    """All keyed requests in flight and the answers of past ones. clock: seconds, monotonic."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = monotonic,
+        *,
+        max_answers: int = 10_000,
+        max_bytes: int = 32 << 20,
+    ) -> None:
+        self._clock = clock
+        self._max_answers = max_answers
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._busy: Counter[Owner] = Counter()
+        self._open: dict[tuple[Owner, str, str], Kept] = {}
+        self._answers: dict[tuple[Owner, str, str], Kept] = {}  # oldest first
+
+    def __len__(self) -> int:
+        return len(self._open) + len(self._answers)
+
+    def take(self, owner: Owner, call: str, key: str, body: bytes) -> Kept:
+        """Return what is known under this key, or a fresh Kept.
+
+        Raises OSError: EINVAL when the key was used with another body.
+        """
+        self._expire()
+        name = (owner, call, key)
+        print = hashlib.blake2b(body, digest_size=16).digest()
+        kept = self._open.get(name) or self._answers.get(name)
+        if kept is None:
+            self._admit(owner, call)
+            kept = self._open[name] = Kept(name, print)
+        elif kept.print != print:
+            raise OSError(
+                errno.EINVAL,
+                f"{call}: field 'key': {key!r} was used with other arguments; "
+                "a key belongs to one request, make a new one",
+            )
+        return kept
+
+    def keep(self, kept: Kept, answer: bytes) -> None:
+        """Keep the answer of work that succeeded."""
+        self._close(kept)
+        kept.work = None
+        kept.answer = answer
+        kept.expires = self._clock() + KEEP_S
+        self._answers[kept.name] = kept
+        self._bytes += len(answer)
+        while len(self._answers) > self._max_answers or self._bytes > self._max_bytes:
+            self._forget(next(iter(self._answers.values())))
+
+    def drop(self, kept: Kept) -> None:
+        """Free the key of work that failed or was cancelled."""
+        kept.work = None
+        self._close(kept)
+
+    def forget(self, owner: Owner) -> None:
+        """Drop the answers of an owner that will never ask again."""
+        for kept in [kept for kept in self._answers.values() if kept.owner == owner]:
+            self._forget(kept)
+
+    def _admit(self, owner: Owner, call: str) -> None:
+        if self._busy[owner] >= MAX_BUSY:
+            raise BlockingIOError(
+                errno.EAGAIN,
+                f"{call}: {MAX_BUSY} keyed requests of yours are in flight, the limit; "
+                "let some end first",
+            )
+        self._busy[owner] += 1
+
+    def _close(self, kept: Kept) -> None:
+        if self._open.pop(kept.name, None) is not None:
+            self._busy[kept.owner] -= 1
+            if not self._busy[kept.owner]:
+                del self._busy[kept.owner]
+
+    def _expire(self) -> None:
+        now = self._clock()
+        while self._answers:
+            oldest = next(iter(self._answers.values()))
+            if oldest.expires > now:
+                break
+            self._forget(oldest)
+
+    def _forget(self, kept: Kept) -> None:
+        del self._answers[kept.name]
+        assert kept.answer is not None
+        self._bytes -= len(kept.answer)
