@@ -30,6 +30,7 @@ __all__ = [
     "Task",
     "change",
     "make",
+    "takes",
 ]
 
 POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (Fifo, RoundRobin, Priority)}
@@ -49,6 +50,12 @@ def make(name: str, **options: Any) -> Policy:
             reason = f"policy {name} has no option {option!r}{_nearest(option, known)}"
             raise OSError(errno.EINVAL, reason)
     return cls(**options)
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether the policy of this name has such an option; False for an unknown name."""
+    cls = POLICIES.get(name)
+    return cls is not None and option in inspect.signature(cls).parameters
 
 
 def change(old: Policy, name: str, **options: Any) -> Policy:

@@ -1,0 +1,260 @@
+"""The dispatcher: all cores by name, how they come and go, and which one a request gets.
+
+A new driver is an entry in DRIVERS: a function that checks a core's configuration and says what its
+worker is to open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import psutil
+
+from aiosd import config as configuration
+from aiosd import sched
+from aiosd.abi import cores as abi
+from aiosd.config import Config
+from aiosd.config import Core as CoreConfig
+from aiosd.cores.buffers import Buffers
+from aiosd.cores.local import Listener, LocalCore
+from aiosd.engine.protocol import CoreSetup
+
+log = logging.getLogger(__name__)
+
+Verdicts = Callable[[str], str]  # key of a core's setting -> what its probe said before, or ""
+
+
+def _llama(core: CoreConfig) -> str:
+    """Return the GGUF file of a core; raises OSError that says what is wrong with the path."""
+    path = configuration.find_model(core.model)
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, f"model {core.model}: there is no such file")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"model {path}: a directory; name the GGUF file")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, f"model {path}: the daemon may not read it")
+    return str(path)
+
+
+def _fake(core: CoreConfig) -> str:
+    """Return the options of a core without a model."""
+    return msgspec.json.encode(core.options).decode()
+
+
+DRIVERS: Final[dict[str, Callable[[CoreConfig], str]]] = {"llama": _llama, "fake": _fake}
+
+
+class Cores:
+    """The cores of this kernel."""
+
+    def __init__(self, config: Config, listener: Listener, verdicts: Verdicts) -> None:
+        self.policy = config.sched.policy
+        self.quantum = config.sched.quantum
+        self._config = config
+        self._listener = listener
+        self._verdicts = verdicts
+        self._buffers = Buffers(Path(config.context.kv_dir), config.context.ram_limit)
+        self._cores: dict[str, LocalCore] = {}
+        self._drivers: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Iterator[LocalCore]:
+        return iter(self._cores.values())
+
+    @property
+    def kv_ram(self) -> int:
+        """Bytes of KV in buffers."""
+        return self._buffers.used
+
+    async def boot(self) -> None:
+        """Begin to load the configured cores; requests wait for them."""
+        self._buffers.boot()
+        for core in self._config.cores:
+            try:
+                self._begin(core)
+            except OSError as error:
+                log.error("core %s: %s", core.name, error.strerror or error)
+
+    async def close(self) -> None:
+        """Stop all cores and free their buffers."""
+        await asyncio.gather(*(core.stop() for core in list(self._cores.values())))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._buffers.close()
+
+    async def add(self, core: CoreConfig) -> LocalCore:
+        """Load a model as a core and return it when it is ready.
+
+        Raises OSError with the reason; nothing is left of a core that could not be loaded.
+        """
+        if core.name in self._cores:
+            raise FileExistsError(errno.EEXIST, f"core {core.name}: there is one of this name")
+        made, task = self._begin(core)
+        try:
+            await asyncio.shield(task)
+        except BaseException:
+            self._cores.pop(core.name, None)
+            await made.stop()
+            raise
+        return made
+
+    async def remove(self, name: str) -> None:
+        """Remove a core; what runs on it fails. Raises OSError(ENOENT)."""
+        core = self.get(name)
+        self._cores.pop(name, None)
+        await core.stop()
+
+    def drain(self, name: str) -> LocalCore:
+        """Give a core nothing new. Raises OSError(ENOENT)."""
+        core = self.get(name)
+        core.drain()
+        return core
+
+    def get(self, name: str) -> LocalCore:
+        """Return a core by name; raises FileNotFoundError that lists those there are."""
+        core = self._cores.get(name)
+        if core is None:
+            known = ", ".join(self._cores) or "none"
+            raise FileNotFoundError(errno.ENOENT, f"no core {name!r}; there are: {known}")
+        return core
+
+    def choose(self, name: str, needs: str) -> LocalCore:
+        """Return the core for a request: the named one, else the accepting one with least to do.
+
+        Raises OSError(ENODEV) when none can take it.
+        """
+        if name:
+            core = self.get(name)
+            if not core.accepting:
+                raise OSError(errno.ENODEV, f"core {name} is {core.state}: {core.error or 'full'}")
+            return core
+        if needs not in ("", "local"):
+            raise OSError(errno.ENODEV, f"no core of class {needs!r}; this kernel has local ones")
+        usable = [core for core in self._cores.values() if core.accepting]
+        if not usable:
+            why = "; ".join(core.error for core in self._cores.values() if core.error)
+            raise OSError(errno.ENODEV, f"no core can take requests{': ' + why if why else ''}")
+        return min(usable, key=lambda core: len(core.policy) + len(core.policy.running))
+
+    def set_sched(self, policy: str, quantum: int) -> None:
+        """Change the policy of all cores. Raises OSError(EINVAL) and changes nothing then."""
+        policy, quantum = policy or self.policy, quantum or self.quantum
+        sched.make(policy, **self._options(policy, quantum))
+        self.policy, self.quantum = policy, quantum
+        for core in self._cores.values():
+            core.change_policy(policy, **self._options(policy, quantum))
+
+    def rows(self) -> list[abi.Core]:
+        """Describe every core."""
+        return [self.row(core) for core in self._cores.values()]
+
+    def row(self, core: LocalCore) -> abi.Core:
+        """Describe one core."""
+        loaded, placement = core.loaded, core.placement
+        return abi.Core(
+            name=core.name,
+            driver=self._drivers.get(core.name, ""),
+            model=loaded.name if loaded else core.setup.model,
+            state=core.state,
+            exact=_verdict(core),
+            setting=loaded.setting if loaded else "",
+            slots=core.setup.slots,
+            running=len(core.policy.running),
+            queued=len(core.policy),
+            resident=placement.resident,
+            n_ctx=loaded.n_ctx if loaded else core.setup.n_ctx,
+            n_ctx_train=loaded.n_ctx_train if loaded else 0,
+            grid=core.setup.grid,
+            threads=core.setup.threads,
+            pid=core.pid,
+            restarts=core.restarts,
+            rss=_rss(core.pid),
+            kv_bytes=placement.kv_bytes,
+            bytes_per_token=placement.bytes_per_token,
+            tokens_in=core.tokens_in,
+            tokens_out=core.tokens_out,
+            tokens_per_s=core.tokens_per_s,
+            switches=placement.switches,
+            error=core.error,
+            device_s=core.device_s,
+            step_s=core.step_s,
+        )
+
+    def _begin(self, config: CoreConfig) -> tuple[LocalCore, asyncio.Task[None]]:
+        """Make a core and start loading it."""
+        core = LocalCore(
+            config.name,
+            self._setup(config),
+            config.nice,
+            sched.make(self.policy, **self._options(self.policy, self.quantum)),
+            self._buffers,
+            self._listener,
+        )
+        self._cores[config.name] = core
+        self._drivers[config.name] = config.driver
+        task = asyncio.create_task(core.start())
+        self._tasks.add(task)
+        task.add_done_callback(self._begun)
+        return core, task
+
+    def _begun(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s", getattr(error, "strerror", None) or error)
+
+    def _setup(self, config: CoreConfig) -> CoreSetup:
+        prepare = DRIVERS.get(config.driver)
+        if prepare is None:
+            known = ", ".join(DRIVERS)
+            raise OSError(errno.EINVAL, f"core driver {config.driver!r}: there are {known}")
+        setup = CoreSetup(
+            runner=config.driver,
+            model=prepare(config),
+            slots=config.slots,
+            n_ctx=config.n_ctx,
+            grid=config.grid,
+            threads=config.threads or os.cpu_count() or 1,
+            gpu_layers=config.gpu_layers,
+            kv_k=config.kv_k,
+            kv_v=config.kv_v,
+            exact=config.exact,
+            verdict="",
+        )
+        return msgspec.structs.replace(setup, verdict=self._verdicts(setup_key(setup)))
+
+    def _options(self, policy: str, quantum: int) -> dict[str, int]:
+        return {"quantum": quantum} if sched.takes(policy, "quantum") else {}
+
+
+def setup_key(setup: CoreSetup) -> str:
+    """Name a core's setting, so that its probe's verdict can be found again."""
+    return msgspec.json.encode(msgspec.structs.replace(setup, verdict="")).decode()
+
+
+def default_name(model: str) -> str:
+    """Return the name of a core that was added without one: its model's, made a valid name."""
+    stem = Path(model).name.removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._:-]", "-", stem)[:64].lstrip("._:-") or "core"
+
+
+def _verdict(core: LocalCore) -> str:
+    if core.loaded is None:
+        return "?"
+    return {True: "yes", False: "no", None: "off"}[core.loaded.exact]
+
+
+def _rss(pid: int) -> int:
+    """Return a process's resident bytes, 0 when it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss) if pid else 0
+    except psutil.Error:
+        return 0

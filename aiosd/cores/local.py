@@ -1,0 +1,441 @@
+"""A local core: a worker process, the run queue in front of it, and the way back when it dies.
+
+The policy says who runs; `Placement` makes it so; this file feeds both with what happens. A
+sequence with a goal is in the policy while nothing holds it, and out of it while its agent is
+stopped or its reader is slow.
+
+What must hold: a token is taken up once, in order; whatever a worker held can be computed again
+from the sequences' own records, so its death costs time and nothing else; a core, or one request,
+that kills its worker again and again without progress ends with an error instead of a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import math
+import time
+from typing import Final, Protocol
+
+import msgspec
+
+from aiosd import sched
+from aiosd.cores.buffers import Buffers
+from aiosd.cores.placement import Placement
+from aiosd.cores.sequence import Sequence
+from aiosd.cores.worker import Worker
+from aiosd.engine import protocol
+from aiosd.engine.protocol import DECODE, CoreSetup, Event, Loaded
+from aiosd.sched.policy import Policy, Task
+
+log = logging.getLogger(__name__)
+
+LOAD_TIMEOUT: Final = 600.0  # seconds for a model to load and be probed
+SILENCE: Final = 120.0  # seconds without a word from a worker that has work
+DEATHS: Final = 8  # deaths in a row without progress that are too many
+RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
+
+
+class Listener(Protocol):
+    """Who is told what happens to a core."""
+
+    def core_changed(self, core: LocalCore, what: str) -> None:
+        """The core is now ready, lost (and restarting), failed or removed."""
+
+    def preempted(self, core: LocalCore, sequence: Sequence) -> None:
+        """A running sequence was taken off the core for another."""
+
+    def verdict(self, core: LocalCore, verdict: str) -> None:
+        """The exactness probe's verdict is to be remembered."""
+
+
+class LocalCore:
+    """One worker, its slots, and the run queue in front of them.
+
+    state: loading, ready, restarting, draining, failed, removed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        setup: CoreSetup,
+        nice: int,
+        policy: Policy,
+        buffers: Buffers,
+        listener: Listener,
+    ) -> None:
+        self.name = name
+        self.setup = setup
+        self.policy = policy
+        self.state = "loading"
+        self.error = ""
+        self.loaded: Loaded | None = None
+        self.restarts = self.preemptions = 0
+        self.tokens_in = self.tokens_out = 0
+        self.step_s = self.device_s = 0.0
+        self.placement = Placement(setup.slots, buffers, self._command)
+        self._nice = nice
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._worker: Worker | None = None
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._ready.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._tickets: dict[int, tuple[protocol.Tokenize, asyncio.Future[list[int]]]] = {}
+        self._last_ticket = 0
+        self._deaths = 0
+        self._scheduled = False
+        self._draining = False
+        self._rate = Rate(RATE_SPAN)
+        self._watchdog: asyncio.TimerHandle | None = None
+
+    # Life of the worker.
+
+    async def start(self) -> None:
+        """Start the worker and return when the model is loaded; OSError with the reason if not."""
+        await self._launch()
+        self._watch()
+        await self.ready()
+
+    async def ready(self) -> None:
+        """Wait until the model has been loaded once; raises OSError when that failed."""
+        await asyncio.shield(self._ready)
+
+    async def stop(self, timeout: float = 2.0) -> None:
+        """End the worker; requests on the core fail with ECANCELED."""
+        self._end("removed", errno.ECANCELED, f"core {self.name} was removed")
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.stop(timeout)
+        for sequence in list(self.placement.sequences.values()):
+            self.placement.forget(sequence)
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id, 0 when there is none."""
+        return self._worker.pid if self._worker else 0
+
+    async def _launch(self) -> None:
+        worker = Worker(self.name, self._on_event, self._on_death)
+        self._worker = worker
+        await worker.start(self._nice)
+        worker.send(protocol.Load(self.setup))
+
+    def _watch(self) -> None:
+        """Look now and then whether a worker that owes something has fallen silent."""
+        self._watchdog = self._loop.call_later(SILENCE / 8, self._watch)
+        worker = self._worker
+        loading = self.state in ("loading", "restarting")
+        if worker is None or not (loading or self._tickets or self.placement.owed):
+            if worker is not None:
+                worker.heard = self._loop.time()
+            return
+        limit = LOAD_TIMEOUT if loading else SILENCE
+        if self._loop.time() - worker.heard > limit:
+            worker.kill(f"silent for {limit:.0f} s with work to do")
+
+    def _on_death(self, reason: str) -> None:
+        """Take everything off the books that was in the worker, and start another one."""
+        self._worker = None
+        if self.state in ("removed", "failed"):
+            return
+        log.warning("core %s: worker died: %s", self.name, reason)
+        self._deaths += 1
+        for sequence in self.placement.died():
+            sequence.deaths += 1
+            if sequence.deaths >= DEATHS:
+                text = f"core {self.name}: its worker died {DEATHS} times on this request: {reason}"
+                self._fail(sequence, errno.EIO, text)
+        if self.loaded is None:
+            text = f"core {self.name}: the worker died while loading {self.setup.model}: {reason}"
+            self._end("failed", errno.EIO, text)
+        elif self._deaths > DEATHS:
+            text = f"core {self.name}: the worker died {self._deaths} times in a row: {reason}"
+            self._end("failed", errno.EIO, text)
+        else:
+            self._restart()
+
+    def _restart(self) -> None:
+        self.state = "restarting"
+        self.restarts += 1
+        self._listener.core_changed(self, "lost")
+        delay = 0.0 if self._deaths == 1 else min(0.05 * 2**self._deaths, 5.0)
+        self._loop.call_later(delay, self._relaunch)
+
+    def _relaunch(self) -> None:
+        if self.state == "restarting":
+            self._loop.create_task(self._launch()).add_done_callback(self._relaunched)
+
+    def _relaunched(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            text = f"core {self.name}: the worker can't be started: {error}"
+            self._end("failed", errno.EIO, text)
+
+    def _end(self, state: str, code: int, message: str) -> None:
+        """The core computes no more: everyone who waits for it is told why."""
+        self.state, self.error = state, message
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if not self._ready.done():
+            self._ready.set_exception(OSError(code, message))
+        for _, waiter in self._tickets.values():
+            if not waiter.done():
+                waiter.set_exception(OSError(code, message))
+        for sequence in list(self.placement.sequences.values()):
+            self._fail(sequence, code, message)
+        self._listener.core_changed(self, state)
+
+    def _fail(self, sequence: Sequence, code: int, message: str) -> None:
+        sink = sequence.sink
+        self.cancel(sequence)
+        if sink is not None:
+            sink.failed(code, message)
+
+    # What contexts and generations ask for.
+
+    async def tokenize(self, prompt: str, messages: str, raw: bool, follow: bool) -> list[int]:
+        """Return a request's tokens (see protocol.Tokenize); raises OSError with the reason."""
+        await self.ready()
+        if self.state in ("failed", "removed"):
+            raise OSError(errno.EIO, self.error)
+        self._last_ticket += 1
+        ask = protocol.Tokenize(self._last_ticket, prompt, messages, raw, follow)
+        waiter: asyncio.Future[list[int]] = self._loop.create_future()
+        self._tickets[ask.ticket] = (ask, waiter)
+        try:
+            if self.state != "restarting":
+                self._command(ask)
+            return await waiter
+        finally:
+            self._tickets.pop(ask.ticket, None)
+
+    def add(self, sequence: Sequence) -> None:
+        """Take charge of a sequence; it computes nothing until it has a goal."""
+        self.placement.sequences[sequence.cid] = sequence
+
+    def submit(self, sequence: Sequence) -> None:
+        """Schedule a settled sequence whose goal and sink have been set."""
+        assert sequence.goal is not None and sequence.settled
+        sequence.deaths = 0
+        if not sequence.holds:
+            self._enqueue(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence's goal, if it has one; its tokens and KV stay."""
+        if sequence.goal is not None:
+            sequence.goal = sequence.sink = None
+            sequence.used = time.monotonic()
+            self._dequeue(sequence)
+
+    def hold(self, sequence: Sequence, why: str) -> None:
+        """Keep a sequence from being scheduled, from the next token on, until released."""
+        sequence.holds.add(why)
+        self._dequeue(sequence)
+
+    def release(self, sequence: Sequence, why: str) -> None:
+        """Lift one hold; with the last one the sequence is runnable again."""
+        if why in sequence.holds:
+            sequence.holds.discard(why)
+            if sequence.goal is not None and not sequence.holds:
+                self._enqueue(sequence)
+
+    def renice(self, sequence: Sequence, nice: int) -> None:
+        """Change a sequence's priority; takes effect between two batches."""
+        sequence.nice = nice
+        if sequence.cid in self.policy:
+            self.policy.renice(sequence.cid, nice)
+            if sequence.resident:
+                self._command(protocol.Rank(sequence.cid, self.policy.rank(sequence.cid)))
+            self._schedule()
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop a sequence with its goal, its KV and its buffers."""
+        self.cancel(sequence)
+        self.placement.forget(sequence)
+        self._schedule()
+
+    def change_policy(self, name: str, **options: int) -> None:
+        """Go on under another policy; who runs stays on the core until the policy says otherwise.
+
+        Raises OSError(EINVAL) for a policy or an option that doesn't exist.
+        """
+        self.policy = sched.change(self.policy, name, **options)
+        self._schedule()
+
+    def drain(self) -> None:
+        """Take nothing new; what is here goes on."""
+        self._draining = True
+        if self.state == "ready":
+            self.state = "draining"
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new requests may be given to it."""
+        return self.state in ("loading", "ready", "restarting") and not self._draining
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens sampled per second over the last seconds."""
+        return self._rate.value(time.monotonic())
+
+    # Scheduling.
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        pending = len(sequence.tokens) - sequence.kv
+        self.policy.add(Task(sequence.cid, sequence.aid, sequence.nice, sequence.uid, pending))
+        self._schedule()
+
+    def _dequeue(self, sequence: Sequence) -> None:
+        if sequence.cid in self.policy:
+            self.policy.remove(sequence.cid)
+            self._schedule()
+
+    def _schedule(self) -> None:
+        """Plan once, when everything that happens in this turn of the loop is known."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._carry_out)
+
+    def _carry_out(self) -> None:
+        self._scheduled = False
+        if self.state not in ("ready", "draining"):
+            return
+        for cid in self.policy.plan(self.setup.slots).stop:
+            self.preemptions += 1
+            self._listener.preempted(self, self.placement.sequences[cid])
+        self.placement.reconcile(self.policy.running, self.policy.rank)
+
+    # What the worker says.
+
+    def _command(self, command: protocol.Command) -> None:
+        if self._worker is not None:
+            self._worker.send(command)
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case protocol.Step():
+                self._on_step(event)
+            case protocol.Parked():
+                self.placement.parked(event)
+                self._schedule()
+            case protocol.Evicted():
+                self.placement.evicted(event)
+                self._schedule()
+            case protocol.Saved():
+                self.placement.saved(event)
+            case protocol.Placed():
+                self.placement.placed(event)
+            case protocol.Lost():
+                self._on_lost(event)
+            case protocol.Tokens():
+                self._answer(event.ticket, event.tokens, None)
+            case protocol.Refused():
+                self._answer(event.ticket, [], OSError(event.errno, event.message))
+            case Loaded():
+                self._on_loaded(event)
+            case protocol.Failed():
+                self._end("failed", event.errno, f"core {self.name}: {event.message}")
+
+    def _answer(self, ticket: int, tokens: list[int], error: OSError | None) -> None:
+        _, waiter = self._tickets.get(ticket, (None, None))
+        if waiter is None or waiter.done():
+            return
+        if error is not None:
+            waiter.set_exception(error)
+        else:
+            waiter.set_result(tokens)
+
+    def _on_loaded(self, event: Loaded) -> None:
+        if self.loaded is not None and event.fingerprint != self.loaded.fingerprint:
+            text = f"core {self.name}: {self.setup.model} is another model now; add the core anew"
+            self._end("failed", errno.EIO, text)
+            return
+        self.loaded = event
+        self.setup = msgspec.structs.replace(self.setup, verdict=event.verdict)
+        self.placement.bytes_per_token = event.kv_bytes_per_token
+        self.state = "draining" if self._draining else "ready"
+        if event.verdict:
+            self._listener.verdict(self, event.verdict)
+        for ask, _ in list(self._tickets.values()):
+            self._command(ask)
+        if not self._ready.done():
+            self._ready.set_result(None)
+        self._listener.core_changed(self, "ready")
+        self._schedule()
+
+    def _on_lost(self, event: protocol.Lost) -> None:
+        """One sequence could not go on: try again from its record, but not for ever."""
+        sequence = self.placement.lost(event.cid)
+        if sequence is None:
+            return
+        log.warning("core %s: context %d: %s", self.name, event.cid, event.message)
+        sequence.deaths += 1
+        if sequence.deaths >= DEATHS or event.errno in (errno.EINVAL, errno.ENOSPC):
+            self._fail(sequence, event.errno, event.message)
+        self._schedule()
+
+    def _on_step(self, step: protocol.Step) -> None:
+        now = time.monotonic()
+        self._deaths = 0
+        self.step_s += step.seconds
+        self.device_s += step.device_seconds
+        try:
+            for cid, kind, start, end in step.computed:
+                self._computed(cid, kind, start, end, now - step.seconds)
+            for token in step.tokens:
+                self._token(token)
+        except ValueError as error:
+            if self._worker is not None:
+                self._worker.kill(f"reported what can't be: {error}")
+        self._rate.add(len(step.tokens), now)
+        self._schedule()
+
+    def _computed(self, cid: int, kind: int, start: int, end: int, began: float) -> None:
+        sequence = self.placement.sequences.get(cid)
+        if sequence is None:
+            return
+        sequence.slot_kv = end
+        if not sequence.record(kind, start, end, self.setup.grid):
+            return
+        sequence.deaths = 0
+        count = end - start
+        prefill, decode = (0, count) if kind == DECODE else (count, 0)
+        self.tokens_in += prefill
+        if cid in self.policy:
+            self.policy.charge(cid, prefill, decode)
+        if sequence.sink is not None:
+            sequence.sink.computed(kind, start, end, began)
+
+    def _token(self, token: protocol.Token) -> None:
+        sequence = self.placement.sequences.get(token.cid)
+        if sequence is None or sequence.goal is None or sequence.sink is None:
+            return  # cancelled meanwhile
+        if token.index != len(sequence.tokens):
+            raise ValueError(f"context {token.cid}: token {token.index} out of order")
+        self.tokens_out += 1
+        if token.kept:
+            sequence.tokens.append(token.token)
+        sink = sequence.sink
+        if token.finish:
+            sequence.goal = sequence.sink = None
+            self.placement.finished(sequence)
+            self._dequeue(sequence)
+        sink.token(token)
+
+
+class Rate:
+    """Events per second, averaged over about `span` seconds with exponential forgetting."""
+
+    def __init__(self, span: float) -> None:
+        self._span = span
+        self._level = 0.0
+        self._at = 0.0
+
+    def add(self, count: int, now: float) -> None:
+        """Count events at a time (monotonic seconds)."""
+        self._level = self.value(now) + count / self._span
+        self._at = now
+
+    def value(self, now: float) -> float:
+        """The rate at a time."""
+        return self._level * math.exp(-(now - self._at) / self._span)

@@ -1,0 +1,133 @@
+"""A sequence: the tokens of one context and the record of how their KV came to be.
+
+The kernel's copy is the truth. From it a fresh worker can be told to compute the same KV again,
+bit for bit, whatever was lost: each position is prefilled in the grid chunks, or decoded one by
+one, exactly as the first time.
+
+What must hold: `history` covers positions 0 to `kv` without gaps; kv <= len(tokens); a snapshot
+covers a prefix of history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from aiosd.engine.protocol import DECODE, PREFILL, Goal, Run, Token
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """KV of a sequence's first `kv` positions: `size` bytes in the file at `path`."""
+
+    path: str
+    kv: int
+    size: int
+
+
+class Sink(Protocol):
+    """Where a sequence's progress is reported, by the generation that runs on it."""
+
+    def computed(self, kind: int, start: int, end: int, began: float) -> None:
+        """Positions have been computed by a batch that began at this time (monotonic seconds)."""
+
+    def token(self, token: Token) -> None:
+        """A token was sampled; its `finish` ends the generation."""
+
+    def failed(self, errno: int, message: str) -> None:
+        """The generation can't go on."""
+
+
+class Place(Enum):
+    """Where a sequence is, as far as the worker has confirmed.
+
+    PARKING and LEAVING last from the command until the worker's answer; meanwhile tokens that it
+    had begun may still arrive.
+    """
+
+    OUT = "out of the core"
+    LIVE = "in a slot, running"
+    PARKING = "in a slot, told to stop running"
+    PARKED = "in a slot, not running"
+    LEAVING = "told to leave its slot"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One context's tokens, their KV's record, and where the KV is now.
+
+    tokens, goal and sink are set by the context's user while the sequence is settled; the rest is
+    written by the core only. kv: positions on record as computed; slot_kv: positions in the slot
+    just now (fewer during a replay). holds: what keeps a sequence with a goal from being scheduled.
+    deaths: workers that died under it since it last made progress.
+    """
+
+    cid: int
+    aid: int
+    uid: int
+    nice: int
+    tokens: list[int] = field(default_factory=list)
+    goal: Goal | None = None
+    sink: Sink | None = None
+    history: list[Run] = field(default_factory=list)
+    kv: int = 0
+    slot_kv: int = 0
+    slot: int = -1
+    place: Place = Place.OUT
+    snapshot: Snapshot | None = None
+    holds: set[str] = field(default_factory=set)
+    used: float = 0.0
+    deaths: int = 0
+
+    def record(self, kind: int, start: int, end: int, grid: int) -> bool:
+        """Note that positions start to end have been computed; False when that was on record.
+
+        Positions past the tokens (sampled after a cancel) are left out. Raises ValueError on a gap.
+        """
+        end = min(end, len(self.tokens))
+        if end <= self.kv:
+            return False
+        if start != self.kv:
+            raise ValueError(f"context {self.cid}: computed {start}..{end}, on record {self.kv}")
+        last = self.history[-1] if self.history else None
+        if last and last.kind == kind and (kind == DECODE or start % grid == 0):
+            self.history[-1] = Run(kind, last.start, end)
+        else:
+            self.history.append(Run(kind, start, end))
+        self.kv = end
+        return True
+
+    def work(self, held: int) -> list[Run]:
+        """Return what a worker that holds the first `held` positions has yet to compute.
+
+        First what was computed before and is lost, in the way it was computed, then what is new:
+        the prompt by prefill, what was sampled by decode.
+        """
+        runs = [
+            Run(run.kind, max(run.start, held), run.end) for run in self.history if run.end > held
+        ]
+        start, end = max(self.kv, held), len(self.tokens)
+        prompt = min(self.goal.prompt_len, end) if self.goal else end
+        if start < prompt:
+            runs.append(Run(PREFILL, start, prompt))
+        if max(start, prompt) < end:
+            runs.append(Run(DECODE, max(start, prompt), end))
+        return runs
+
+    @property
+    def resident(self) -> bool:
+        """Whether its KV occupies a slot."""
+        return self.place is not Place.OUT
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more can come from the worker unasked."""
+        return self.place is Place.OUT or self.place is Place.PARKED
+
+    @property
+    def held(self) -> int:
+        """Positions on record whose KV is held, in a slot or a snapshot."""
+        if self.resident:
+            return min(self.slot_kv, self.kv)
+        return min(self.snapshot.kv, self.kv) if self.snapshot else 0

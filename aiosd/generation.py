@@ -1,0 +1,223 @@
+"""A generation: one llm_generate request, from its submission to its result.
+
+The request's own coroutine prepares it (core, context, tokens), hands it to the core, and then
+only reads what comes: `Generation` is the core's sink, collects tokens and text, and can be read
+by the caller, by a second asker with the same key, and by `attach`, each at its own pace.
+
+What must hold: a generation ends exactly once; its tokens are kept until its result is no longer
+asked for; a reader that falls AHEAD tokens behind stops the generation, never the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import Callable
+from typing import Final
+
+from aiosd.abi.inference import Chunk, LlmGenerate, Timing, TokenUsage
+from aiosd.abi.inference import Generation as Result
+from aiosd.context import Context
+from aiosd.engine.protocol import Token
+
+AHEAD: Final = 64  # tokens that a generation may be ahead of a slow reader
+CATCH_UP: Final = 16  # tokens at which it goes on
+
+
+class Generation:
+    """One request. Times are monotonic seconds; waiting and turnaround as the paper has them.
+
+    on_start, on_token (with the text that became final) and on_end tell its owner, once each
+    except on_token.
+    """
+
+    def __init__(
+        self,
+        rid: int,
+        aid: int,
+        args: LlmGenerate,
+        context: Context,
+        on_start: Callable[[Generation], None],
+        on_token: Callable[[Generation, str], None],
+        on_end: Callable[[Generation], None],
+    ) -> None:
+        self.rid = rid
+        self.aid = aid
+        self.args = args
+        self.context = context
+        self._on_start = on_start
+        self._on_token = on_token
+        self._on_end = on_end
+        self.submitted = time.monotonic()
+        self.submitted_at = time.time()
+        self.started = 0.0
+        self.first_token = 0.0
+        self.ended = 0.0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.tokens: list[int] = []
+        self.texts: list[str] = []
+        self.tail = ""  # text that became final with a token that is not part of the output
+        self.finish = ""
+        self.reason = ""
+        self.error: OSError | None = None
+        self.reader: int | None = None  # tokens that the caller's stream has taken
+        self._waiters: list[asyncio.Future[None]] = []
+        self._deadline: asyncio.TimerHandle | None = None
+        self._left = args.deadline
+
+    # What the core reports (cores.sequence.Sink).
+
+    def computed(self, kind: int, start: int, end: int, began: float) -> None:
+        """Note when the first batch for this request began."""
+        if not self.started:
+            self.started = began
+            self._on_start(self)
+
+    def token(self, token: Token) -> None:
+        """Take up a sampled token and the text that is final with it."""
+        if not self.first_token:
+            self.first_token = time.monotonic()
+        if token.kept:
+            self.tokens.append(token.token)
+            self.texts.append(token.text)
+        else:
+            self.tail += token.text
+        self._on_token(self, token.text)
+        if token.finish:
+            self._end(token.finish)
+        else:
+            self._wake()
+            if self.reader is not None and len(self.tokens) - self.reader > AHEAD:
+                self.context.core.hold(self.context.sequence, "reader")
+
+    def failed(self, code: int, message: str) -> None:
+        """The core can't go on with it."""
+        if not self.done:
+            self.error = OSError(code, message)
+            self._end("cancelled")
+
+    # What others ask of it.
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return bool(self.finish)
+
+    def cancel(self, reason: str) -> None:
+        """End it with the text that there is."""
+        if not self.done:
+            self.context.core.cancel(self.context.sequence)
+            self.reason = reason
+            self._end("cancelled")
+
+    def stop_clock(self) -> None:
+        """Stop counting towards the deadline (its agent is suspended)."""
+        if self._deadline is not None:
+            self._left = max(0.0, self._deadline.when() - asyncio.get_running_loop().time())
+            self._deadline.cancel()
+            self._deadline = None
+
+    def start_clock(self) -> None:
+        """Count towards the deadline, if there is one."""
+        if self._left is not None and self._deadline is None and not self.done:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(self._left, self.cancel, "deadline")
+
+    async def news(self, seen: int) -> None:
+        """Return when there are more than `seen` tokens, or it has ended."""
+        while len(self.tokens) <= seen and not self.done:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    async def end(self) -> None:
+        """Return when it has ended."""
+        await self.news(1 << 62)
+
+    def chunk(self, start: int) -> Chunk:
+        """Return the tokens and the text from a token on."""
+        text = "".join(self.texts[start:]) + self.tail
+        return Chunk(text=text, token_ids=self.tokens[start:], index=start)
+
+    def read_to(self, seen: int) -> None:
+        """The caller's reader has taken this many tokens; go on when it has caught up."""
+        self.reader = seen
+        if len(self.tokens) - seen < CATCH_UP:
+            self.context.core.release(self.context.sequence, "reader")
+
+    def unread(self) -> None:
+        """Nobody reads along any more: nothing to wait for."""
+        self.reader = None
+        self.context.core.release(self.context.sequence, "reader")
+
+    def result(self) -> Result:
+        """Return the reply; raises the error that ended it."""
+        if self.error is not None:
+            raise self.error
+        core = self.context.core
+        return Result(
+            text="".join(self.texts) + self.tail,
+            token_ids=self.tokens,
+            finish_reason=self.finish,
+            reason=self.reason,
+            usage=TokenUsage(
+                prompt_tokens=self.prompt_tokens,
+                completion_tokens=len(self.tokens),
+                cached_tokens=self.cached_tokens,
+            ),
+            timing=self.timing(),
+            context=self.context.cid,
+            core=core.name,
+            request=self.rid,
+            exact=bool(core.loaded and core.loaded.exact),
+        )
+
+    def timing(self) -> Timing:
+        """Seconds from submission to commencement, to the first token, and to the end."""
+        end = self.ended or time.monotonic()
+        return Timing(
+            waiting_s=max(0.0, (self.started or end) - self.submitted),
+            turnaround_s=end - self.submitted,
+            first_token_s=max(0.0, (self.first_token or end) - self.submitted),
+        )
+
+    def _end(self, finish: str) -> None:
+        self.finish = finish
+        self.ended = time.monotonic()
+        self.stop_clock()
+        self._on_end(self)
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def unbuilt(args: LlmGenerate) -> None:
+    """Refuse what this kernel can't do yet; raises OSError(ENOSYS) that names the field."""
+    asked = {
+        "beams": args.beams > 1,
+        "schema": args.schema is not None,
+        "grammar": bool(args.grammar),
+        "after": bool(args.after),
+        "tools": bool(args.tools),
+        "recall": bool(args.recall),
+        "watermark": args.watermark,
+    }
+    for name, wanted in asked.items():
+        if wanted:
+            raise OSError(errno.ENOSYS, f"llm_generate: {name} is not built in this kernel yet")
+
+
+def check(args: LlmGenerate) -> None:
+    """Refuse a request that can't mean anything; raises OSError(EINVAL)."""
+    if bool(args.prompt) == bool(args.messages):
+        raise OSError(errno.EINVAL, "llm_generate: give either prompt or messages, not empty")
+    if args.raw and args.messages:
+        raise OSError(errno.EINVAL, "llm_generate: raw goes with prompt, not with messages")
+    if args.resume and not args.key:
+        raise OSError(errno.EINVAL, "llm_generate: resume needs the key of the first request")

@@ -1,0 +1,136 @@
+"""The machine: system calls about cores and the schedule, and the news that cores send.
+
+Tells watchers and the log what happens to cores, and remembers what their probes found.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from aiosd import sched
+from aiosd.abi import cores as abi
+from aiosd.abi import process as abi_process
+from aiosd.access import Caller
+from aiosd.config import Config
+from aiosd.config import Core as CoreConfig
+from aiosd.cores.dispatcher import Cores, default_name, setup_key
+from aiosd.cores.local import LocalCore
+from aiosd.cores.sequence import Sequence
+
+if TYPE_CHECKING:
+    from aiosd.db import Database
+    from aiosd.events import Events
+
+
+class Machine:
+    """The cores of this kernel, as its callers see them."""
+
+    def __init__(self, config: Config, db: Database, events: Events) -> None:
+        self.cores = Cores(config, self, self._known_verdict)
+        self._db = db
+        self._events = events
+        self._verdicts: dict[str, str] = {}
+
+    async def boot(self) -> None:
+        """Begin to load the configured cores, with what earlier probes found."""
+        rows = await self._db.read(lambda db: list(db.query("select key, verdict from verdicts")))
+        self._verdicts = {row["key"]: row["verdict"] for row in rows}
+        await self.cores.boot()
+
+    # News from cores (cores.local.Listener).
+
+    def core_changed(self, core: LocalCore, what: str) -> None:
+        """A core is ready, lost, failed or removed."""
+        self._events.emit(f"core.{what}", name=core.name, error=core.error, restarts=core.restarts)
+
+    def preempted(self, core: LocalCore, sequence: Sequence) -> None:
+        """A sequence was taken off a core for another one."""
+        self._events.emit("sched.preempt", sequence.aid, core=core.name, context=sequence.cid)
+
+    def verdict(self, core: LocalCore, verdict: str) -> None:
+        """Remember what a core's probe found."""
+        key = setup_key(core.setup)
+        if self._verdicts.get(key) == verdict:
+            return
+        self._verdicts[key] = verdict
+        row = {"key": key, "verdict": verdict, "t": time.time()}
+        self._db.write_soon(lambda db: db.table("verdicts").upsert(row, pk="key"))
+
+    def _known_verdict(self, key: str) -> str:
+        return self._verdicts.get(key, "")
+
+    # System calls.
+
+    def sys_list_cores(self, caller: Caller, args: abi.ListCores) -> list[abi.Core]:
+        """List the cores."""
+        return self.cores.rows()
+
+    async def sys_add_core(self, caller: Caller, args: abi.AddCore) -> abi.Core:
+        """Load a model as a core and answer when it is ready."""
+        given: dict[str, Any] = {
+            "name": args.name or default_name(args.model),
+            "driver": args.driver,
+            "model": args.model,
+            "slots": args.slots,
+            "n_ctx": args.n_ctx,
+            "threads": args.threads,
+            "exact": args.exact,
+        }
+        if args.driver == "fake":
+            given["options"] = args.options
+        else:
+            given |= args.options
+        try:
+            config = msgspec.convert(given, CoreConfig)
+        except msgspec.ValidationError as error:
+            raise OSError(errno.EINVAL, f"add_core: options: {error}") from None
+        unknown = set(given) - {field.name for field in msgspec.structs.fields(CoreConfig)}
+        if unknown:
+            known = "gpu_layers, grid, kv_k, kv_v, nice"
+            raise OSError(
+                errno.EINVAL, f"add_core: unknown options {sorted(unknown)}; there are {known}"
+            )
+        return self.cores.row(await self.cores.add(config))
+
+    async def sys_remove_core(self, caller: Caller, args: abi.RemoveCore) -> None:
+        """Remove a core; requests on it end with an error."""
+        await self.cores.remove(args.name)
+
+    async def sys_drain_core(self, caller: Caller, args: abi.DrainCore) -> None:
+        """Give a core nothing new, and remove it when it has nothing left."""
+        core = self.cores.drain(args.name)
+        if not any(s.goal for s in core.placement.sequences.values()):
+            await self.cores.remove(args.name)
+
+    def sys_get_sched(self, caller: Caller, args: abi_process.GetSched) -> abi_process.Sched:
+        """Return the policy and the queues."""
+        rows = [
+            abi_process.SchedRow(
+                aid=row.aid,
+                cid=row.id,
+                core=core.name,
+                state=row.state,
+                nice=row.nice,
+                place=-1 if row.place is None else row.place,
+                used=row.used,
+            )
+            for core in self.cores
+            for row in core.policy.snapshot()
+        ]
+        return abi_process.Sched(
+            policy=self.cores.policy,
+            quantum=self.cores.quantum,
+            policies=list(sched.POLICIES),
+            preemptions=sum(core.preemptions for core in self.cores),
+            rows=rows,
+        )
+
+    def sys_set_sched(self, caller: Caller, args: abi_process.SetSched) -> abi_process.Sched:
+        """Change the policy or the quantum; nothing in flight is lost."""
+        self.cores.set_sched(args.policy, args.quantum)
+        self._events.emit("sched.policy", policy=self.cores.policy, quantum=self.cores.quantum)
+        return self.sys_get_sched(caller, abi_process.GetSched())
