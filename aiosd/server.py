@@ -12,6 +12,7 @@ is disconnected. No peer holds up the others for longer than TURN_S.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -31,6 +32,9 @@ HELLO_S: Final = 10.0
 
 FRAME_S: Final = 30.0
 """Seconds from a frame's first byte to its last, and from closing to being closed."""
+
+GOODBYE_S: Final = 0.5
+"""Seconds that peers have to read their last replies when the daemon ends."""
 
 TURN_S: Final = 0.005
 """Seconds that one connection's requests may take before the others get their turn."""
@@ -228,6 +232,7 @@ class Server:
         self._connections: dict[Connection, None] = {}  # oldest first
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Event | None = None
 
     @property
     def connections(self) -> int:
@@ -247,13 +252,19 @@ class Server:
             self._listener.close()
             self._listener = None
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Hang up on everybody; replies already written still reach who reads them."""
         self.stop()
         if self._timer is not None:
             self._timer.cancel()
         for connection in list(self._connections):
             connection.transport.close()
+        if self._connections:
+            self._empty = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), GOODBYE_S)
+        for connection in list(self._connections):
+            connection.transport.abort()
 
     def admit(self, connection: Connection) -> None:
         """Take a new connection in, or refuse it when there are too many."""
@@ -268,6 +279,8 @@ class Server:
     def forget(self, connection: Connection) -> None:
         """Take a connection off the list."""
         self._connections.pop(connection, None)
+        if self._empty is not None and not self._connections:
+            self._empty.set()
 
     def _sweep(self) -> None:
         """Once a second: hang up on those whose time is over."""

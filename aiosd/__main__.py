@@ -1,0 +1,7 @@
+"""`python -m aiosd` is the daemon."""
+
+import sys
+
+from aiosd.main import main
+
+sys.exit(main())

@@ -1,0 +1,188 @@
+"""The kernel put together: boot, serve, reload, end.
+
+    kernel = Kernel(config, reread)
+    await kernel.boot(); await kernel.serve(); await kernel.end()
+
+What must hold: a kernel that says it is ready answers; one that fails to boot leaves nothing
+behind; agents outlive the kernel's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import secrets
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+
+from aiosd import config as configuration
+from aiosd import log as logs
+from aiosd.access import Access, Caller
+from aiosd.claim import Door, Lock
+from aiosd.config import Config
+from aiosd.db import Database
+from aiosd.events import Events
+from aiosd.notify import Notifier
+from aiosd.schema import MIGRATIONS
+from aiosd.server import Server
+from aiosd.syscall import Dispatcher
+from aiosd.system import VERSION, About, System
+
+log = logging.getLogger(__name__)
+
+SPARE_FILES = 256
+"""Descriptors beside connections: database, log, shims, workers."""
+
+
+class Kernel:
+    """All parts of a running kernel. reread: reads the configuration again, for SIGHUP."""
+
+    def __init__(self, config: Config, reread: Callable[[], Config], source: str) -> None:
+        self.config = config
+        self.boot_id = secrets.token_hex(8)
+        self._reread = reread
+        self._source = source
+        self._notifier = Notifier()
+        self._stop = asyncio.Event()
+        self._undo = AsyncExitStack()  # what boot did, undone in reverse order
+
+    async def boot(self) -> None:
+        """Do what comes between a configuration and the first call, in this order."""
+        try:
+            self._claim()  # directories, locks: from here on this is the only kernel
+            self._allow_files()  # as many descriptors as connections may need
+            await self._open_database()  # migrated; what was acknowledged is there again
+            self._assemble()  # every part made, every handler bound
+            await self._recover()  # processes that outlived the last kernel are adopted
+            await self._open_door()  # from here on calls are answered
+            self._hear_signals()  # TERM, INT: end; HUP: reload
+        except BaseException:
+            await self._undo.aclose()
+            raise
+        gc.collect()
+        gc.freeze()  # what boot made is never garbage: don't look at it again
+        self.events.emit("kernel.boot", boot_id=self.boot_id)
+        self._notifier.ready(f"serving {self.config.kernel.socket}")
+        log.info("ready: %s", self.config.kernel.socket)
+
+    async def serve(self) -> None:
+        """Return when the kernel was told to end."""
+        await self._stop.wait()
+
+    async def end(self) -> None:
+        """Let requests end within the drain time, then take everything down but the agents."""
+        self._notifier.stopping()
+        log.info("ending: up to %g s for requests in flight", self.config.kernel.drain_timeout)
+        self.events.emit("kernel.drain")
+        self.server.stop()
+        await self.dispatcher.drain(self.config.kernel.drain_timeout)
+        await self._undo.aclose()
+        log.info("ended")
+
+    # Boot, step by step.
+
+    def _claim(self) -> None:
+        configuration.make_dirs(self.config)
+        kernel = self.config.kernel
+        for directory in dict.fromkeys((kernel.state_dir, kernel.runtime_dir)):
+            self._undo.callback(Lock(directory).release)
+
+    def _allow_files(self) -> None:
+        wanted = self.config.kernel.max_connections + SPARE_FILES
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+        if hard < wanted:
+            log.warning(
+                "%d files may be open, %d may be needed (kernel.max_connections)", hard, wanted
+            )
+
+    async def _open_database(self) -> None:
+        self.db = Database.open(f"{self.config.kernel.state_dir}/aios.db", MIGRATIONS)
+        self._undo.push_async_callback(self.db.close)
+
+    def _assemble(self) -> None:
+        kernel = self.config.kernel
+        self.events = Events()
+        self.access = Access(os.geteuid())
+        self.dispatcher = Dispatcher(
+            self.access,
+            self._attach,
+            version=VERSION,
+            boot_id=self.boot_id,
+            max_inflight=kernel.max_inflight,
+            max_frame=kernel.max_frame,
+        )
+        about = About(self.boot_id, kernel.socket, kernel.state_dir, self._source)
+        system = System(about, self.dispatcher, self.events, self.access, self._figures)
+        self.dispatcher.bind(system)
+
+    async def _recover(self) -> None:
+        pass
+
+    async def _open_door(self) -> None:
+        kernel = self.config.kernel
+        door = Door(kernel.socket, kernel.group)
+        self._undo.callback(door.remove)
+        self.server = Server(
+            self.dispatcher, max_connections=kernel.max_connections, max_frame=kernel.max_frame
+        )
+        self._undo.push_async_callback(self.server.close)
+        await self.server.listen(door.socket)
+
+    def _hear_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    # While it runs.
+
+    def reload(self) -> None:
+        """Read the configuration again; apply what can change, name what needs a restart."""
+        self._notifier.reloading()
+        try:
+            new = self._reread()
+        except OSError as error:
+            log.error("configuration unchanged, the new one is wrong: %s", error)
+            self._notifier.ready("the new configuration is wrong, see the log")
+            return
+        changes = configuration.diff(self.config, new)
+        for change in changes:
+            when = "changed" if change.live else "changes at the next start"
+            log.info("%s %s: %s -> %s", change.key, when, change.old, change.new)
+        self._apply(_without(self.config, new, [c.key for c in changes if not c.live]))
+        self.events.emit("kernel.reload", changed=[c.key for c in changes if c.live])
+        self._notifier.ready(f"serving {self.config.kernel.socket}")
+
+    def _apply(self, config: Config) -> None:
+        self.config = config
+        logs.set_level(config.kernel.log_level)
+        self.dispatcher.max_inflight = config.kernel.max_inflight
+        self.server.max_connections = config.kernel.max_connections
+
+    async def _attach(self, caller: Caller, credential: str) -> str:
+        raise PermissionError(13, "hello: the credential is not valid here")
+
+    def _figures(self) -> dict[str, Any]:
+        return {}
+
+
+def _without(old: Config, new: Config, keys: list[str]) -> Config:
+    """Return `new` with these keys, dotted, as they were in `old`."""
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        if not section:
+            new = msgspec.structs.replace(new, **{name: getattr(old, name)})
+            continue
+        kept = getattr(getattr(old, section), name)
+        part = msgspec.structs.replace(getattr(new, section), **{name: kept})
+        new = msgspec.structs.replace(new, **{section: part})
+    return new
