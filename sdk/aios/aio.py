@@ -301,7 +301,7 @@ class AsyncKernel(AsyncCalls):
                         self._line.close()
                     raise
                 assert self._line is not None
-                self._line.session.limit = self.welcome.max_frame
+                self._line.session.settle(self.welcome.max_frame)
                 self._greeted = self._line
             return self._greeted
 

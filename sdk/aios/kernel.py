@@ -37,6 +37,9 @@ READ: Final = 256 * 1024
 GLANCE_MS: Final = 50
 """How long a full socket is waited for before looking again who reads."""
 
+WHOLE: Final = 16 * 1024
+"""Bytes that a Unix socket takes at once or not at all."""
+
 T = TypeVar("T")
 
 
@@ -49,6 +52,7 @@ class Line:
     def __init__(self, path: str) -> None:
         self.session = Session()
         self._path = path
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._reading = False
@@ -68,30 +72,45 @@ class Line:
         return not self.session.ended
 
     def close(self) -> None:
-        """Close the connection; requests in flight fail as lost."""
+        """Close the connection; requests in flight fail as lost.
+
+        In a fork only the descriptor is closed: the connection is the parent's, and a lock may be
+        held by a thread that is not there.
+        """
+        if os.getpid() != self._pid:
+            self._socket.close()
+            return
         with self._lock:
             self._end()
 
     def start(self, args: Call, finish: Finish | None = None) -> InFlight:
         """Send a request."""
+        pending, data = self._enter(args, finish)
+        try:
+            self._send(data)
+        except BaseException:
+            self.abandon(pending)
+            raise
+        return pending
+
+    def exchange(self, args: Call, finish: Finish | None = None) -> Any:
+        """Make a call and return its reply; whatever interrupts the wait cancels the call."""
+        pending, data = self._enter(args, finish)
+        try:
+            self._send(data)
+            self.wait(pending)
+        except BaseException:
+            self.abandon(pending)
+            raise
+        return pending.result()
+
+    def _enter(self, args: Call, finish: Finish | None) -> tuple[InFlight, bytes]:
         if self._dropped:
             self._drop()
         with self._lock:
             pending, data = self.session.request(args, finish)
         pending.sent = True  # from here on the kernel may have seen it
-        self._send(data)
-        return pending
-
-    def exchange(self, args: Call, finish: Finish | None = None) -> Any:
-        """Make a call and return its reply; whatever interrupts the wait cancels the call."""
-        pending = self.start(args, finish)
-        if not pending.done:
-            try:
-                self.wait(pending)
-            except BaseException:
-                self.abandon(pending)
-                raise
-        return pending.result()
+        return pending, data
 
     def wait(self, pending: InFlight) -> None:
         """Return when something has come for a request; read the socket if nobody else does."""
@@ -117,6 +136,8 @@ class Line:
         May be called by the garbage collector in the midst of anything, so it never waits: when
         the connection is busy, the next request takes this one along.
         """
+        if os.getpid() != self._pid:
+            return
         self._dropped.append(pending)
         self._drop()
 
@@ -158,8 +179,9 @@ class Line:
 
     def _wait_readable(self) -> None:
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        poll.poll()
+        with suppress(ValueError):  # closed by another thread just now: reading will tell
+            poll.register(self._socket, select.POLLIN)
+            poll.poll()
 
     def _read(self) -> None:
         """Take in what the socket has.
@@ -192,6 +214,8 @@ class Line:
         left = self.session.end()
         for pending in left:
             pending.error = cause or pending.error
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits to read
         self._socket.close()
         self._dirty = False
         _wake(left)
@@ -220,7 +244,8 @@ class Line:
             with self._lock:
                 self._end()
         except BaseException:
-            if rest and len(rest) < len(data):  # half a frame is out: nothing can follow it
+            # Part of a frame may be out, and nothing can follow that. A small one goes whole.
+            if rest and (len(rest) < len(data) or len(data) > WHOLE):
                 with self._lock:
                     self._end()
             raise
@@ -231,8 +256,9 @@ class Line:
             leader = not self._reading
             self._reading = True
         poll = select.poll()
-        poll.register(self._socket, select.POLLOUT | (select.POLLIN if leader else 0))
         try:
+            with suppress(ValueError):  # closed by another thread just now: sending will tell
+                poll.register(self._socket, select.POLLOUT | (select.POLLIN if leader else 0))
             ready = poll.poll(None if leader else GLANCE_MS)
             if leader and any(event & ~select.POLLOUT for _, event in ready):
                 self._read()
@@ -360,7 +386,7 @@ class Kernel(SyncCalls):
                         self._line.close()
                     raise
                 assert self._line is not None
-                self._line.session.limit = self.welcome.max_frame
+                self._line.session.settle(self.welcome.max_frame)
                 self._greeted = self._line
             return self._greeted
 

@@ -26,9 +26,6 @@ from aiosd.abi.table import BY_ARGS
 Finish = Callable[[Any], Any]
 """Turns a decoded reply into what the program gets."""
 
-LARGEST: Final = 1 << 30
-"""Bytes in a frame that we take: as many as a kernel can be configured to send."""
-
 decoders: Final[dict[Any, Callable[[Any], Any]]] = {}
 
 
@@ -104,9 +101,15 @@ class Session:
     def __init__(self) -> None:
         self.limit = wire.MAX_FRAME
         self.ended = False
-        self._frames = wire.Frames(LARGEST)
+        self._frames = wire.Frames()
         self._flight: dict[int, InFlight] = {}
         self._last = 0
+
+    def settle(self, limit: int) -> None:
+        """Take over the frame limit that the kernel's hello named; nothing else is in flight."""
+        self.limit = limit
+        if not self._frames.pending:
+            self._frames = wire.Frames(max(limit, wire.MAX_FRAME))
 
     @property
     def flight(self) -> list[InFlight]:
