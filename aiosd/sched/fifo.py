@@ -16,4 +16,5 @@ class Fifo(Levels):
         super().__init__(levels=1, quantum=None)
 
     def level(self, task: Task) -> int:
+        """Everyone is in the one level."""
         return 0

@@ -59,6 +59,7 @@ class Levels(Policy):
 
     @property
     def running(self) -> Set[int]:
+        """A live view of the ids on the core."""
         return self._running.ids
 
     def __len__(self) -> int:
@@ -68,28 +69,35 @@ class Levels(Policy):
         return id in self._entries
 
     def task(self, id: int) -> Task:
+        """The task, with its present nice."""
         return self._entries[id].task
 
     def used(self, id: int) -> int:
+        """Tokens of the present quantum that are spent."""
         return self._entries[id].used
 
     def order(self) -> Iterator[int]:
+        """The ready ids: level by level, each in its order."""
         return iter(self._ready)
 
     def rank(self, id: int) -> int:
+        """Level first, then order of start."""
         entry = self._entries[id]
         stamp = entry.stamp if id in self._running.ids else self._stamp + 1
         return entry.level * _STAMPS + stamp
 
     def add(self, task: Task) -> None:
+        """Queue a task at the tail of its level."""
         entry = self._enter(task)
         self._ready.push(entry.level, task.id)
 
     def adopt(self, task: Task) -> None:
+        """Take a running task as one that has just started."""
         self._enter(task)
         self._run(task.id)
 
     def remove(self, id: int) -> Task:
+        """Forget a task."""
         entry = self._entries.pop(id)
         self._ready.discard(id)
         self._running.discard(id)
@@ -97,6 +105,7 @@ class Levels(Policy):
         return entry.task
 
     def renice(self, id: int, nice: int) -> None:
+        """Move a task to its new level, where it counts as the one that came last."""
         entry = self._entries[id]
         entry.task = replace(entry.task, nice=nice)
         level = self.level(entry.task)
@@ -105,9 +114,10 @@ class Levels(Policy):
         entry.level = level
         queue = self._running if id in self._running.ids else self._ready
         queue.discard(id)
-        queue.push(level, id)  # among its new equals it is the one that came last
+        queue.push(level, id)
 
     def charge(self, id: int, prefill: int, decode: int) -> None:
+        """Spend the quantum of a running task; what a stopped one still reports is not counted."""
         entry = self._entries[id]
         if id not in self._running.ids:
             return
@@ -116,6 +126,7 @@ class Levels(Policy):
             self._expired.add(id)
 
     def plan(self, slots: int) -> Plan:
+        """Fill the slots, preempt for better levels, and rotate at the ends of quanta."""
         if slots < 0:
             raise ValueError(f"a core has 0 slots or more, not {slots}")
         stopped: dict[int, None] = {}

@@ -19,4 +19,5 @@ class Priority(Levels):
         super().__init__(levels=NICE_MAX - NICE_MIN + 1, quantum=quantum)
 
     def level(self, task: Task) -> int:
+        """A level for each nice."""
         return task.nice - NICE_MIN

@@ -20,4 +20,5 @@ class RoundRobin(Levels):
         super().__init__(levels=1, quantum=quantum)
 
     def level(self, task: Task) -> int:
+        """Everyone is in the one level."""
         return 0

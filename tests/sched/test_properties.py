@@ -1,0 +1,171 @@
+"""What holds for every policy, whatever happens: random events on a tiny core."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiosd import sched
+from tests.sched.tiny_core import TinyCore, a_task
+
+names = st.sampled_from(sorted(sched.POLICIES))
+nices = st.integers(-20, 19)
+events = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(1, 40), st.integers(0, 200), nices),
+        st.tuples(st.just("step"), st.integers(1, 12)),
+        st.tuples(st.just("suspend"), st.integers(0, 1000)),
+        st.tuples(st.just("resume"), st.integers(0, 1000)),
+        st.tuples(st.just("renice"), st.integers(0, 1000), nices),
+        st.tuples(st.just("slots"), st.integers(0, 5)),
+        st.tuples(st.just("change"), names),
+    ),
+    max_size=60,
+)
+
+
+class Machine:
+    """Carries out random events on a tiny core."""
+
+    def __init__(self, name: str, quantum: int) -> None:
+        self.quantum = quantum
+        self.core = TinyCore(sched.make(name, quantum=quantum), slots=2, grid=16)
+        self.due: dict[int, int] = {}
+        self.suspended: list[int] = []
+
+    def add(self, decode: int, prompt: int, nice: int) -> None:
+        id = len(self.due) + 1
+        self.due[id] = decode + prompt
+        self.core.add(id, decode, prompt, nice)
+
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            self.core.step()
+
+    def suspend(self, pick: int) -> None:
+        if self.core.known:
+            id = sorted(self.core.known)[pick % len(self.core.known)]
+            self.core.remove(id)
+            self.suspended.append(id)
+
+    def resume(self, pick: int) -> None:
+        if self.suspended:
+            id = self.suspended.pop(pick % len(self.suspended))
+            self.core.add(id, 0)
+            assert self.core.policy.used(id) == 0
+
+    def renice(self, pick: int, nice: int) -> None:
+        if self.core.known:
+            self.core.policy.renice(sorted(self.core.known)[pick % len(self.core.known)], nice)
+
+    def slots(self, slots: int) -> None:
+        self.core.slots = slots
+
+    def change(self, name: str) -> None:
+        self.core.policy = sched.change(self.core.policy, name, quantum=self.quantum)
+
+    def finish(self) -> None:
+        self.core.slots = 2
+        while self.suspended:
+            self.resume(0)
+        for step in self.core.run():
+            assert step <= sum(self.due.values()), "no progress"
+
+
+@settings(max_examples=150, deadline=None)
+@given(names, st.integers(1, 20), events)
+def test_no_task_is_lost_duplicated_or_left_idle(
+    name: str, quantum: int, happenings: list[tuple[str, int]]
+) -> None:
+    machine = Machine(name, quantum)
+    for what, *args in happenings:
+        getattr(machine, what)(*args)
+    machine.finish()
+    assert {id: work.got for id, work in machine.core.work.items()} == machine.due
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 20), st.data())
+def test_rr_starvation_bound(slots: int, quantum: int, data: st.DataObject) -> None:
+    """A task at place p starts within (p // slots + 1) quanta of steps."""
+    core = TinyCore(sched.make("rr", quantum=quantum), slots, grid=16)
+    for id in range(data.draw(st.integers(0, 20))):
+        core.add(id, decode=10_000, prompt=data.draw(st.integers(0, 100)))
+    for _ in range(data.draw(st.integers(0, 60))):
+        core.step()
+    core.add(999, decode=10_000)
+    place = core.policy.position(999)
+    assert place is not None
+    for _ in range(quantum * (place // slots + 1)):
+        if core.plan() and 999 in core.held:
+            break
+        core.step()
+        core.add(1000 + len(core.work), decode=10_000)  # those who come later don't delay it
+    core.plan()
+    assert 999 in core.held
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 20), st.integers(1, 12))
+def test_rr_shares_evenly(slots: int, quantum: int, tasks: int) -> None:
+    """Backlogged tasks that decode differ by two quanta at most."""
+    core = TinyCore(sched.make("rr", quantum=quantum), slots)
+    for id in range(tasks):
+        core.add(id, decode=100_000)
+    for _ in range(300):
+        core.step()
+        got = [work.got for work in core.work.values()]
+        assert max(got) - min(got) <= 2 * quantum
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.lists(st.tuples(st.integers(1, 30), st.integers(0, 100), nices)))
+def test_fifo_starts_in_order_and_never_stops(
+    slots: int, tasks: list[tuple[int, int, int]]
+) -> None:
+    core = TinyCore(sched.make("fifo"), slots)
+    for id, (decode, prompt, nice) in enumerate(tasks):
+        core.add(id, decode, prompt, nice)
+        core.step()
+    for _ in core.run():
+        pass
+    assert core.started == sorted(core.started)
+    assert core.stops == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 20), events)
+def test_priority_never_runs_a_worse_while_a_better_waits(
+    quantum: int, happenings: list[tuple[str, int]]
+) -> None:
+    machine = Machine("priority", quantum)
+    for what, *args in happenings:
+        if what != "change":
+            getattr(machine, what)(*args)
+        machine.core.plan()
+        policy = machine.core.policy
+        running = [policy.task(id).nice for id in policy.running]
+        waiting = [policy.task(id).nice for id in policy.order()]
+        assert max(running, default=-20) <= min(waiting, default=19)
+
+
+@pytest.mark.parametrize("name", sorted(sched.POLICIES))
+def test_a_decision_costs_the_same_among_many(name: str) -> None:
+    few, many = (min(_seconds_per_decision(name, n) for _ in range(5)) for n in (100, 10_000))
+    assert many < 4 * few
+
+
+def _seconds_per_decision(name: str, tasks: int) -> float:
+    policy = sched.make(name, quantum=1)
+    for id in range(tasks):
+        policy.add(a_task(id, nice=id % 2))
+    policy.plan(8)
+    start = time.perf_counter()
+    for _ in range(300):
+        for id in list(policy.running):
+            policy.charge(id, 0, 1)
+        policy.plan(8)
+    return (time.perf_counter() - start) / 300
