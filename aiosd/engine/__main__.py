@@ -1,0 +1,149 @@
+"""A core worker: `python -m aiosd.engine --fd N`, started by the kernel.
+
+N is the inherited end of a socketpair that speaks `aiosd.engine.protocol`. The process dies with
+its kernel: by the socket's end, and by PR_SET_PDEATHSIG. It runs niced below the kernel
+(AIOS_ENGINE_NICE, 19 unless set).
+
+Threads: this one owns the model; one more reads the socket, answers Tokenize itself and queues the
+rest. Exit status: 0 when told to leave or when the kernel has gone, 1 when the model can't be
+opened, 76 (EX_PROTOCOL) on a malformed frame, 70 (EX_SOFTWARE) with a traceback on standard error
+when an invariant is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from queue import SimpleQueue
+
+from aiosd.engine import protocol as p
+from aiosd.engine.link import Link
+from aiosd.engine.loop import Loop
+from aiosd.engine.runner import Runner, open_runner
+
+EX_SOFTWARE = 70
+EX_PROTOCOL = 76
+PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """The two threads' meeting point."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._inbox: SimpleQueue[p.Command] = SimpleQueue()
+        self._runner: Runner | None = None
+
+    def serve(self) -> int:
+        """Open the model that the first command names, then compute until the process ends."""
+        reader = threading.Thread(target=self._read, name="reader", daemon=True)
+        reader.start()
+        first = self._inbox.get()
+        if not isinstance(first, p.Load):
+            raise ValueError(f"the first command was {type(first).__name__}, not Load")
+        began = time.perf_counter()
+        try:
+            runner = open_runner(first.setup)
+        except OSError as e:
+            self._link.send(p.Failed(e.errno or errno.EIO, e.strerror or str(e)))
+            return 1
+        self._runner = runner
+        self._link.send(_loaded(runner, first.setup, time.perf_counter() - began))
+        Loop(runner, first.setup, self._inbox, self._link.send).run()
+        return 0
+
+    def _read(self) -> None:
+        """Feed the main thread; end the process when the kernel goes, whatever that one does."""
+        try:
+            while (command := self._link.receive()) is not None:
+                if isinstance(command, p.Quit):
+                    break
+                if isinstance(command, p.Tokenize):
+                    self._tokenize(command)
+                else:
+                    self._inbox.put(command)
+        except BrokenPipeError:
+            pass
+        except ValueError as e:
+            sys.stderr.write(f"aiosd.engine: {e}\n")
+            sys.stderr.flush()
+            os._exit(EX_PROTOCOL)
+        os._exit(0)
+
+    def _tokenize(self, request: p.Tokenize) -> None:
+        if self._runner is None:
+            message = "the model is still being opened; ask again after Loaded"
+            self._link.send(p.Refused(request.ticket, errno.EAGAIN, message))
+            return
+        try:
+            tokens = self._runner.encode(request)
+        except OSError as e:
+            message = e.strerror or str(e)
+            self._link.send(p.Refused(request.ticket, e.errno or errno.EINVAL, message))
+        else:
+            self._link.send(p.Tokens(request.ticket, tokens))
+
+
+def _loaded(runner: Runner, setup: p.CoreSetup, seconds: float) -> p.Loaded:
+    info = runner.info
+    return p.Loaded(
+        name=info.name,
+        fingerprint=info.fingerprint,
+        n_vocab=info.n_vocab,
+        n_ctx=info.n_ctx,
+        n_ctx_train=info.n_ctx_train,
+        slots=setup.slots,
+        grid=setup.grid,
+        chat_template=info.chat_template,
+        exact=info.exact,
+        setting=info.setting,
+        verdict=info.verdict,
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        rss=_rss(),
+        seconds=seconds,
+    )
+
+
+def _rss() -> int:
+    """Resident memory in bytes."""
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _die_with_parent() -> None:
+    """Have the kernel's end kill this process; an earlier end shows as the socket's end."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def main() -> int:
+    """Run a worker; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="aiosd.engine", description="AIOS core worker")
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the kernel")
+    options = parser.parse_args()
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(int(os.environ.get("AIOS_ENGINE_NICE", "19")))
+    try:
+        return Worker(Link(socket.socket(fileno=options.fd))).serve()
+    except BrokenPipeError:
+        return 0
+    except Exception:
+        traceback.print_exc()
+        return EX_SOFTWARE
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # the other thread waits for the socket and would hold up a slower exit

@@ -1,0 +1,238 @@
+"""A runner without a model, for tests: the same rules as llama.cpp, checked more strictly.
+
+Tokens are bytes, and a few control tokens. Each position of a slot's KV carries a digest of
+everything that made it: the tokens before it and *how* each was computed, prefill chunk by chunk
+or decoded. The next token follows from that digest (and, above temperature 0, from the sampling
+parameters, the seed and the position), so any slip in grid, restore or replay changes the text,
+as it would with a real model.
+
+Options are a JSON object given as the model's name; see `Options`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from ctypes import memmove, string_at
+from typing import Final
+
+import msgspec
+
+from aiosd.engine.prompt import segments
+from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
+from aiosd.engine.runner import Draw, ModelInfo, Row
+from aiosd.engine.snapshot import SnapshotFiles
+
+EOG: Final = 256
+CONTROL: Final = {256: "<|end|>", 257: "<|system|>", 258: "<|user|>", 259: "<|assistant|>"}
+N_VOCAB: Final = 260
+ENTRY: Final = 16  # bytes of a position's digest
+LETTERS: Final = b"eeettaaooiinnshrrdlu    \n.,"
+WIDE: Final = tuple(c.encode() for c in "éß世界😀")
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a fake model does.
+
+    step_ms, prefill_ms: time of a decode step and of a full grid chunk. load_ms: time to open.
+    eog: probability that a token ends the text. n_ctx_train: as the model would say.
+    die_after: device calls after which the process kills itself (0: never). hang: device calls
+    after which a call never returns (0: never). fail_load: the model can't be opened, and why.
+    """
+
+    name: str = "fake"
+    step_ms: float = 0.0
+    prefill_ms: float = 0.0
+    load_ms: float = 0.0
+    eog: float = 0.01
+    n_ctx_train: int = 8192
+    die_after: int = 0
+    hang: int = 0
+    fail_load: str = ""
+
+
+class FakeRunner:
+    """See the head of this file."""
+
+    def __init__(self, setup: CoreSetup) -> None:
+        """Raises OSError(EINVAL) for unknown options, and ENOEXEC when told to fail."""
+        try:
+            self._options = msgspec.json.decode(setup.model or "{}", type=Options)
+        except msgspec.MsgspecError as e:
+            raise OSError(errno.EINVAL, f"model: options of the fake runner: {e}") from e
+        time.sleep(self._options.load_ms / 1e3)
+        if self._options.fail_load:
+            raise OSError(errno.ENOEXEC, self._options.fail_load)
+        self._grid = setup.grid
+        self._slots: list[list[tuple[int, bytes]]] = [[] for _ in range(setup.slots)]
+        self._last: list[list[tuple[int, bytes]]] = []
+        self._calls = 0
+        self.device_seconds = 0.0
+        fingerprint = f"fake-{self._options.name}-{setup.grid}"
+        self._files = SnapshotFiles(fingerprint, 2 * setup.slots)
+        self.info = ModelInfo(
+            name=self._options.name,
+            fingerprint=fingerprint,
+            n_vocab=N_VOCAB,
+            n_ctx=setup.n_ctx,
+            n_ctx_train=self._options.n_ctx_train,
+            chat_template=True,
+            exact=True if setup.exact else None,
+            setting="fake",
+            verdict=setup.verdict or json.dumps({"fake": True}),
+            kv_bytes_per_token=ENTRY + 2,
+        )
+
+    def encode(self, request: Tokenize) -> list[int]:
+        """Bytes as tokens; control words count in the template's own text only."""
+        tokens: list[int] = []
+        for segment in segments(request, _template, list(CONTROL.values())):
+            tokens += _parse(segment.text) if segment.control else segment.text.encode()
+        return tokens
+
+    def piece(self, token: int) -> bytes:
+        """The byte itself, or nothing for a control token."""
+        return bytes([token]) if token < 256 else b""
+
+    def is_eog(self, token: int) -> bool:
+        """True for <|end|>."""
+        return token == EOG
+
+    def prefill(self, slot: int, tokens: Sequence[int], start: int, want: bool) -> None:
+        """Compute a chunk; ValueError when it leaves the grid or a gap."""
+        end = start + len(tokens)
+        if not tokens or start // self._grid != (end - 1) // self._grid:
+            raise ValueError(f"chunk {start}..{end} is off the grid of {self._grid}")
+        self._work(self._options.prefill_ms * len(tokens) / self._grid)
+        for position, token in enumerate(tokens, start):
+            self._append(slot, position, token, b"chunk %d %d" % (start, end))
+        self._last = [self._slots[slot]] if want else []
+
+    def decode(self, rows: Sequence[Row]) -> None:
+        """Compute a step; ValueError when the slots are not consecutive and ascending."""
+        taken = [row.slot for row in rows]
+        if taken != list(range(taken[0], taken[0] + len(taken))):
+            raise ValueError(f"slots {taken} are not consecutive and ascending")
+        self._work(self._options.step_ms)
+        for row in rows:
+            self._append(row.slot, row.position, row.token, b"step")
+        self._last = [self._slots[row.slot] if row.want else [] for row in rows]
+
+    def sample(self, draws: Sequence[Draw]) -> list[int]:
+        """The token that follows from each row's KV."""
+        return [self._choose(self._last[row], how, at) for row, how, at in draws]
+
+    def save(self, slot: int, path: str, kv: int) -> int:
+        """Write a real file; ValueError when the slot holds another number of positions."""
+        held = self._slots[slot]
+        if len(held) != kv:
+            raise ValueError(f"slot {slot} holds {len(held)} positions, not {kv}")
+        data = b"".join(token.to_bytes(2, "little") + digest for token, digest in held)
+
+        def fill(address: int, size: int) -> int:
+            memmove(address, data, size)
+            return size
+
+        return self._files.write(path, kv, len(data), fill)
+
+    def restore(self, slot: int, path: str, kv: int) -> None:
+        """Read it back."""
+
+        def take(address: int, size: int) -> int:
+            data, width = string_at(address, size), ENTRY + 2
+            self._slots[slot] = [
+                (int.from_bytes(data[at : at + 2], "little"), data[at + 2 : at + width])
+                for at in range(0, size, width)
+            ]
+            return size
+
+        self._files.read(path, kv, take)
+
+    def truncate(self, slot: int, kv: int) -> None:
+        """Roll back."""
+        del self._slots[slot][kv:]
+
+    def move(self, source: int, target: int) -> None:
+        """ValueError when the target holds something."""
+        if self._slots[target] or source == target:
+            raise ValueError(f"slot {target} is not empty")
+        self.swap(source, target)
+
+    def swap(self, a: int, b: int) -> None:
+        """Exchange two slots."""
+        self._slots[a], self._slots[b] = self._slots[b], self._slots[a]
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot."""
+        self._slots[slot] = []
+
+    def _append(self, slot: int, position: int, token: int, how: bytes) -> None:
+        held = self._slots[slot]
+        if len(held) != position:
+            raise ValueError(f"slot {slot}: position {position} after {len(held)}")
+        before = held[-1][1] if held else b""
+        digest = _digest(before, token.to_bytes(2, "little"), how)
+        held.append((token, digest))
+
+    def _work(self, milliseconds: float) -> None:
+        self._calls += 1
+        if self._calls == self._options.die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while self._calls == self._options.hang:
+            time.sleep(3600)
+        began = time.perf_counter()
+        if milliseconds:
+            time.sleep(milliseconds / 1e3)
+        self.device_seconds = time.perf_counter() - began
+
+    def _choose(self, held: list[tuple[int, bytes]], how: Sampling, position: int) -> int:
+        salt = msgspec.msgpack.encode((how, position)) if how.temperature > 0 else b""
+        dice = _digest(held[-1][1], salt)
+        number = int.from_bytes(dice[:4], "little")
+        following = _following([token for token, _ in held[-3:]])
+        if following:
+            return following[number % len(following)]
+        if number < self._options.eog * 2**32:
+            return EOG
+        if dice[4] < 32:
+            return WIDE[dice[5] % len(WIDE)][0]
+        return LETTERS[dice[5] % len(LETTERS)]
+
+
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"\0".join(parts), digest_size=ENTRY).digest()
+
+
+def _following(tail: list[int]) -> list[int]:
+    """The bytes that can complete a wide character which the tail has begun."""
+    for n in range(len(tail), 0, -1):
+        begun = tuple(tail[-n:])
+        found = [c[n] for c in WIDE if len(c) > n and tuple(c[:n]) == begun]
+        if found:
+            return found
+    return []
+
+
+def _template(messages: list[dict[str, str]]) -> str:
+    turns = (f"<|{m['role']}|>{m['content']}<|end|>\n" for m in messages)
+    if any(m["role"] not in ("system", "user", "assistant") for m in messages):
+        raise ValueError("roles are system, user and assistant")
+    return "".join(turns) + "<|assistant|>"
+
+
+def _parse(text: str) -> list[int]:
+    tokens: list[int] = []
+    while text:
+        token = next((t for t, word in CONTROL.items() if text.startswith(word)), None)
+        if token is None:
+            tokens += text[0].encode()
+            text = text[1:]
+        else:
+            tokens.append(token)
+            text = text[len(CONTROL[token]) :]
+    return tokens

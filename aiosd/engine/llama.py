@@ -1,0 +1,496 @@
+"""A runner on llama.cpp: the only file that imports llama_cpp.
+
+Three parts: `Vocabulary` (tokens and chat template; used from any thread), `Device` (one
+llama_context and its batch; the probe uses it too) and `LlamaRunner`, which joins them.
+
+What was measured and must hold: kv_unified stays False, or neighbours change a sequence's bits;
+KV moves between slots by copying its state out and in, which is quicker than seq_cp.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import mmap
+import os
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+import llama_cpp
+import llama_cpp.llama_chat_format
+import numpy as np
+import numpy.typing as npt
+
+from aiosd.engine import gguf, probe
+from aiosd.engine.prompt import Template, segments
+from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
+from aiosd.engine.runner import Draw, ModelInfo, Row
+from aiosd.engine.snapshot import SnapshotFiles
+
+L: Any = llama_cpp  # ctypes bindings without types
+
+KV_TYPES: Final = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30,
+}  # fmt: skip
+LOG_ERROR: Final = 4
+UNSEEDED: Final = 0xFFFFFFFF  # llama.cpp takes this seed for "choose one at random"
+
+_errors: deque[str] = deque(maxlen=4)
+
+
+def _on_log(level: int, text: bytes, user: Any) -> None:
+    if level == LOG_ERROR:
+        _errors.append(text.decode("utf-8", "replace").strip())
+
+
+_log_callback = L.llama_log_callback(_on_log)  # kept: llama.cpp holds no reference of its own
+
+
+def _reason() -> str:
+    return "; ".join(_errors) or "llama.cpp gave no reason"
+
+
+class Vocabulary:
+    """A model's tokens. Reads only what never changes: any thread may use it."""
+
+    def __init__(self, model: Any) -> None:
+        self._vocab = L.llama_model_get_vocab(model)
+        self.size = int(L.llama_vocab_n_tokens(self._vocab))
+        self._pieces: dict[int, bytes] = {}
+        self._controls = self._control_words()
+        self._eog = {t for t in range(self.size) if L.llama_vocab_is_eog(self._vocab, t)}
+        self._bos = int(L.llama_vocab_bos(self._vocab))
+        self._adds_bos = bool(L.llama_vocab_get_add_bos(self._vocab)) and self._bos >= 0
+        template = L.llama_model_chat_template(model, None)
+        self._template = self._open_template(template) if template else None
+
+    @property
+    def has_template(self) -> bool:
+        """True when the model carries a chat template."""
+        return self._template is not None
+
+    def encode(self, request: Tokenize) -> list[int]:
+        """Tokens of a request; OSError(EINVAL) when the template refuses it."""
+        tokens: list[int] = []
+        for segment in segments(request, self._template, self._controls):
+            tokens += self.tokens(segment.text, segment.control)
+        if self._adds_bos and not request.follow and tokens[:1] != [self._bos]:
+            tokens.insert(0, self._bos)
+        return tokens
+
+    def tokens(self, text: str, control: bool) -> list[int]:
+        """Tokens of a text; control: control tokens in it mean what they say."""
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 8
+        buffer = (ctypes.c_int32 * room)()
+        count = L.llama_tokenize(self._vocab, data, len(data), buffer, room, False, control)
+        if count < 0:
+            raise OSError(errno.EINVAL, "the prompt can't be tokenized")
+        return list(buffer[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; none for control tokens."""
+        found = self._pieces.get(token)
+        if found is None:
+            found = self._pieces[token] = self._read_piece(token, False)
+        return found
+
+    def is_eog(self, token: int) -> bool:
+        """True when the token ends a generation."""
+        return token in self._eog
+
+    def _read_piece(self, token: int, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(256)
+        size = L.llama_token_to_piece(self._vocab, token, buffer, 256, 0, special)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = L.llama_token_to_piece(self._vocab, token, buffer, -size, 0, special)
+        return buffer.raw[:size]
+
+    def _control_words(self) -> list[str]:
+        marked = (t for t in range(self.size) if L.llama_vocab_is_control(self._vocab, t))
+        words = (self._read_piece(t, True).decode("utf-8", "replace") for t in marked)
+        return sorted({w for w in words if w}, key=len, reverse=True)
+
+    def _open_template(self, template: bytes) -> Template:
+        words = [
+            self._read_piece(t, True).decode("utf-8", "replace") if t >= 0 else ""
+            for t in (L.llama_vocab_eos(self._vocab), L.llama_vocab_bos(self._vocab))
+        ]
+        formatter: Any = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
+            template.decode("utf-8", "replace"), words[0], words[1]
+        )
+
+        def render(messages: list[dict[str, str]]) -> str:
+            try:
+                return str(formatter(messages=messages).prompt)
+            except Exception as e:  # the template is the model's program and may raise anything
+                raise ValueError(str(e)) from e
+
+        return render
+
+
+class Device:
+    """One llama_context with `slots` KV streams, and the batch that feeds it."""
+
+    def __init__(self, model: Any, setup: CoreSetup, setting: probe.Setting) -> None:
+        """Raises OSError(ENOMEM) when llama.cpp can't open a context of that kind."""
+        threads = setup.threads or os.cpu_count() or 1
+        params = L.llama_context_default_params()
+        params.n_ctx = setup.slots * setup.n_ctx
+        params.n_batch = params.n_ubatch = max(setup.grid, setup.slots)
+        params.n_seq_max, params.kv_unified = setup.slots, False
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = int(setting.flash)
+        params.type_k, params.type_v = KV_TYPES[setting.kv_k], KV_TYPES[setting.kv_v]
+        params.no_perf = True
+        self._ctx = L.llama_init_from_model(model, params)
+        if not self._ctx:
+            raise OSError(errno.ENOMEM, f"no context of {setting} could be opened: {_reason()}")
+        self._memory = L.llama_get_memory(self._ctx)
+        self._n_vocab = int(L.llama_vocab_n_tokens(L.llama_model_get_vocab(model)))
+        self._scratch = [_Scratch(), _Scratch()]
+        self._open_batch(params.n_batch)
+        self.seconds = 0.0
+
+    def _open_batch(self, size: int) -> None:
+        """A batch whose fields are numpy arrays of ours, so that filling it is a few stores."""
+        self._tokens = np.zeros(size, np.int32)
+        self._positions = np.zeros(size, np.int32)
+        self._wanted = np.zeros(size, np.int8)
+        self._slots = np.zeros(size, np.int32)
+        self._counts = np.ones(size, np.int32)
+        self._slot_pointers = self._slots.ctypes.data + 4 * np.arange(size, dtype=np.uint64)
+        self._offsets = np.arange(size, dtype=np.int32)
+        self._batch = L.llama_batch()
+        for name, array in (
+            ("token", self._tokens),
+            ("pos", self._positions),
+            ("n_seq_id", self._counts),
+            ("seq_id", self._slot_pointers),
+            ("logits", self._wanted),
+        ):
+            kind = dict(L.llama_batch._fields_)[name]
+            setattr(self._batch, name, ctypes.cast(array.ctypes.data, kind))
+
+    def prefill(self, slot: int, tokens: Sequence[int], start: int, want: bool) -> None:
+        """Compute one chunk of a sequence; want: the last token's logits as row 0."""
+        n = len(tokens)
+        self._tokens[:n] = tokens
+        self._positions[:n] = self._offsets[:n] + start
+        self._slots[:n] = slot
+        self._wanted[:n] = 0
+        self._wanted[n - 1] = want
+        self._decode(n)
+
+    def decode(self, rows: Sequence[Row]) -> None:
+        """Compute one token of each row."""
+        n = len(rows)
+        table = np.array(rows, np.int32)
+        self._slots[:n], self._tokens[:n] = table[:, 0], table[:, 1]
+        self._positions[:n], self._wanted[:n] = table[:, 2], table[:, 3]
+        self._decode(n)
+
+    def _decode(self, n: int) -> None:
+        self._batch.n_tokens = n
+        began = perf_counter()
+        result = L.llama_decode(self._ctx, self._batch)
+        self.seconds = perf_counter() - began
+        if result:
+            raise OSError(errno.EIO, f"llama.cpp refused the batch ({result}): {_reason()}")
+
+    def logits(self, count: int) -> npt.NDArray[np.float32]:
+        """The last call's wanted logits, `count` rows in order; valid until the next call."""
+        pointer = L.llama_get_logits(self._ctx)
+        return np.ctypeslib.as_array(pointer, (count, self._n_vocab))
+
+    def step(self, rows: Sequence[tuple[int, int, int]]) -> bytes:
+        """For the probe: decode (slot, token, position) rows; the first one's logits."""
+        self.decode([Row(*row, True) for row in rows])
+        return self.logits(1).tobytes()
+
+    def state_size(self, slot: int) -> int:
+        """Bytes that a snapshot of the slot takes."""
+        return int(L.llama_state_seq_get_size(self._ctx, slot))
+
+    def take_out(self, slot: int, address: int, size: int) -> int:
+        """Copy the slot's state to memory; the bytes written, 0 on failure."""
+        target = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
+        return int(L.llama_state_seq_get_data(self._ctx, target, size, slot))
+
+    def put_in(self, slot: int, address: int, size: int) -> int:
+        """Make the slot's state that in memory; the bytes read, 0 on failure."""
+        source = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
+        return int(L.llama_state_seq_set_data(self._ctx, source, size, slot))
+
+    def copy(self, source: int, target: int) -> None:
+        """Make target's KV a copy of source's."""
+        self._copy_out(source, self._scratch[0])
+        self._copy_in(target, self._scratch[0])
+
+    def swap(self, a: int, b: int) -> None:
+        """Exchange the KV of two slots."""
+        for slot, scratch in zip((a, b), self._scratch, strict=True):
+            self._copy_out(slot, scratch)
+        for slot, scratch in zip((b, a), self._scratch, strict=True):
+            self._copy_in(slot, scratch)
+
+    def _copy_out(self, slot: int, scratch: _Scratch) -> None:
+        scratch.reserve(self.state_size(slot))
+        scratch.used = self.take_out(slot, scratch.address, scratch.size)
+        if not scratch.used:
+            raise RuntimeError(f"slot {slot}: its state could not be copied out")
+
+    def _copy_in(self, slot: int, scratch: _Scratch) -> None:
+        self.clear(slot)
+        if not self.put_in(slot, scratch.address, scratch.used):
+            raise RuntimeError(f"slot {slot}: its state could not be copied in")
+
+    def truncate(self, slot: int, kv: int) -> None:
+        """Roll back to kv positions; OSError(ENOTSUP) when the model's memory can't."""
+        if not L.llama_memory_seq_rm(self._memory, slot, kv, -1):
+            raise OSError(errno.ENOTSUP, "this model's memory can't be rolled back")
+
+    def clear(self, slot: int) -> None:
+        """Forget the slot's KV."""
+        L.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def close(self) -> None:
+        """Free the context."""
+        L.llama_free(self._ctx)
+
+
+class _Scratch:
+    """Memory that is kept: fresh pages cost more than the copy."""
+
+    def __init__(self) -> None:
+        self.size = self.used = self.address = 0
+        self._memory: mmap.mmap | None = None
+
+    def reserve(self, size: int) -> None:
+        """Make room for size bytes; what was in it is lost."""
+        if size <= self.size:
+            return
+        self.size = size + size // 4
+        self._memory = mmap.mmap(-1, self.size)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+
+class Sampler:
+    """llama.cpp's own samplers; the random one is seeded anew for each position."""
+
+    def __init__(self, n_vocab: int) -> None:
+        kinds = [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
+        self._candidates = np.zeros(n_vocab, kinds)
+        self._ids = np.arange(n_vocab, dtype=np.int32)
+        self._array = L.llama_token_data_array()
+        self._chains: dict[Sampling, Any] = {}
+
+    def choose(self, logits: npt.NDArray[np.float32], how: Sampling, position: int) -> int:
+        """The token for `position` from one row of logits."""
+        if how.temperature <= 0:
+            return int(logits.argmax())  # of equals the first, as llama.cpp's greedy sampler
+        candidates, array = self._candidates, self._array
+        candidates["id"], candidates["logit"] = self._ids, logits
+        array.data = ctypes.cast(candidates.ctypes.data, L.llama_token_data_p)
+        array.size, array.selected, array.sorted = len(candidates), -1, False
+        L.llama_sampler_apply(self._chain(how), ctypes.byref(array))
+        dice = L.llama_sampler_init_dist(position_seed(how.seed, position))
+        L.llama_sampler_apply(dice, ctypes.byref(array))
+        L.llama_sampler_free(dice)
+        return int(array.data[array.selected].id)
+
+    def _chain(self, how: Sampling) -> Any:
+        """The filters before the random choice, in llama.cpp's usual order. They hold no state."""
+        key = Sampling(how.temperature, how.top_p, how.top_k, how.min_p)
+        chain = self._chains.get(key)
+        if chain is None:
+            if len(self._chains) >= 64:
+                L.llama_sampler_free(self._chains.pop(next(iter(self._chains))))
+            chain = self._chains[key] = _open_chain(key)
+        return chain
+
+
+def _open_chain(how: Sampling) -> Any:
+    chain = L.llama_sampler_chain_init(L.llama_sampler_chain_default_params())
+    if how.top_k > 0:
+        L.llama_sampler_chain_add(chain, L.llama_sampler_init_top_k(how.top_k))
+    if how.top_p < 1:
+        L.llama_sampler_chain_add(chain, L.llama_sampler_init_top_p(how.top_p, 1))
+    if how.min_p > 0:
+        L.llama_sampler_chain_add(chain, L.llama_sampler_init_min_p(how.min_p, 1))
+    L.llama_sampler_chain_add(chain, L.llama_sampler_init_temp(how.temperature))
+    return chain
+
+
+def position_seed(seed: int, position: int) -> int:
+    """A 32-bit seed that depends on (seed, position) alone, well mixed (splitmix64)."""
+    mask = (1 << 64) - 1
+    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    folded = (z ^ (z >> 31)) >> 32
+    return folded if folded != UNSEEDED else 0
+
+
+class LlamaRunner:
+    """A GGUF model, its slots and its samplers. See `runner.Runner`."""
+
+    def __init__(self, setup: CoreSetup) -> None:
+        """Raises OSError: the model is missing, unreadable, foreign, truncated or too large."""
+        for name in (setup.kv_k, setup.kv_v):
+            if name not in KV_TYPES and name != "auto":
+                known = ", ".join(KV_TYPES)
+                raise OSError(errno.EINVAL, f"KV type {name} is unknown; give auto or {known}")
+        gguf.check(setup.model)
+        _silence()
+        self._setup = setup
+        self._models: dict[bool, Any] = {}
+        key = _fingerprint(setup)
+        verdict, setting = self._decide(key)
+        for extra in [e for e in self._models if e != setting.extra]:
+            L.llama_model_free(self._models.pop(extra))
+        model = self._model(setting.extra)
+        self._device = Device(model, setup, setting)
+        self._vocabulary = Vocabulary(model)
+        self._sampler = Sampler(self._vocabulary.size)
+        self._rows: list[int] = []
+        fingerprint = hashlib.sha256(f"{key} {setting}".encode()).hexdigest()[:32]
+        self._files = SnapshotFiles(fingerprint, 2 * setup.slots + 8)
+        self.encode, self.piece = self._vocabulary.encode, self._vocabulary.piece
+        self.is_eog = self._vocabulary.is_eog
+        self.truncate, self.clear = self._device.truncate, self._device.clear
+        self.swap = self._device.swap
+        self.info = ModelInfo(
+            name=_text(L.llama_model_meta_val_str, model, b"general.name")
+            or Path(setup.model).stem,
+            fingerprint=fingerprint,
+            n_vocab=self._vocabulary.size,
+            n_ctx=setup.n_ctx,
+            n_ctx_train=int(L.llama_model_n_ctx_train(model)),
+            chat_template=self._vocabulary.has_template,
+            exact=verdict.exact if verdict else None,
+            setting=str(setting),
+            verdict=probe.dump(verdict) if verdict else "",
+            kv_bytes_per_token=self._warm_up(),
+        )
+
+    def _decide(self, key: str) -> tuple[probe.Verdict | None, probe.Setting]:
+        setup = self._setup
+        if not setup.exact:
+            return None, probe.fastest(setup.kv_k, setup.kv_v)
+        verdict = probe.recall(setup.verdict, key)
+        if verdict is None:
+            kv = (setup.kv_k, setup.kv_v)
+            verdict = probe.probe(self._open_bench, key, kv, setup.slots, setup.grid)
+        return verdict, verdict.setting
+
+    def _open_bench(self, setting: probe.Setting) -> probe.Bench:
+        return Device(self._model(setting.extra), self._setup, setting)
+
+    def _model(self, extra: bool) -> Any:
+        if extra not in self._models:
+            params = L.llama_model_default_params()
+            params.use_extra_bufts, params.n_gpu_layers = extra, self._setup.gpu_layers
+            path = os.fsencode(self._setup.model)
+            model = L.llama_model_load_from_file(path, params)
+            if not model:
+                message = f"{self._setup.model} can't be opened by llama.cpp: {_reason()}"
+                raise OSError(errno.ENOEXEC, message)
+            self._models[extra] = model
+        return self._models[extra]
+
+    def _warm_up(self) -> int:
+        """Touch the weights and the buffers once; returns a snapshot's bytes per position."""
+        device, tokens = self._device, [10 + i for i in range(min(16, self._setup.grid))]
+        device.prefill(0, tokens, 0, True)
+        full = device.state_size(0)
+        device.clear(0)
+        return (full - device.state_size(0)) // len(tokens)
+
+    @property
+    def device_seconds(self) -> float:
+        """Time inside the last llama_decode."""
+        return self._device.seconds
+
+    def prefill(self, slot: int, tokens: Sequence[int], start: int, want: bool) -> None:
+        """Compute one chunk."""
+        self._rows = [0]
+        self._device.prefill(slot, tokens, start, want)
+
+    def decode(self, rows: Sequence[Row]) -> None:
+        """Compute one step."""
+        self._rows = [i for i, row in enumerate(rows) if row.want]
+        self._device.decode(rows)
+
+    def sample(self, draws: Sequence[Draw]) -> list[int]:
+        """Choose a token for each draw."""
+        if not draws:
+            return []
+        logits = self._device.logits(len(self._rows))
+        kept = {row: i for i, row in enumerate(self._rows)}
+        return [
+            self._sampler.choose(logits[kept[row]], how, position) for row, how, position in draws
+        ]
+
+    def save(self, slot: int, path: str, kv: int) -> int:
+        """Write the slot's KV to a file."""
+        device = self._device
+
+        def fill(address: int, size: int) -> int:
+            return device.take_out(slot, address, size)
+
+        return self._files.write(path, kv, device.state_size(slot), fill)
+
+    def restore(self, slot: int, path: str, kv: int) -> None:
+        """Read a file into an empty slot."""
+        device = self._device
+
+        def take(address: int, size: int) -> int:
+            return device.put_in(slot, address, size)
+
+        self._files.read(path, kv, take)
+
+    def move(self, source: int, target: int) -> None:
+        """Bring a slot's KV to an empty one."""
+        self._device.copy(source, target)
+        self._device.clear(source)
+
+
+def _silence() -> None:
+    L.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    L.llama_backend_init()
+
+
+def _text(read: Any, *arguments: Any) -> str:
+    buffer = ctypes.create_string_buffer(256)
+    read(*arguments, buffer, 256)
+    return buffer.value.decode("utf-8", "replace")
+
+
+def _fingerprint(setup: CoreSetup) -> str:
+    """What bits depend on beside the setting: the model file, the build, the CPU, the shape."""
+    library = Path(llama_cpp.__file__).parent / "lib"
+    sizes = sorted((f.name, f.stat().st_size) for f in library.glob("*.so"))
+    cpu = L.llama_print_system_info().decode()
+    build = f"{llama_cpp.__version__} {sizes} {cpu}"
+    shape = f"{setup.slots} {setup.threads or os.cpu_count()} {setup.gpu_layers} {setup.grid}"
+    whole = f"{_file_digest(setup.model)} {build} {shape} {setup.kv_k} {setup.kv_v}"
+    return hashlib.sha256(whole.encode()).hexdigest()[:32]
+
+
+def _file_digest(path: str) -> str:
+    """Digest of a model file: its size, its head, and blocks all over it (not every byte)."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        size = os.fstat(f.fileno()).st_size
+        digest.update(f"{size}".encode())
+        digest.update(f.read(1 << 20))
+        for i in range(64):
+            f.seek(max(0, size - (1 << 16)) * i // 63)
+            digest.update(f.read(1 << 16))
+    return digest.hexdigest()

@@ -1,0 +1,245 @@
+"""A worker's main loop: take the kernel's commands, compute one batch, report it, again.
+
+Each turn is one device call: a prefill slice of the sequence with the lowest rank, or one decode
+step of every sequence that has a known token to compute. While both wait they take turns, so an
+urgent arrival waits at most one slice and one decode step. Commands take effect between two turns;
+with nothing to compute the loop sleeps on its inbox.
+
+What must hold: an error of one sequence ends that sequence (`Lost`) and no other. Every command
+that names a sequence is answered: with its event, or with Lost when there is no such sequence.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from aiosd.engine import protocol as p
+from aiosd.engine.runner import Draw, Row, Runner
+from aiosd.engine.sequence import Sequence, check
+from aiosd.engine.slots import Slots
+
+
+class Loop:
+    """Drives one runner. `send` takes each event; it may be called from this thread only."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        setup: p.CoreSetup,
+        inbox: SimpleQueue[p.Command],
+        send: Callable[[p.Event], None],
+    ) -> None:
+        self._runner = runner
+        self._grid = setup.grid
+        self._inbox = inbox
+        self._send = send
+        self._slots = Slots(setup.slots)
+        self._sequences: dict[int, Sequence] = {}
+        self._order = 0
+        self._prefilled_last = False
+
+    def run(self) -> None:
+        """Serve for ever; the process ends from the thread that reads the socket."""
+        while True:
+            self.drain(block=not any(s.running for s in self._sequences.values()))
+            self.turn()
+
+    def drain(self, block: bool) -> None:
+        """Carry out the commands that wait; block: wait for the first one."""
+        while block or not self._inbox.empty():
+            block = False
+            command = self._inbox.get()
+            if isinstance(command, p.Admit):
+                self._admit(command)
+            elif isinstance(command, p.Rank | p.Park | p.Save | p.Evict):
+                self._apply(command)
+            else:
+                raise ValueError(f"the main loop was given {type(command).__name__}")
+
+    def turn(self) -> None:
+        """Compute one batch, if there is anything to compute."""
+        prefilling: list[Sequence] = []
+        decoding: list[Sequence] = []
+        for sequence in self._sequences.values():
+            if sequence.running:
+                (prefilling if sequence.prefilling else decoding).append(sequence)
+        if prefilling and not (self._prefilled_last and decoding):
+            self._prefill(min(prefilling, key=lambda s: (s.rank, s.order)))
+        elif decoding:
+            self._decode(decoding)
+
+    # Batches.
+
+    def _prefill(self, sequence: Sequence) -> None:
+        began = time.perf_counter()
+        self._prefilled_last = True
+        start, end = sequence.kv, sequence.chunk(self._grid)
+        last = end == len(sequence.tokens)
+        try:
+            self._runner.prefill(sequence.slot, sequence.tokens[start:end], start, last)
+        except OSError as e:
+            self._lose(sequence, e)
+            return
+        sequence.advance(end)
+        ended = self._sample([(0, sequence)]) if last else []
+        self._report([(sequence.cid, p.PREFILL, start, end)], ended, began)
+
+    def _decode(self, decoding: list[Sequence]) -> None:
+        began = time.perf_counter()
+        self._prefilled_last = False
+        self._compact(decoding)
+        decoding.sort(key=lambda s: s.slot)
+        rows = [Row(s.slot, s.tokens[s.kv], s.kv, s.kv + 1 == len(s.tokens)) for s in decoding]
+        try:
+            self._runner.decode(rows)
+        except OSError as e:
+            self._decode_apart(decoding, rows, e)
+            return
+        computed = []
+        for sequence in decoding:
+            sequence.advance(sequence.kv + 1)
+            computed.append((sequence.cid, p.DECODE, sequence.kv - 1, sequence.kv))
+        draws = [(row, sequence) for row, sequence in enumerate(decoding) if rows[row].want]
+        self._report(computed, self._sample(draws), began)
+
+    def _decode_apart(self, decoding: list[Sequence], rows: list[Row], error: OSError) -> None:
+        """A batch was refused: find the sequence at fault and lose only that one."""
+        if len(decoding) == 1:
+            self._lose(decoding[0], error)
+            return
+        for sequence, row in zip(decoding, rows, strict=True):
+            try:
+                self._runner.truncate(sequence.slot, row.position)
+            except OSError as e:
+                self._lose(sequence, e)
+            else:
+                self._decode([sequence])
+
+    def _sample(self, draws: list[tuple[int, Sequence]]) -> list[p.Token]:
+        runner, n_ctx = self._runner, self._runner.info.n_ctx
+        tokens = runner.sample([Draw(row, s.goal.sampling, s.kv) for row, s in draws])
+        return [
+            s.accept(token, runner.is_eog(token), runner.piece, n_ctx)
+            for token, (_, s) in zip(tokens, draws, strict=True)
+        ]
+
+    def _report(
+        self, computed: list[tuple[int, int, int, int]], tokens: list[p.Token], began: float
+    ) -> None:
+        seconds = time.perf_counter() - began
+        self._send(p.Step(computed, tokens, seconds, self._runner.device_seconds))
+
+    def _compact(self, decoding: list[Sequence]) -> None:
+        """Make the sequences that decode occupy consecutive slots."""
+        taken = [s.slot for s in decoding]
+        if max(taken) - min(taken) + 1 == len(taken):
+            return
+        sizes = {cid: s.kv + self._grid for cid, s in self._sequences.items()}
+        for change in self._slots.plan([s.cid for s in decoding], sizes.__getitem__):
+            act = self._runner.swap if change.swap else self._runner.move
+            act(change.source, change.target)
+            self._slots.apply(change)
+        self._place()
+
+    # Commands.
+
+    def _admit(self, admit: p.Admit) -> None:
+        resident = self._sequences.get(admit.cid)
+        try:
+            check(admit, self._runner.info.n_vocab, self._runner.info.n_ctx)
+            slot = resident.slot if resident else self._take_slot(admit.cid)
+        except OSError as e:
+            self._lose(resident or admit.cid, e)
+            return
+        self._order += 1
+        sequence = Sequence(admit, self._order, slot, self._runner.piece)
+        self._sequences[admit.cid] = sequence
+        try:
+            self._source(admit, resident, slot)
+        except OSError as e:
+            self._lose(sequence, e)
+            return
+        if not resident:
+            self._place()
+
+    def _take_slot(self, cid: int) -> int:
+        running = [s.cid for s in self._sequences.values() if s.running]
+        slot = self._slots.place(cid, running)
+        if slot is None:
+            raise OSError(errno.EBUSY, "every slot is taken; evict a sequence first")
+        return slot
+
+    def _source(self, admit: p.Admit, resident: Sequence | None, slot: int) -> None:
+        """Bring the slot's KV to `admit.kv` positions: kept, restored, or none."""
+        if admit.path:
+            self._runner.clear(slot)
+            if admit.kv:
+                self._runner.restore(slot, admit.path, admit.kv)
+        elif not admit.kv:
+            self._runner.clear(slot)
+        elif resident is None:
+            raise OSError(errno.ESTALE, f"context {admit.cid} is not resident; give a snapshot")
+        elif resident.kv < admit.kv or resident.tokens[: admit.kv] != admit.tokens[: admit.kv]:
+            raise OSError(errno.ESTALE, f"context {admit.cid} holds other tokens; start from none")
+        elif resident.kv > admit.kv:
+            self._runner.truncate(slot, admit.kv)
+
+    def _apply(self, command: p.Rank | p.Park | p.Save | p.Evict) -> None:
+        sequence = self._sequences.get(command.cid)
+        if sequence is None:
+            lost = p.Lost(command.cid, errno.ESRCH, f"context {command.cid} is not resident")
+            self._send(lost)
+        elif isinstance(command, p.Rank):
+            sequence.rank = command.rank
+        elif isinstance(command, p.Park):
+            self._park(sequence)
+        elif isinstance(command, p.Save):
+            self._save(sequence, command.path)
+        else:
+            self._evict(sequence, command.path)
+
+    def _park(self, sequence: Sequence) -> None:
+        sequence.running = False
+        self._send(p.Parked(sequence.cid, sequence.kv))
+
+    def _save(self, sequence: Sequence, path: str) -> None:
+        began = time.perf_counter()
+        try:
+            size = self._runner.save(sequence.slot, path, sequence.kv) if sequence.kv else 0
+        except OSError:
+            size = 0
+        seconds = time.perf_counter() - began
+        self._send(p.Saved(sequence.cid, path if size else "", sequence.kv, size, seconds))
+
+    def _evict(self, sequence: Sequence, path: str) -> None:
+        began = time.perf_counter()
+        size = 0
+        if path and sequence.kv:
+            try:
+                size = self._runner.save(sequence.slot, path, sequence.kv)
+            except OSError as e:
+                self._lose(sequence, e)
+                return
+        self._free(sequence)
+        kv, seconds = (sequence.kv if size else 0), time.perf_counter() - began
+        self._send(p.Evicted(sequence.cid, path if size else "", kv, size, seconds))
+
+    def _lose(self, sequence: Sequence | int, error: OSError) -> None:
+        cid = sequence if isinstance(sequence, int) else sequence.cid
+        if not isinstance(sequence, int):
+            self._free(sequence)
+        self._send(p.Lost(cid, error.errno or errno.EIO, error.strerror or str(error)))
+
+    def _free(self, sequence: Sequence) -> None:
+        self._runner.clear(sequence.slot)
+        self._slots.remove(sequence.cid)
+        del self._sequences[sequence.cid]
+
+    def _place(self) -> None:
+        placed = self._slots.placed()
+        for cid, slot in placed:
+            self._sequences[cid].slot = slot
+        self._send(p.Placed(placed))

@@ -1,0 +1,122 @@
+"""From a request to the text that is tokenized: chat templates, and what users typed kept apart.
+
+`segments` renders a request through a model's chat template and returns pieces of text, each with
+a flag: may control tokens (such as `<|im_end|>`) be parsed in it? The template's own text may hold
+them; a message's content may not, or a user could speak as the system.
+
+Only when a content does hold such a word is the text cut up. Otherwise it stays one piece, so that
+ordinary text gets exactly the tokens that the model was trained on.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from aiosd.engine.protocol import Tokenize
+
+REPLY = "\ue000reply\ue001"
+"""Stands for the reply that a context already holds when a turn follows it."""
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+class Segment(NamedTuple):
+    """Text to tokenize; control says whether control tokens in it mean what they say."""
+
+    text: str
+    control: bool
+
+
+Template = Callable[[list[dict[str, str]]], str]
+"""Renders messages with the generation prompt; raises ValueError when it refuses them."""
+
+_decode_messages = msgspec.json.Decoder(list[Message]).decode
+
+
+def segments(
+    request: Tokenize, template: Template | None, control_words: Sequence[str]
+) -> list[Segment]:
+    """What to tokenize for a request, in order.
+
+    template: the model's, or None when it has none. control_words: texts of its control tokens.
+    Raises OSError(EINVAL) for messages that are malformed or that the template refuses.
+    """
+    messages = _messages(request)
+    if request.raw:
+        return [Segment("\n".join(m.content for m in messages), True)]
+    if template is None:
+        return [Segment("\n".join(m.content for m in messages), False)]
+    contents = [m.content for m in messages]
+    text = _render(template, messages, contents, request.follow)
+    if not any(word in content for content in contents for word in control_words):
+        return [Segment(text, True)]
+    marks = [f"\ue000{i}\ue001" for i in range(len(contents))]
+    marked = _render(template, messages, marks, request.follow)
+    return _cut(marked, text, dict(zip(marks, contents, strict=True)))
+
+
+def _messages(request: Tokenize) -> list[Message]:
+    if not request.messages:
+        return [Message("user", request.prompt)]
+    try:
+        messages = _decode_messages(request.messages)
+    except msgspec.MsgspecError as e:
+        raise _invalid(f"messages: {e}; give a list of objects with role and content") from e
+    if not messages:
+        raise _invalid("messages: empty; give at least one message")
+    return messages
+
+
+def _render(
+    template: Template, messages: Sequence[Message], contents: Sequence[str], follow: bool
+) -> str:
+    turns = [
+        {"role": message.role, "content": content}
+        for message, content in zip(messages, contents, strict=True)
+    ]
+    if follow:
+        held = [{"role": "user", "content": "x"}, {"role": "assistant", "content": REPLY}]
+        turns = held + turns
+    try:
+        text = template(turns)
+    except ValueError as e:
+        raise _invalid(f"messages: the model's chat template refuses them: {e}") from e
+    if not follow:
+        return text
+    _, found, rest = text.partition(REPLY)
+    if not found:
+        raise _invalid("the model's chat template drops earlier replies; start a fresh context")
+    return rest
+
+
+def _cut(marked: str, text: str, contents: dict[str, str]) -> list[Segment]:
+    """Cut the marked rendering at its marks; refuse when that is not the plain rendering."""
+    marks = re.compile("|".join(map(re.escape, contents)))
+    for variant in (contents, {mark: content.strip() for mark, content in contents.items()}):
+        pieces: list[Segment] = []
+        at = 0
+        for found in marks.finditer(marked):
+            pieces.append(Segment(marked[at : found.start()], True))
+            pieces.append(Segment(variant[found.group()], False))
+            at = found.end()
+        pieces.append(Segment(marked[at:], True))
+        if "".join(piece.text for piece in pieces) == text:
+            return [piece for piece in pieces if piece.text]
+    raise _invalid(
+        "messages: a content holds a control token's text and the chat template rewrites contents; "
+        "remove that text"
+    )
+
+
+def _invalid(message: str) -> OSError:
+    return OSError(errno.EINVAL, message)

@@ -1,0 +1,121 @@
+"""The interface between a worker's loop and the device that computes: `Runner`.
+
+Two things implement it: `llama.py` (llama.cpp) and `fake.py` (no model, same rules). The loop
+decides what is computed and when; a runner only does it. Errors that concern one sequence are
+OSError with an errno and a sentence; anything else is a broken invariant and ends the worker.
+
+What must hold: rows of a decode sit in ascending consecutive slots; a prefill never crosses a
+multiple of the grid; prefill and decode never share a call. `encode` alone may be called from
+another thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What `Loaded` tells the kernel about an open model; the fields mean what they mean there."""
+
+    name: str
+    fingerprint: str
+    n_vocab: int
+    n_ctx: int
+    n_ctx_train: int
+    chat_template: bool
+    exact: bool | None
+    setting: str
+    verdict: str
+    kv_bytes_per_token: int
+
+
+class Row(NamedTuple):
+    """One sequence's share of a decode: compute `token` at `position`; want: its logits too."""
+
+    slot: int
+    token: int
+    position: int
+    want: bool
+
+
+class Draw(NamedTuple):
+    """Choose the token that goes to `position` from the logits of row `row` of the last call."""
+
+    row: int
+    sampling: Sampling
+    position: int
+
+
+class Runner(Protocol):
+    """A device with an open model and `slots` sequences' KV. One thread at a time."""
+
+    info: ModelInfo
+
+    @property
+    def device_seconds(self) -> float:
+        """Time the last prefill or decode spent inside the device."""
+        ...
+
+    def encode(self, request: Tokenize) -> list[int]:
+        """Tokens of a request, through the model's chat template. Any thread may call it."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; empty for control tokens."""
+        ...
+
+    def is_eog(self, token: int) -> bool:
+        """True when the token ends a generation."""
+        ...
+
+    def prefill(self, slot: int, tokens: Sequence[int], start: int, want: bool) -> None:
+        """Compute one chunk from position `start`; want: keep the last one's logits as row 0."""
+        ...
+
+    def decode(self, rows: Sequence[Row]) -> None:
+        """Compute one token for each row; logits are kept under the row's index."""
+        ...
+
+    def sample(self, draws: Sequence[Draw]) -> list[int]:
+        """Choose a token for each draw."""
+        ...
+
+    def save(self, slot: int, path: str, kv: int) -> int:
+        """Write the slot's KV (kv positions) to the file at path; returns its size in bytes."""
+        ...
+
+    def restore(self, slot: int, path: str, kv: int) -> None:
+        """Fill an empty slot from a file that holds kv positions."""
+        ...
+
+    def truncate(self, slot: int, kv: int) -> None:
+        """Roll the slot back to its first kv positions."""
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """Bring the KV of a slot to an empty one."""
+        ...
+
+    def swap(self, a: int, b: int) -> None:
+        """Exchange the KV of two slots."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Forget the slot's KV."""
+        ...
+
+
+def open_runner(setup: CoreSetup) -> Runner:
+    """Open the model that `setup` asks for; OSError says why it can't be."""
+    if setup.runner == "fake":
+        from aiosd.engine.fake import FakeRunner
+
+        return FakeRunner(setup)
+    from aiosd.engine.llama import LlamaRunner
+
+    return LlamaRunner(setup)

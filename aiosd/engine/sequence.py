@@ -1,0 +1,99 @@
+"""One sequence inside a worker: its tokens, how far they are computed, and how the rest will be.
+
+Pure state. The loop asks `chunk` or `row` for what to compute next, reports it with `advance`, and
+gives a sampled token to `accept`. `tokens[:kv]` is computed; the runs of `work` cover the rest; a
+sampled token becomes one more DECODE position.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+
+from aiosd.engine.protocol import DECODE, PREFILL, Admit, Run, Token
+from aiosd.engine.text import TextStream
+
+
+class Sequence:
+    """A resident sequence. `running` is False while it is parked."""
+
+    def __init__(self, admit: Admit, order: int, slot: int, piece: Callable[[int], bytes]) -> None:
+        """order: number of its admission; piece: bytes of a token, to rebuild the text's state."""
+        self.cid = admit.cid
+        self.tokens = admit.tokens
+        self.kv = admit.kv
+        self.goal = admit.goal
+        self.rank = admit.rank
+        self.order = order
+        self.slot = slot
+        self.running = True
+        self._work = deque((run.kind, run.end) for run in admit.work if run.end > run.start)
+        self._text = TextStream(admit.goal.stop)
+        for token in admit.tokens[admit.goal.prompt_len :]:
+            self._text.feed(piece(token))
+
+    @property
+    def prefilling(self) -> bool:
+        """True while its next positions are computed in grid chunks."""
+        return bool(self._work) and self._work[0][0] == PREFILL
+
+    @property
+    def complete(self) -> bool:
+        """True when everything known is computed: the next token can be sampled."""
+        return self.kv == len(self.tokens)
+
+    def chunk(self, grid: int) -> int:
+        """The end of the next prefill chunk: cut at multiples of the grid and at the run's end."""
+        return min(self._work[0][1], (self.kv // grid + 1) * grid)
+
+    def advance(self, end: int) -> None:
+        """Positions up to `end` have been computed."""
+        self.kv = end
+        while self._work and self._work[0][1] <= end:
+            self._work.popleft()
+
+    def accept(self, token: int, eog: bool, piece: Callable[[int], bytes], n_ctx: int) -> Token:
+        """Take a sampled token; returns the event that reports it. Ends the run when it must."""
+        index = len(self.tokens)
+        if eog:
+            self.running = False
+            return Token(self.cid, index, token, self._text.finish(), "stop", False)
+        self.tokens.append(token)
+        text, finish = self._text.feed(piece(token)), ""
+        if self._text.stopped:
+            finish = "stop"
+        elif index + 1 >= min(self.goal.prompt_len + self.goal.max_tokens, n_ctx):
+            finish, text = "length", text + self._text.finish()
+        self.running = not finish
+        return Token(self.cid, index, token, text, finish, True)
+
+
+def check(admit: Admit, n_vocab: int, n_ctx: int) -> None:
+    """Raise OSError(EINVAL or E2BIG) for an admission that the protocol does not allow."""
+    known, goal = len(admit.tokens), admit.goal
+    if known > n_ctx:
+        raise OSError(errno.E2BIG, f"tokens: {known}; a slot holds {n_ctx}, shorten the context")
+    if not all(0 <= token < n_vocab for token in admit.tokens):
+        raise _invalid(f"tokens: all must lie in 0..{n_vocab - 1}; was this core's model changed?")
+    if not 0 <= admit.kv < known:
+        raise _invalid(f"kv: {admit.kv} of {known} tokens; at least one must be left to compute")
+    if not 0 <= goal.prompt_len <= known:
+        raise _invalid(f"prompt_len: {goal.prompt_len} of {known} tokens; give at most that many")
+    if known - goal.prompt_len >= goal.max_tokens:
+        raise _invalid(f"max_tokens: {goal.max_tokens} are already there; nothing is left to do")
+    at = admit.kv
+    for run in admit.work:
+        if run.start != at or run.end < run.start or run.kind not in (PREFILL, DECODE):
+            raise _invalid(f"work: {_shown(run)} must start at {at} and be a PREFILL or DECODE")
+        at = run.end
+    if at != known:
+        raise _invalid(f"work: covers {admit.kv}..{at}, but {known} tokens are known")
+
+
+def _shown(run: Run) -> str:
+    return f"run {run.kind} of {run.start}..{run.end}"
+
+
+def _invalid(message: str) -> OSError:
+    return OSError(errno.EINVAL, message)
