@@ -370,7 +370,7 @@ class LocalCore:
             return
         log.warning("core %s: context %d: %s", self.name, event.cid, event.message)
         sequence.deaths += 1
-        if sequence.deaths >= DEATHS or event.errno in (errno.EINVAL, errno.ENOSPC):
+        if sequence.deaths >= DEATHS or event.errno == errno.EINVAL:
             self._fail(sequence, event.errno, event.message)
         self._schedule()
 

@@ -206,11 +206,10 @@ class Placement:
 
     def evicted(self, event: protocol.Evicted) -> None:
         """A sequence has left its slot."""
-        path = self._writing.pop(event.cid, "")
+        path = self._written(event.cid, event.path)
         sequence = self.sequences.get(event.cid)
         if sequence is None or sequence.place is not Place.LEAVING:
-            if path:
-                self._buffers.give(path)
+            self._buffers.give(path)
             return
         self._out(sequence)
         self._keep(sequence, path, event.kv, event.size)
@@ -218,11 +217,10 @@ class Placement:
 
     def saved(self, event: protocol.Saved) -> None:
         """A copy of a sequence's KV is in its buffer."""
-        path = self._writing.pop(event.cid, "")
+        path = self._written(event.cid, event.path)
         sequence = self.sequences.get(event.cid)
         if sequence is None:
-            if path:
-                self._buffers.give(path)
+            self._buffers.give(path)
             return
         self._keep(sequence, path, event.kv, event.size)
         self._settled(event.cid)
@@ -235,8 +233,7 @@ class Placement:
 
     def lost(self, cid: int) -> Sequence | None:
         """The worker could not go on with a sequence; its snapshot is not to be trusted."""
-        if path := self._writing.pop(cid, ""):
-            self._buffers.give(path)
+        self._buffers.give(self._writing.pop(cid, ""))
         sequence = self._inside.get(cid)
         if sequence is not None:
             self._out(sequence)
@@ -248,14 +245,21 @@ class Placement:
         """The worker is gone; returns the sequences that it was running."""
         live = self.live()
         for path in self._writing.values():
-            if path:
-                self._buffers.give(path)
+            self._buffers.give(path)
         self._writing.clear()
         for sequence in list(self._inside.values()):
             self._out(sequence)
         for cid in list(self._waiters):
             self._settled(cid)
         return live
+
+    def _written(self, cid: int, path: str) -> str:
+        """Return the buffer that a command has filled, "" when there was nothing to write."""
+        buffer = self._writing.pop(cid, "")
+        if not path:
+            self._buffers.give(buffer)
+            return ""
+        return buffer
 
     def _out(self, sequence: Sequence) -> None:
         sequence.place = Place.OUT
