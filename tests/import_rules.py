@@ -10,7 +10,6 @@ allows by name; besides that, only the standard library and the modules themselv
     may_import = ["msgspec"]
 
 Each name covers what lies below it. A module that doesn't exist is a mistake in the contract.
-Imports for type checkers alone count like others: they bind the reader just as much.
 """
 
 import sys
