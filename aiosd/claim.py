@@ -24,23 +24,35 @@ class Lock:
 
     def __init__(self, directory: str) -> None:
         """Take the lock. Raises BlockingIOError naming the pid of the daemon that has it."""
-        path = os.path.join(directory, LOCK)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._path = os.path.join(directory, LOCK)
+        while not self._take():
+            pass  # its holder took the file away while we waited for nothing: begin again
+        os.truncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _take(self) -> bool:
+        """Lock the file; False when it is no longer the one that the path names."""
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._fd).st_ino == os.stat(self._path).st_ino:
+                return True
+        except FileNotFoundError:
+            pass
         except BlockingIOError:
             pid = os.read(self._fd, 32).decode(errors="replace").strip() or "unknown"
             os.close(self._fd)
             raise BlockingIOError(
                 errno.EAGAIN,
-                f"another aiosd (pid {pid}) runs in {directory}; "
+                f"another aiosd (pid {pid}) runs in {os.path.dirname(self._path)}; "
                 "stop it, or give this one other directories",
             ) from None
-        os.truncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        os.close(self._fd)
+        return False
 
     def release(self) -> None:
-        """Let others have it. The file stays: removing it would let two hold "the" lock."""
+        """Let others have it; the file goes first, while nobody else can hold it."""
+        os.unlink(self._path)
         os.close(self._fd)
 
 

@@ -10,6 +10,7 @@ behind; agents outlive the kernel's end.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -18,7 +19,7 @@ import secrets
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -37,7 +38,7 @@ from aiosd.system import VERSION, About, System
 
 log = logging.getLogger(__name__)
 
-SPARE_FILES = 256
+SPARE_FILES: Final = 256
 """Descriptors beside connections: database, log, shims, workers."""
 
 
@@ -169,10 +170,10 @@ class Kernel:
         self.server.max_connections = config.kernel.max_connections
 
     async def _attach(self, caller: Caller, credential: str) -> str:
-        raise PermissionError(13, "hello: the credential is not valid here")
+        raise PermissionError(errno.EACCES, "hello: the credential is not valid here")
 
     def _figures(self) -> dict[str, Any]:
-        return {}
+        return {"connections": self.server.connections}
 
 
 def _without(old: Config, new: Config, keys: list[str]) -> Config:

@@ -87,7 +87,8 @@ def _reader(options: argparse.Namespace) -> Callable[[], Config]:
 def _source(options: argparse.Namespace) -> str:
     from aiosd import config
 
-    return options.config or str(config.default_file(os.environ, options.system))
+    usual = config.default_file(os.environ, options.system)
+    return options.config or (str(usual) if usual.exists() else "built-in defaults")
 
 
 def _run(make: Callable[[], Any]) -> int:

@@ -6,18 +6,18 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiosd.abi import LEVEL
-from aiosd.abi.system import Ping, Pong, Sysinfo, SystemInfo, Watch
+from aiosd.abi.system import CallStatistics, Ping, Pong, Sysinfo, SystemInfo, Watch
 from aiosd.access import Access, Caller
 from aiosd.events import Events
-from aiosd.syscall import Dispatcher, Stream
+from aiosd.session import Stream
 
 VERSION: Final = "0.1.0"
 
 _COUNTS: Final = (
-    "requests", "preemptions", "tokens_in", "tokens_out", "kv_ram", "kv_ram_limit",
+    "connections", "requests", "preemptions", "tokens_in", "tokens_out", "kv_ram", "kv_ram_limit",
 )  # fmt: skip
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -32,22 +32,32 @@ class About:
     config: str
 
 
+class Ledger(Protocol):
+    """What the dispatcher knows of the calls."""
+
+    def missing(self) -> list[str]:
+        """Return the names of the calls that have no handler."""
+
+    def statistics(self) -> list[CallStatistics]:
+        """Return the numbers of every call that was made."""
+
+
 class System:
     """The kernel's account of itself.
 
-    figures: functions whose mappings fill the fields of SystemInfo that other parts know.
+    figures: gives the fields of SystemInfo that other parts know; what it lacks is shown as 0.
     """
 
     def __init__(
         self,
         about: About,
-        dispatcher: Dispatcher,
+        ledger: Ledger,
         events: Events,
         access: Access,
         figures: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._about = about
-        self._dispatcher = dispatcher
+        self._ledger = ledger
         self._events = events
         self._access = access
         self._figures = figures
@@ -71,9 +81,8 @@ class System:
             state_dir=self._about.state_dir,
             config=self._about.config,
             rss=resident(),
-            connections=len(self._dispatcher.sessions),
-            missing=self._dispatcher.missing(),
-            calls=self._dispatcher.statistics(),
+            missing=self._ledger.missing(),
+            calls=self._ledger.statistics(),
             **known,
         )
 
