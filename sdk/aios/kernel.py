@@ -401,8 +401,8 @@ def connect(
     """Connect to aiosd and return its system calls as an object.
 
     socket: path of the kernel's socket; by default AIOS_SOCKET's, else the usual place.
-    name: become an agent of this name. A process that aiosd started is one already, then its
-    agent is shown by this name. Without either the connection is a person's.
+    name: become an agent of this name. A process that aiosd started is one already and keeps the
+    name that it was started with. Without either the connection is a person's.
     credential: speak for the agent that it belongs to (from `fork` or an earlier connection).
     patience: seconds to go on trying when a connection is lost later on.
 

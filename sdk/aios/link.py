@@ -21,15 +21,7 @@ from aios.place import Inherited
 from aios.session import Finish
 from aiosd.abi import LEVEL
 from aiosd.abi.call import Call
-from aiosd.abi.process import (
-    Exit,
-    GetAid,
-    Identity,
-    RegisterAgent,
-    SetAid,
-    Started,
-    UpdateAgentConfig,
-)
+from aiosd.abi.process import Exit, RegisterAgent, SetAid, Started
 from aiosd.abi.system import Hello, Welcome
 from aiosd.abi.table import BY_ARGS
 
@@ -176,19 +168,10 @@ class Link:
             self._inherited.replace(old, welcome.credential)
         self.aid = welcome.aid
         self.welcome = welcome
-        if first and self.name:
-            yield from self._take_name()
-
-    def _take_name(self) -> Plan[None]:
-        """Register under the name, or where a credential made us an agent, show it by that name."""
-        if not self.aid:
+        if first and self.name and not self.aid:
             args = RegisterAgent(name=self.name, key=self._register_key)
             self._learn(args, (yield Exchange(args, raw=True)))
             self.registered = True
-            return
-        identity: Identity = yield Exchange(GetAid(), raw=True)
-        if identity.name != self.name:
-            yield Exchange(UpdateAgentConfig(aid=self.aid, name=self.name), raw=True)
 
     def _learn(self, args: Call, reply: Any) -> None:
         """Note what an answer says about who this connection is."""

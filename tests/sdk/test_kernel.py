@@ -100,7 +100,7 @@ def test_a_spawned_process_is_its_agent_and_its_exit_is_left_to_the_kernel(
     with aios.connect() as second:  # the process stays the agent that it is
         assert second.aid == 4
     names = [name for name, _ in fake.seen.queue]
-    assert names == ["hello", "get_aid", "update_agent_config", "hello"]
+    assert names == ["hello", "hello"]  # no new registration, no exit
 
 
 def test_a_descriptor_that_is_none_is_a_clear_error(
