@@ -159,7 +159,7 @@ class LocalCore:
         self.state = "restarting"
         self.restarts += 1
         self._listener.core_changed(self, "lost")
-        delay = 0.0 if self._deaths == 1 else min(0.05 * 2**self._deaths, 5.0)
+        delay = 0.0 if self._deaths == 1 else min(0.01 * 2**self._deaths, 1.0)
         self._loop.call_later(delay, self._relaunch)
 
     def _relaunch(self) -> None:
@@ -395,8 +395,8 @@ class LocalCore:
         if sequence is None:
             return
         sequence.slot_kv = end
-        if not sequence.record(kind, start, end, self.setup.grid):
-            return
+        if sequence.goal is None or not sequence.record(kind, start, end, self.setup.grid):
+            return  # cancelled meanwhile (it is rolled back when it goes on), or a replay
         sequence.deaths = 0
         count = end - start
         prefill, decode = (0, count) if kind == DECODE else (count, 0)

@@ -83,9 +83,10 @@ class Sequence:
     def record(self, kind: int, start: int, end: int, grid: int) -> bool:
         """Note that positions start to end have been computed; False when that was on record.
 
-        Positions past the tokens (sampled after a cancel) are left out. Raises ValueError on a gap.
+        Raises ValueError on a gap, or past the tokens.
         """
-        end = min(end, len(self.tokens))
+        if end > len(self.tokens):
+            raise ValueError(f"context {self.cid}: computed to {end}, has {len(self.tokens)}")
         if end <= self.kv:
             return False
         if start != self.kv:

@@ -1,0 +1,167 @@
+"""A core on a real worker process, driven without a kernel around it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from aiosd import sched
+from aiosd.cores.buffers import Buffers
+from aiosd.cores.local import LocalCore
+from aiosd.cores.sequence import Sequence
+from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Token
+
+DEADLINE = 60.0
+
+
+class Result:
+    """A sink that gathers what a sequence produces."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.text = ""
+        self.began = 0.0
+        self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.grown = asyncio.Event()
+
+    def computed(self, kind: int, start: int, end: int, began: float) -> None:
+        self.began = self.began or began
+
+    def token(self, token: Token) -> None:
+        if token.kept:
+            self.tokens.append(token.token)
+        self.text += token.text
+        self.grown.set()
+        if token.finish:
+            self.done.set_result(token.finish)
+
+    def failed(self, errno: int, message: str) -> None:
+        self.grown.set()
+        self.done.set_exception(OSError(errno, message))
+
+    async def reach(self, count: int) -> None:
+        """Wait until there are this many tokens, or the end."""
+        async with asyncio.timeout(DEADLINE):
+            while len(self.tokens) < count and not self.done.done():
+                self.grown.clear()
+                await self.grown.wait()
+
+
+class Bench:
+    """A core, what it told its listener, and a way to run prompts on it."""
+
+    def __init__(self, core: LocalCore, buffers: Buffers, news: list[str]) -> None:
+        self.core = core
+        self.buffers = buffers
+        self.news = news
+        self._cid = 0
+
+    async def submit(
+        self,
+        prompt: str,
+        *,
+        sequence: Sequence | None = None,
+        nice: int = 0,
+        max_tokens: int = 40,
+        temperature: float = 0.0,
+    ) -> tuple[Sequence, Result]:
+        """Begin to generate from a prompt, on a fresh sequence or after what one holds."""
+        if sequence is None:
+            self._cid += 1
+            sequence = Sequence(cid=self._cid, aid=self._cid, uid=0, nice=nice)
+            self.core.add(sequence)
+        tokens = await self.core.tokenize(prompt, "", True, bool(sequence.tokens))
+        await self.core.placement.settle(sequence)
+        sequence.tokens.extend(tokens)
+        result = Result()
+        sequence.sink = result
+        length = len(sequence.tokens)
+        sequence.goal = Goal(length, max_tokens, Sampling(temperature, 1.0, 0, 0.0, 7), [])
+        self.core.submit(sequence)
+        return sequence, result
+
+    async def solo(
+        self, *prompts: str, temperature: float = 0.0, max_tokens: int = 40
+    ) -> list[int]:
+        """Run prompts one after the other in one context, alone, and return the tokens."""
+        sequence: Sequence | None = None
+        tokens: list[int] = []
+        for prompt in prompts:
+            sequence, result = await self.submit(
+                prompt, sequence=sequence, temperature=temperature, max_tokens=max_tokens
+            )
+            await within(result.done)
+            tokens += result.tokens
+        assert sequence is not None
+        self.core.forget(sequence)
+        return tokens
+
+
+async def within(awaitable: Awaitable[str]) -> str:
+    """Await with the suite's deadline."""
+    async with asyncio.timeout(DEADLINE):
+        return await awaitable
+
+
+MakeBench = Callable[..., AbstractAsyncContextManager[Bench]]
+
+
+@pytest.fixture
+def bench(kv_dir: Path) -> MakeBench:
+    """Make a core: `async with bench(slots=4, policy="rr", quantum=8, step_ms=1) as b`."""
+
+    @asynccontextmanager
+    async def make(
+        *,
+        model: str = "",
+        slots: int = 4,
+        n_ctx: int = 2048,
+        policy: str = "rr",
+        quantum: int = 8,
+        ram: int = 1 << 30,
+        **options: object,
+    ) -> AsyncIterator[Bench]:
+        buffers = Buffers(kv_dir, ram)
+        buffers.boot()
+        news: list[str] = []
+        given = {"quantum": quantum} if sched.takes(policy, "quantum") else {}
+        setup = CoreSetup(
+            runner="llama" if model else "fake",
+            model=model or json.dumps({"eog": 0.002, **options}),
+            slots=slots,
+            n_ctx=n_ctx,
+            grid=64,
+            threads=2,
+            gpu_layers=0,
+            kv_k="auto",
+            kv_v="auto",
+            exact=True,
+            verdict="",
+        )
+        core = LocalCore("c", setup, 19, sched.make(policy, **given), buffers, _News(news))
+        try:
+            yield Bench(core, buffers, news)
+        finally:
+            await core.stop()
+            buffers.close()
+
+    return make
+
+
+class _News:
+    def __init__(self, news: list[str]) -> None:
+        self._news = news
+
+    def core_changed(self, core: LocalCore, what: str) -> None:
+        self._news.append(what)
+
+    def preempted(self, core: LocalCore, sequence: Sequence) -> None:
+        self._news.append("preempt")
+
+    def verdict(self, core: LocalCore, verdict: str) -> None:
+        self._news.append("verdict")
