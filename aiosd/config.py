@@ -77,7 +77,10 @@ ENVIRONMENT: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake. source: the file, a variable or "command line"; key: dotted path."""
+    """One mistake. source: the file, a variable, "command line", or "" for a default.
+
+    key: dotted path, as kernel.socket or cores[0].name.
+    """
 
     source: str
     key: str
@@ -135,7 +138,7 @@ def load(
     for key, value in (overrides or {}).items():
         tree |= reader.read(_nest(key, value), "command line", Path.cwd())
     config = _resolve(_build(Config, tree, ""), environ, system)
-    reader.check(config, str(file))
+    reader.check(config)
     if reader.problems:
         raise ConfigError(reader.problems)
     return config
@@ -171,30 +174,40 @@ def find_model(model: str) -> Path:
 def make_dirs(config: Config) -> None:
     """Create the state, runtime and KV directories, 0700 (0710 for a group to reach the socket).
 
-    Raises PermissionError for one that another user owns or may write to.
+    Raises PermissionError for one that another user owns or may write to, with the cure.
     """
     kernel = config.kernel
     gid = grp.getgrnam(kernel.group).gr_gid if kernel.group else -1
     for place in (kernel.state_dir, config.context.kv_dir):
         _make_dir(Path(place), -1)
-    for shared in {kernel.runtime_dir, os.path.dirname(kernel.socket)}:
-        _make_dir(Path(shared), gid)
+    _make_dir(Path(kernel.runtime_dir), gid)
+    of_socket = Path(kernel.socket).parent
+    if not of_socket.is_dir() or not of_socket.stat().st_mode & stat.S_ISVTX:  # as /tmp has it
+        _make_dir(of_socket, gid)
 
 
 def _make_dir(place: Path, gid: int) -> None:
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         place.mkdir(mode=0o700)
-        if gid >= 0:
-            os.chown(place, -1, gid)
-            place.chmod(0o710)
     except FileExistsError:
-        found = place.lstat()
-        if not stat.S_ISDIR(found.st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(place)) from None
-        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            reason = "another user owns it or may write to it: remove it, or configure another"
-            raise PermissionError(errno.EPERM, reason, str(place)) from None
+        _check_dir(place)
+        return
+    if gid >= 0:
+        os.chown(place, -1, gid)
+        place.chmod(0o710)
+
+
+def _check_dir(place: Path) -> None:
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(place))
+    if found.st_uid != os.geteuid():
+        reason = f"user {found.st_uid} owns it: remove it, or configure another"
+        raise PermissionError(errno.EPERM, reason, str(place))
+    if found.st_mode & 0o022:
+        reason = "other users may write to it: chmod go-w, or configure another"
+        raise PermissionError(errno.EPERM, reason, str(place))
 
 
 def _parse(file: Path, must_exist: bool) -> dict[str, Any]:
@@ -217,15 +230,18 @@ class _Reader:
         self._choices = choices
         self._source = ""
         self._base = Path()
+        self._sources: dict[str, str] = {}  # of each key that has a value
 
     def read(self, raw: Mapping[str, Any], source: str, base: Path) -> dict[str, Any]:
         """Return the good values by dotted key. base: what relative paths are relative to."""
         self._source, self._base = source, base
-        return self._table(Config, raw, "")
+        values = self._table(Config, raw, "")
+        self._sources |= dict.fromkeys(values, source)
+        return values
 
-    def check(self, config: Config, source: str) -> None:
+    def check(self, config: Config) -> None:
         """Check what concerns several keys, or the machine."""
-        self._source = source
+        self._source = ""
         names = [core.name for core in config.cores]
         for i, core in enumerate(config.cores):
             if core.name in names[:i]:
@@ -244,7 +260,8 @@ class _Reader:
             self._wrong("kernel.group", f"no group {config.kernel.group!r}{near}")
 
     def _wrong(self, key: str, reason: str) -> None:
-        self.problems.append(Problem(self._source, key, reason))
+        source = self._source or self._sources.get(key.partition("[")[0], "")
+        self.problems.append(Problem(source, key, reason))
 
     def _table(self, cls: type[Section], raw: object, prefix: str) -> dict[str, Any]:
         if not isinstance(raw, Mapping):
