@@ -1,26 +1,42 @@
 """The pool of files that hold KV off the core."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from aiosd.cores.buffers import Buffers
 
 MIB = 1 << 20
 
 
+@pytest.fixture
+def make(kv_dir: Path) -> Iterator[Callable[[int], Buffers]]:
+    """Make a pool with a limit in bytes; its files go with the test."""
+    pools: list[Buffers] = []
+
+    def pool(limit: int) -> Buffers:
+        pools.append(Buffers(kv_dir, limit))
+        pools[-1].boot()
+        return pools[-1]
+
+    yield pool
+    for made in pools:
+        made.close()
+
+
 def fill(path: str, size: int) -> None:
     Path(path).write_bytes(bytes(size))
 
 
-def test_the_limit_holds_for_what_is_taken(kv_dir: Path) -> None:
-    pool = Buffers(kv_dir, 3 * MIB)
-    pool.boot()
+def test_the_limit_holds_for_what_is_taken(make: Callable[[int], Buffers]) -> None:
+    pool = make(3 * MIB)
     assert pool.take(2 * MIB) and pool.take(2 * MIB) is None and pool.take(MIB)
     assert pool.room == 0
 
 
-def test_a_returned_buffer_is_reused_and_counts_as_room(kv_dir: Path) -> None:
-    pool = Buffers(kv_dir, 4 * MIB)
-    pool.boot()
+def test_a_returned_buffer_is_reused_and_counts_as_room(make: Callable[[int], Buffers]) -> None:
+    pool = make(4 * MIB)
     first = pool.take(MIB)
     assert first
     fill(first, MIB)
@@ -29,9 +45,8 @@ def test_a_returned_buffer_is_reused_and_counts_as_room(kv_dir: Path) -> None:
     assert pool.used == 0 and pool.take(MIB) == first
 
 
-def test_idle_files_give_way_to_the_limit(kv_dir: Path) -> None:
-    pool = Buffers(kv_dir, 2 * MIB)
-    pool.boot()
+def test_idle_files_give_way_to_the_limit(make: Callable[[int], Buffers]) -> None:
+    pool = make(2 * MIB)
     first = pool.take(MIB)
     assert first
     fill(first, MIB)
@@ -39,9 +54,8 @@ def test_idle_files_give_way_to_the_limit(kv_dir: Path) -> None:
     assert pool.take(2 * MIB) == first or not Path(first).exists()
 
 
-def test_a_shared_buffer_lives_until_its_last_holder(kv_dir: Path) -> None:
-    pool = Buffers(kv_dir, 4 * MIB)
-    pool.boot()
+def test_a_shared_buffer_lives_until_its_last_holder(make: Callable[[int], Buffers]) -> None:
+    pool = make(4 * MIB)
     path = pool.take(MIB)
     assert path
     fill(path, MIB)
@@ -54,7 +68,9 @@ def test_a_shared_buffer_lives_until_its_last_holder(kv_dir: Path) -> None:
     assert pool.used == 0
 
 
-def test_boot_removes_what_an_earlier_kernel_left(kv_dir: Path) -> None:
+def test_boot_removes_what_an_earlier_kernel_left(
+    kv_dir: Path, make: Callable[[int], Buffers]
+) -> None:
     fill(str(kv_dir / "7.kv"), 10)
-    Buffers(kv_dir, MIB).boot()
+    make(MIB)
     assert not list(kv_dir.iterdir())
