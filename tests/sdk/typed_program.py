@@ -1,4 +1,4 @@
-"""A program that uses the SDK as its users do; mypy checks it in test_public.py, nothing runs it."""
+"""A program that uses the SDK as its users do; test_public.py has mypy check it."""
 
 from __future__ import annotations
 
