@@ -77,7 +77,7 @@ class Events:
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
 
-    def emit(self, kind: str, aid: int = 0, **data: Any) -> None:
+    def emit(self, kind: str, aid: int = 0, /, **data: Any) -> None:
         """Tell the watchers that something happened; aid 0: to the kernel, so anyone may know."""
         if not self._subscriptions:
             return

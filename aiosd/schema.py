@@ -28,8 +28,10 @@ create table agents (
     pid_started real not null default 0,    -- tells the process from a later one of the same pid
     state text not null,
     nice integer not null default 0,
+    max_tokens integer not null default 0,
     note text not null default '',
     credential_hash text not null default '',
+    ticket_hash text not null default '',   -- of the one-time credential, until it is used up
     created real not null,
     started real not null default 0,
     ended real not null default 0,
