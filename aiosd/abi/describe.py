@@ -123,7 +123,9 @@ def _limits(metas: list[Meta], kind: Any) -> str:
         if meta.gt is not None:
             words.append(f"above {meta.gt}")
         if meta.min_length:
-            words.append(f"at least {meta.min_length} {unit}")
+            words.append(
+                "not empty" if meta.min_length == 1 else f"at least {meta.min_length} {unit}"
+            )
         if meta.max_length is not None:
             words.append(f"at most {meta.max_length} {unit}")
     return ", ".join(dict.fromkeys(words))
