@@ -85,13 +85,11 @@ class Log:
 class Stream:
     """One output pipe of the agent and the line that has not ended yet."""
 
-    def __init__(self, name: str, fd: int) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.fd = fd
         self.rest = ""
         self.flush_at = NEVER
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        os.set_blocking(fd, False)
 
     def feed(self, data: bytes, now: float) -> list[str]:
         """Take bytes, none at the end of the stream; return the pieces that are complete."""

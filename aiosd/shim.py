@@ -68,6 +68,7 @@ class Shim:
         self.order = order
         self.listener = listener
         self.log = Log(order.log_limit)
+        self.silent_size = self.log.size
         self.cgroup = Cgroup(order.cgroup, aid)
         if order.cgroup and not self.cgroup.path:
             note(f"no cgroup below {order.cgroup}: the tree is found through /proc")
@@ -108,7 +109,9 @@ class Shim:
         self.forked = time.time()
         self.pid, out, err, self.status_fd = launch(self.order, self.cgroup, credential)
         self.start_ticks = Stat(self.pid).start
-        self.streams = {out: Stream("out", out), err: Stream("err", err)}
+        self.streams = {out: Stream("out"), err: Stream("err")}
+        for fd in self.streams:
+            os.set_blocking(fd, False)
         self._watch(wake, lambda _: self._signalled(wake))
         self._watch(out, lambda _: self._copy(out))
         self._watch(err, lambda _: self._copy(err))
@@ -319,6 +322,8 @@ class Shim:
         )
         if self.started:
             self._send({"ev": "started", "pid": self.pid, "started": self.started})
+        if self.log.size > self.silent_size:
+            self.tell_at = 0.0  # there may never be more: tell at once
         if self.record is not None:
             self._send_end()
 

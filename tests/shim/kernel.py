@@ -60,6 +60,13 @@ class Kernel:
         self.shims.append(shim)
         return shim
 
+    async def adopt(self, aid: int = 7) -> Shim:
+        """Find a shim again that is known to live."""
+        shim = await self.spawner.adopt(aid)
+        assert isinstance(shim, Shim)
+        self.shims.append(shim)
+        return shim
+
     async def python(self, code: str, *args: str, **fields: Any) -> Shim:
         """Start a Python agent."""
         return await self.start(sys.executable, "-I", "-S", "-u", "-c", code, *args, **fields)
@@ -90,6 +97,7 @@ class Kernel:
     async def end(self) -> None:
         """End what the test left, as the last thing on its loop."""
         for shim in self.shims:
+            shim.kill_tree()  # at once: a test's tree may be deaf to SIGTERM
             if alive(shim.shim_pid):
                 os.kill(shim.shim_pid, signal.SIGTERM)
             await gone(shim.shim_pid)
@@ -112,7 +120,7 @@ class Kernel:
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Look again and again, with a deadline: for states that nobody reports."""
     async with asyncio.timeout(DEADLINE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - /proc sends no events
             await asyncio.sleep(0.005)
     assert condition(), what
 
