@@ -14,38 +14,47 @@ from contextlib import suppress
 from typing import Final
 
 SOCKET: Final = "AIOS_SOCKET"
+RUNTIME_DIR: Final = "AIOS_RUNTIME_DIR"
+TEMPORARY: Final = "/tmp"
 CREDENTIAL_FD: Final = "AIOS_CREDENTIAL_FD"
 LONGEST: Final = 128
 """Bytes in a credential; more than that on the descriptor is not one."""
 
 
-def candidates() -> list[str]:
-    """Return the paths where a kernel may listen, likeliest first."""
-    user = os.getuid()
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    homes = [f"{runtime}/aios"] if os.path.isabs(runtime) else []
-    homes += [f"/run/user/{user}/aios", "/run/aios", f"/tmp/aios-{user}"]
-    return [f"{home}/aiosd.sock" for home in homes]
-
-
 def socket_path(given: str | os.PathLike[str] | None = None) -> str:
     """Return the socket to connect to: the one given, AIOS_SOCKET's, else the first that exists.
 
-    Where none exists it is the one at which a kernel of this user would listen.
+    Where none exists it is the one at which this user's own kernel would listen.
     """
     if given is not None:
         return os.fspath(given)
     named = os.environ.get(SOCKET, "")
     if named:
         return named
-    paths = candidates()
-    return next((path for path in paths if _reachable(path)), paths[0])
+    paths = [f"{directory}/aiosd.sock" for directory in candidates()]
+    return next((path for path in paths if _usable(path)), paths[0])
 
 
-def _reachable(path: str) -> bool:
-    """Whether there is a socket that is ours to use; in /tmp anybody could have put one."""
+def candidates() -> list[str]:
+    """Return the directories in which a kernel may listen, the user's own first, as aiosd does."""
+    named = os.environ.get(RUNTIME_DIR, "")
+    if named:
+        return [named]
+    user = os.getuid()
+    temporary = f"{TEMPORARY}/aios-{user}"
+    usual = f"/run/user/{user}"
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    own = given or (usual if os.path.isdir(usual) else "")
+    first = f"{own}/aios" if own else temporary
+    return list(dict.fromkeys([first, f"{usual}/aios", "/run/aios", temporary]))
+
+
+def _usable(path: str) -> bool:
+    """Whether there is a socket that we may trust: in /tmp, anybody could have made one."""
+    directory = os.path.dirname(path)
     with suppress(OSError):
-        return os.stat(os.path.dirname(path)).st_uid in (0, os.getuid()) and os.path.exists(path)
+        exposed = os.path.dirname(directory) == TEMPORARY
+        return os.path.exists(path) and not (exposed and os.stat(directory).st_uid != os.getuid())
     return False
 
 
