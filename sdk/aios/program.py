@@ -84,6 +84,15 @@ class Program:
         sys.stdout.flush()
 
 
+def _whole(record: msgspec.Struct) -> dict[str, object]:
+    """Return a record's fields, those that have their default value too."""
+    fields = msgspec.structs.asdict(record).items()
+    return {
+        name: _whole(value) if isinstance(value, msgspec.Struct) else value
+        for name, value in fields
+    }
+
+
 class Options(argparse.Namespace):
     """The command line of an agent program."""
 
