@@ -10,7 +10,6 @@ behind; agents outlive the kernel's end.
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import os
@@ -19,6 +18,8 @@ import secrets
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -30,9 +31,13 @@ from aiosd.claim import Door, Lock
 from aiosd.config import Config
 from aiosd.db import Database
 from aiosd.events import Events
+from aiosd.inference import Inference
+from aiosd.machine import Machine
 from aiosd.notify import Notifier
+from aiosd.proc import ProcessTable
 from aiosd.schema import MIGRATIONS
 from aiosd.server import Server
+from aiosd.spawn import Spawner
 from aiosd.syscall import Dispatcher
 from aiosd.system import VERSION, About, System
 
@@ -123,10 +128,24 @@ class Kernel:
         )
         about = About(self.boot_id, kernel.socket, kernel.state_dir, self._source)
         system = System(about, self.dispatcher, self.events, self.access, self._figures)
-        self.dispatcher.bind(system)
+        agents_dir = Path(kernel.state_dir) / "agents"
+        self.table = ProcessTable(
+            self.config, self.db, self.events, self.access, partial(Spawner, agents_dir)
+        )
+        self.table.on_settled(self.dispatcher.forget_agent)
+        self.machine = Machine(self.config, self.db, self.events)
+        self.inference = Inference(
+            self.config, self.db, self.events, self.table, self.access, self.machine.cores
+        )
+        self.table.listener = self.inference
+        self.dispatcher.bind(system, *self.table.managers, self.machine, self.inference)
 
     async def _recover(self) -> None:
-        pass
+        self._undo.push_async_callback(self.table.close)
+        await self.inference.boot()  # numbers go on where the last kernel stopped
+        await self.table.boot()
+        self._undo.push_async_callback(self.machine.cores.close)
+        await self.machine.boot()  # cores begin to load; requests wait for them
 
     async def _open_door(self) -> None:
         kernel = self.config.kernel
@@ -167,13 +186,26 @@ class Kernel:
         self.config = config
         logs.set_level(config.kernel.log_level)
         self.dispatcher.max_inflight = config.kernel.max_inflight
+        self.table.reload(config)
+        self.inference.reload(config)
+        self.machine.reload(config)
         self.server.max_connections = config.kernel.max_connections
 
     async def _attach(self, caller: Caller, credential: str) -> str:
-        raise PermissionError(errno.EACCES, "hello: the credential is not valid here")
+        return (await self.table.attach(caller, credential))[1]
 
     def _figures(self) -> dict[str, Any]:
-        return {"connections": self.server.connections}
+        cores = list(self.machine.cores)
+        return {
+            "connections": self.server.connections,
+            "agents": self.table.counts(),
+            "requests": self.inference.requests,
+            "preemptions": sum(core.preemptions for core in cores),
+            "tokens_in": sum(core.tokens_in for core in cores),
+            "tokens_out": sum(core.tokens_out for core in cores),
+            "kv_ram": self.machine.cores.kv_ram,
+            "kv_ram_limit": self.config.context.ram_limit,
+        }
 
 
 def _without(old: Config, new: Config, keys: list[str]) -> Config:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from aiosd.config import Config
+    from aiosd.kernel import Kernel
 
 OPTIONS: Final = {
     "state_dir": "kernel.state_dir",
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon in the foreground; return its exit status."""
     options = _parser().parse_args(argv)
     try:
+        import uvloop
+
         from aiosd import config, kernel, log, system
     except ModuleNotFoundError as error:
         return _missing(error)
@@ -45,9 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     log.start(settings.kernel.log_level)
     try:
-        return _run(lambda: kernel.Kernel(settings, reread, _source(options)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_live(lambda: kernel.Kernel(settings, reread, _source(options))))
     except OSError as error:
         return _fail(_line(error), 1)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,19 +96,12 @@ def _source(options: argparse.Namespace) -> str:
     return options.config or (str(usual) if usual.exists() else "built-in defaults")
 
 
-def _run(make: Callable[[], Any]) -> int:
-    """Boot a kernel on a fresh event loop and serve until told to end."""
-    import uvloop
-
-    async def live() -> None:
-        kernel = make()
-        await kernel.boot()
-        await kernel.serve()
-        await kernel.end()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(live())
-    return 0
+async def _live(make: Callable[[], Kernel]) -> None:
+    """Boot a kernel and serve until told to end."""
+    kernel = make()
+    await kernel.boot()
+    await kernel.serve()
+    await kernel.end()
 
 
 def _missing(error: ModuleNotFoundError) -> int:

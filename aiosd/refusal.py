@@ -70,10 +70,9 @@ def of_arguments(call: Syscall, error: Exception) -> OSError:
         wrong = f"field '{_join(path, missing[1])}' is missing"
     elif unknown := _UNKNOWN.search(what):
         wrong = _unknown(call, path, unknown[1])
-    elif path:
-        wrong = f"field '{path}': {what[:1].lower()}{what[1:].replace('`', '')}"
     else:
-        wrong = f"the arguments: {what.replace('`', '')}"
+        place = f"field '{path}'" if path else "the arguments"
+        wrong = f"{place}: {what[:1].lower()}{what[1:].replace('`', '')}"
     return OSError(errno.EINVAL, f"{call.name}: {wrong}; see man 2 {call.name}")
 
 

@@ -36,6 +36,9 @@ FRAME_S: Final = 30.0
 GOODBYE_S: Final = 0.5
 """Seconds that peers have to read their last replies when the daemon ends."""
 
+SWEEP_S: Final = 1.0
+"""Seconds between two looks for peers whose time is over."""
+
 TURN_S: Final = 0.005
 """Seconds that one connection's requests may take before the others get their turn."""
 
@@ -44,6 +47,8 @@ HELLO_FRAME: Final = 4096
 
 FLUSH: Final = 1 << 16
 """Bytes of collected replies that are written at once."""
+
+CLOSED: Final = "the connection is closed"
 
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -153,7 +158,7 @@ class Connection(asyncio.Protocol):
                     self._yield()
                     break
         except wire.FrameError as error:
-            replies.append(last(0, errno.EPROTO, f"{error}; the connection is closed"))
+            replies.append(last(0, errno.EPROTO, f"{error}; {CLOSED}"))
             self._close(b"".join(replies))
             return
         if replies:
@@ -201,9 +206,9 @@ class Connection(asyncio.Protocol):
         if self._closing:
             self.transport.abort()
         elif self.session.greeted:
-            self.refuse(errno.ETIMEDOUT, f"a frame was not complete within {FRAME_S:g} s")
+            self.refuse(errno.ETIMEDOUT, f"a frame was not complete within {FRAME_S:g} s; {CLOSED}")
         else:
-            self.refuse(errno.ETIMEDOUT, f"no hello within {HELLO_S:g} s")
+            self.refuse(errno.ETIMEDOUT, f"no hello within {HELLO_S:g} s; {CLOSED}")
 
     def refuse(self, number: int, sentence: str) -> None:
         """Hang up on a peer that can't be served, and say why."""
@@ -283,12 +288,12 @@ class Server:
             self._empty.set()
 
     def _sweep(self) -> None:
-        """Once a second: hang up on those whose time is over."""
+        """Every SWEEP_S seconds: hang up on those whose time is over."""
         now = monotonic()
         for connection in list(self._connections):
             if connection.overdue(now):
                 connection.hang_up()
-        self._timer = self.loop.call_later(1.0, self._sweep)
+        self._timer = self.loop.call_later(SWEEP_S, self._sweep)
 
 
 def peer(sock: socket.socket) -> Caller:

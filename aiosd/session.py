@@ -101,7 +101,7 @@ class Flight:
     reason and errno: what to answer once the task was cancelled.
     """
 
-    __slots__ = ("askers", "entry", "errno", "kept", "reason", "stream", "task")
+    __slots__ = ("askers", "begun", "entry", "errno", "kept", "reason", "stream", "task")
 
     def __init__(self, entry: Entry, session: Session, id: int) -> None:
         self.entry = entry
@@ -109,6 +109,7 @@ class Flight:
         self.kept: Kept | None = None
         self.task: asyncio.Task[None] | None = None
         self.stream: Stream | None = None
+        self.begun = False
         self.reason = ""
         self.errno = errno.ECANCELED
 
@@ -120,10 +121,16 @@ class Flight:
             self.abort(reason, errno.ECANCELED)
 
     def abort(self, reason: str, number: int) -> None:
-        """Cancel the handler's task; the request answers errno `number` and the reason."""
-        if self.task is not None and not self.reason:
-            self.reason = reason
-            self.errno = number
+        """Cancel the handler's task; the request answers errno `number` and the reason.
+
+        A task cancelled before its first step would never run, and so never answer: one that has
+        not begun finds the reason when it does.
+        """
+        if self.reason:
+            return
+        self.reason = reason
+        self.errno = number
+        if self.begun and self.task is not None:
             self.task.cancel()
 
 

@@ -20,9 +20,9 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -306,11 +306,15 @@ class Dispatcher:
         flight.askers.append((session, id))
         session.flights[id] = flight
 
-    async def _fly(self, flight: Flight, work: Awaitable[object], began: float) -> None:
+    async def _fly(self, flight: Flight, work: Coroutine[Any, Any, object], began: float) -> None:
         """Run a handler to its end and answer everybody who asked."""
         call = flight.entry.call
         number, body = 0, b""
+        flight.begun = True
         try:
+            if flight.reason:
+                work.close()
+                raise asyncio.CancelledError
             body = encode(await work)
             check_size(len(body) + 16, self.max_frame)
         except asyncio.CancelledError:
