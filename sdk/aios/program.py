@@ -72,10 +72,8 @@ class Program:
 
     def _show(self, step: str, prompt: str, reply: Generation) -> None:
         if self._options.json:
-            told = {name: getattr(reply, name) for name in reply.__struct_fields__}
-            line = msgspec.json.encode(
-                Step(self.name, self.kernel.aid, step, prompt, told)
-            ).decode()
+            told = Step(self.name, self.kernel.aid, step, prompt, _whole(reply))
+            line = msgspec.json.encode(told).decode()
         else:
             took = f"{reply.usage.completion_tokens} tokens, {reply.timing.turnaround_s:.2f} s"
             waited = f"waited {reply.timing.waiting_s:.2f} s"
