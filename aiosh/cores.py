@@ -1,0 +1,241 @@
+"""Commands about cores and what is on them: cores, models, sched, mem, ctx."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from aiosh import link, offers, tables
+from aiosh.arguments import CoreName, Json
+from aiosh.tables import Column
+
+if TYPE_CHECKING:
+    from aiosd.abi.cores import Core
+    from aiosd.abi.process import SchedRow
+
+app = typer.Typer()
+core_app = typer.Typer(invoke_without_command=True)
+app.add_typer(core_app, name="cores", help="List cores; add, remove or drain one.")
+
+CORE_COLOURS: Final = {"ready": "green", "failed": "red", "loading": "yellow"}
+
+CORES: Final[list[Column[Core]]] = [
+    Column("CORE", lambda core: core.name),
+    Column("DRIVER", lambda core: core.driver),
+    Column("STATE", lambda core: core.state, colour=lambda c: CORE_COLOURS.get(c.state, "")),
+    Column("EXACT", lambda core: core.exact),
+    Column("RUN/SLOTS", lambda core: f"{core.running}/{core.slots}", right=True),
+    Column("QUEUED", lambda core: str(core.queued), right=True),
+    Column("HELD", lambda core: str(core.resident), right=True),
+    Column("N_CTX", lambda core: str(core.n_ctx), right=True),
+    Column("IN/OUT", lambda c: f"{tables.count(c.tokens_in)}/{tables.count(c.tokens_out)}"),
+    Column("TOK/S", lambda core: f"{core.tokens_per_s:.1f}", right=True),
+    Column("KV", lambda core: tables.size(core.kv_bytes), right=True),
+    Column("RSS", lambda core: tables.size(core.rss), right=True),
+    Column("SWAPS", lambda core: tables.count(core.switches), right=True),
+    Column("RESTARTS", lambda core: str(core.restarts), right=True),
+    Column("SETTING", lambda core: core.error or core.setting, least=7),
+]
+"""What `cores` shows. HELD counts contexts with KV in slots; SETTING is what the probe chose."""
+
+
+@core_app.callback()
+def cores(ctx: typer.Context, json: Json = False) -> None:
+    """List cores: state, exactness, load, KV, the setting that the probe chose."""
+    if ctx.invoked_subcommand is None:
+        _list(json)
+
+
+@core_app.command("list")
+def list_(json: Json = False) -> None:
+    """List cores, as `cores` alone does."""
+    _list(json)
+
+
+def _list(json: bool) -> None:
+    with link.kernel() as kernel:
+        rows = kernel.list_cores()
+    tables.show(CORES, rows, json)
+
+
+@core_app.command()
+def add(
+    model: Annotated[str, typer.Argument(help="GGUF file, or the name of a known model")],
+    name: Annotated[str, typer.Option("--name", "-n", help="default: the model's")] = "",
+    driver: Annotated[str, typer.Option("--driver", help="llama or fake")] = "llama",
+    slots: Annotated[int, typer.Option("--slots", min=1, max=256, help="run at once")] = 8,
+    n_ctx: Annotated[int, typer.Option("--n-ctx", min=128, help="tokens a slot")] = 2048,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="0: all processors")] = 0,
+    exact: Annotated[bool, typer.Option("--exact/--fast", help="tokens as in a solo run")] = True,
+    json: Json = False,
+) -> None:
+    """Load a model as a core; returns when it is ready, or says why it can't be."""
+    path = os.path.abspath(os.path.expanduser(model)) if _is_path(model) else model
+    with link.kernel() as kernel:
+        core = kernel.add_core(
+            model=path, name=name, driver=driver, slots=slots, n_ctx=n_ctx, threads=threads,
+            exact=exact,
+        )  # fmt: skip
+    if json:
+        tables.print_json(core)
+    elif core.state == "failed":
+        raise link.Failure(f"core {core.name} failed: {core.error}")
+    else:
+        print(core.name)
+
+
+def _is_path(model: str) -> bool:
+    return "/" in model or model.endswith(".gguf") or os.path.exists(model)
+
+
+@core_app.command()
+def remove(name: CoreName) -> None:
+    """Remove a core at once; requests on it end as cancelled."""
+    with link.kernel() as kernel:
+        kernel.remove_core(name=name)
+
+
+@core_app.command()
+def drain(name: CoreName) -> None:
+    """Let a core finish what it has, give it nothing new, then remove it."""
+    with link.kernel() as kernel:
+        kernel.drain_core(name=name)
+
+
+MODELS: Final[list[Column[Core]]] = [
+    Column("CORE", lambda core: core.name),
+    Column("KIND", lambda core: core.kind),
+    Column("STATE", lambda core: core.state, colour=lambda c: CORE_COLOURS.get(c.state, "")),
+    Column("EXACT", lambda core: core.exact),
+    Column("N_CTX", lambda core: str(core.n_ctx), right=True),
+    Column("TRAINED", lambda core: str(core.n_ctx_train), right=True),
+    Column("KV/TOKEN", lambda core: tables.size(core.bytes_per_token), right=True),
+    Column("MODEL", lambda core: core.model, least=12),
+]
+
+
+@app.command()
+def models(json: Json = False) -> None:
+    """List the models that cores run, with their windows and KV sizes."""
+    with link.kernel() as kernel:
+        rows = kernel.list_cores()
+    tables.show(MODELS, rows, json)
+
+
+SCHED: Final[list[Column[SchedRow]]] = [
+    Column("CORE", lambda row: row.core, least=8),
+    Column("PLACE", lambda row: str(row.place), right=True),
+    Column("AID", lambda row: str(row.aid), right=True),
+    Column("CTX", lambda row: str(row.cid), right=True),
+    Column("S", lambda row: row.state),
+    Column("NI", lambda row: str(row.nice), right=True),
+    Column("USED", lambda row: str(row.used), right=True),
+]
+
+
+@app.command()
+def sched(
+    policy: Annotated[
+        str, typer.Argument(help="change to this policy", autocompletion=offers.policies)
+    ] = "",
+    quantum: Annotated[
+        int, typer.Option("--quantum", "-q", min=0, help="tokens; 0: unchanged")
+    ] = 0,
+    json: Json = False,
+) -> None:
+    """Show the scheduling policy and the run queues, or change the policy while running."""
+    with link.kernel() as kernel:
+        if policy or quantum:
+            state = kernel.set_sched(policy=policy, quantum=quantum)
+        else:
+            state = kernel.get_sched()
+    if json:
+        tables.print_json(state)
+        return
+    known = [tables.paint(n, "bold") if n == state.policy else n for n in state.policies]
+    print(f"policy {state.policy} (of {' '.join(known)})")
+    print(f"quantum {state.quantum} tokens, {state.preemptions} preemptions")
+    if state.rows:
+        tables.show(SCHED, state.rows, json=False)
+
+
+Row = dict[str, Any]
+
+MEMORY: Final[list[Column[Row]]] = [
+    Column("OF", lambda row: row["of"]),
+    Column("NAME", lambda row: row["name"], least=12),
+    Column("KV", lambda row: tables.size(row["kv"]), right=True),
+    Column("RAM", lambda row: tables.size(row["ram"]), right=True),
+    Column("DISK", lambda row: tables.size(row["disk"]), right=True),
+]
+"""What `mem` shows: KV in slots, snapshots in RAM (for a core: its worker's memory), on disk."""
+
+
+@app.command()
+def mem(json: Json = False) -> None:
+    """Show KV, RAM and disk by core and by agent."""
+    with link.kernel() as kernel:
+        cores, agents, contexts = (
+            kernel.list_cores(), kernel.list_agents(), kernel.list_contexts(),
+        )  # fmt: skip
+        info = kernel.sysinfo()
+    in_slots: dict[int, int] = {}
+    for context in contexts:
+        if context.tier == "slot":
+            in_slots[context.aid] = in_slots.get(context.aid, 0) + context.bytes
+    rows: list[Row] = [
+        {"of": "core", "name": core.name, "kv": core.kv_bytes, "ram": core.rss, "disk": 0}
+        for core in cores
+    ]
+    rows += [
+        {
+            "of": f"agent:{agent.aid}", "name": agent.name, "kv": in_slots.get(agent.aid, 0),
+            "ram": agent.usage.kv_ram, "disk": agent.usage.kv_disk,
+        }
+        for agent in agents
+    ]  # fmt: skip
+    if json:
+        tables.print_json({"kv_ram": info.kv_ram, "kv_ram_limit": info.kv_ram_limit, "rows": rows})
+        return
+    limit = tables.size(info.kv_ram_limit) if info.kv_ram_limit else "no limit"
+    print(f"snapshots in RAM {tables.size(info.kv_ram)} of {limit}, kernel {tables.size(info.rss)}")
+    tables.show(MEMORY, rows, json=False)
+
+
+@app.command()
+def ctx(
+    agent: Annotated[
+        str, typer.Argument(help="aid or name; default: all", autocompletion=offers.agents)
+    ] = "",
+    clear: Annotated[
+        int | None, typer.Option("--clear", metavar="CTX", help="forget this context")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List contexts: their tokens, where their KV is, whether it is exact."""
+    with link.kernel() as kernel:
+        if clear is not None:
+            kernel.clr_context(context=clear)
+            return
+        aid = link.resolve(kernel, [agent], ended=True)[0] if agent else 0
+        rows = kernel.list_contexts(aid=aid)
+    tables.show(
+        [
+            Column("CTX", lambda row: str(row.cid), right=True),
+            Column("AID", lambda row: str(row.aid), right=True),
+            Column("CORE", lambda row: row.core, least=8),
+            Column("TIER", lambda row: row.tier),
+            Column("SLOT", lambda row: str(row.slot) if row.slot >= 0 else "", right=True),
+            Column("TOKENS", lambda row: str(row.tokens), right=True),
+            Column("KV", lambda row: str(row.kv), right=True),
+            Column("LIMIT", lambda row: str(row.limit), right=True),
+            Column("BYTES", lambda row: tables.size(row.bytes), right=True),
+            Column("EXACT", lambda row: "yes" if row.exact else "no"),
+            Column("BUSY", lambda row: "yes" if row.busy else "no"),
+            Column("POLICY", lambda row: row.policy),
+        ],
+        rows,
+        json,
+    )

@@ -1,0 +1,52 @@
+"""A system call's manual page as plain text, from the table: what `man` shows without files."""
+
+from __future__ import annotations
+
+import textwrap
+
+from aiosd.abi import describe
+from aiosd.abi.call import GENERAL_ERRORS, Syscall
+from aiosd.abi.table import BY_NAME, TABLE
+
+
+def page(name: str) -> str | None:
+    """Return the page of a system call, or of `syscalls`; None where there is none."""
+    if name in ("syscalls", "syscall"):
+        return _listing()
+    call = BY_NAME.get(name)
+    return None if call is None else _page(call)
+
+
+def _listing() -> str:
+    lines = ["System calls, by number", ""]
+    for number, call in TABLE.items():
+        summary = call.doc.splitlines()[0]
+        lines.append(f"{number:4}  {call.group:10} {call.name:20} {summary}")
+    return "\n".join(lines)
+
+
+def _page(call: Syscall) -> str:
+    taken = describe.arguments(call)
+    synopsis = ", ".join(f"{a.name}: {describe.spell(a.type)}" for a in taken)
+    parts = [
+        f"{call.name.upper()}(2)",
+        f"NAME\n    {call.name} - {call.doc.splitlines()[0]}",
+        f"SYNOPSIS\n    {call.name}({synopsis}) -> {describe.spell(call.reply)}",
+        "DESCRIPTION\n" + textwrap.indent(call.doc, "    "),
+    ]
+    if taken:
+        parts.append("ARGUMENTS\n" + "\n".join(_argument(a) for a in taken))
+    if call.chunk is not None:
+        parts.append(f"STREAM\n    of {describe.spell(describe.element(call.chunk))}")
+    errors = " ".join(call.errors) or "none of its own"
+    parts.append(f"ERRORS\n    {errors}; any call: {' '.join(GENERAL_ERRORS)}")
+    facts = f"number {call.number}, since level {call.since}, needs {call.needs or 'nothing'}"
+    parts.append(f"NOTES\n    {facts}")
+    return "\n\n".join(parts)
+
+
+def _argument(argument: describe.Argument) -> str:
+    kind = describe.spell(argument.type)
+    default = "required" if argument.required else f"default {argument.default!r}"
+    words = "; ".join(filter(None, (argument.text, argument.limits, default)))
+    return f"    {argument.name}: {kind}\n        {words}"
