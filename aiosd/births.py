@@ -297,7 +297,7 @@ class Births:
             await shim.closed()
         await self._roster.remove(process)
         await asyncio.to_thread(self.clear, process.aid)
-        self._reaper.forsake(process)
+        self._reaper.wake(process)
 
     def clear(self, aid: int) -> None:
         """Delete an agent's directories. Blocks."""

@@ -198,14 +198,15 @@ class ProcessTable:
         elif found is None:
             await self._reaper.end(process, Ending("lost", time.time()))
         elif process.ending is None:
-            self._adopt(process, found)
+            await self._adopt(process, found)
 
-    def _adopt(self, process: Process, shim: Shim) -> None:
+    async def _adopt(self, process: Process, shim: Shim) -> None:
         """Go on with an agent that lives. The signal repeats one that may not have been sent."""
         process.shim = shim
         if shim.record is None:
             self._signals.repeat(process)
-            self._roster.note("agent.adopted", process.aid, {"pid": process.pid})
+            note = Note("agent.adopted", process.aid, {"pid": process.pid})
+            await self._roster.save(notes=[note])
 
     def _clear(self, aids: list[int]) -> None:
         for aid in aids:

@@ -39,7 +39,7 @@ class Reaper:
     def __init__(self, roster: Roster, keep: Callable[[], int]) -> None:
         self._roster = roster
         self._keep = keep
-        self._waiters: dict[int, set[asyncio.Future[None]]] = {}
+        self._waiters: dict[int, dict[asyncio.Future[Process], None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_settled: list[Callable[[int], None]] = []
         self.clear: Callable[[int], None] = lambda aid: None
@@ -84,7 +84,7 @@ class Reaper:
         except OSError:
             log.exception("the end of agent %d could not be stored", process.aid)
         process.settled = True
-        self._wake(process.aid, ~process.parent)
+        self.wake(process)
         for tell in self.on_settled:
             tell(process.aid)
         await self._prune()
@@ -100,7 +100,7 @@ class Reaper:
         if surplus := self._roster.surplus(self._keep()):
             await self._roster.remove(*surplus)
             for process in surplus:
-                self._wake(process.aid, ~process.parent)
+                self.wake(process)
                 await asyncio.to_thread(self.clear, process.aid)
 
     async def sys_exit(self, caller: Caller, args: Exit) -> None:
@@ -141,20 +141,21 @@ class Reaper:
 
     async def _ended(self, caller: Caller, aid: int, hang: bool) -> Process | None:
         """Return an ended agent to tell of; without `hang`, None when there is none yet."""
-        loop = asyncio.get_running_loop()
         while True:
             process = self._pick_one(caller, aid) if aid else self._pick_any(caller)
             if process is not None or not hang:
                 return process
-            future = loop.create_future()
-            waiters = self._waiters.setdefault(aid or ~caller.aid, set())
-            waiters.add(future)
+            future: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
+            waiters = self._waiters.setdefault(aid or ~caller.aid, {})  # in order of asking
+            waiters[future] = None
             try:
-                await future
+                process = await future
             finally:
-                waiters.discard(future)
-                if not waiters:
-                    self._waiters.pop(aid or ~caller.aid, None)
+                del waiters[future]
+                if not waiters and self._waiters.get(aid or ~caller.aid) is waiters:
+                    del self._waiters[aid or ~caller.aid]
+            if process.aid == aid and process.settled:
+                return process  # though it may be pruned already
 
     def _pick_one(self, caller: Caller, aid: int) -> Process | None:
         process = self._roster.get(aid)
@@ -184,15 +185,12 @@ class Reaper:
             self._roster.save_soon(process)
             raise
 
-    def _wake(self, *keys: int) -> None:
-        for key in keys:
+    def wake(self, process: Process) -> None:
+        """Let those who wait for a process, or for any child of its parent, look again."""
+        for key in (process.aid, ~process.parent):
             for future in self._waiters.pop(key, ()):
                 if not future.done():
-                    future.set_result(None)
-
-    def forsake(self, process: Process) -> None:
-        """Tell those who wait that a process was never born."""
-        self._wake(process.aid, ~process.parent)
+                    future.set_result(process)
 
 
 def _facts(process: Process, ending: Ending) -> dict[str, object]:

@@ -220,8 +220,9 @@ class Roster:
     def _writing(
         self, processes: Sequence[Process], notes: Sequence[Note]
     ) -> Callable[[Connection], None]:
-        """Return a function that writes the rows as they are now."""
-        rows = [_to_row(process) for process in processes]
+        """Return a function that writes the rows as they are now; none of one removed meanwhile."""
+        kept = self._processes
+        rows = [_to_row(process) for process in processes if process.aid in kept]
         records = [(note.t, note.aid, note.kind, _json(note.data).decode()) for note in notes]
         keep = self.keep_events
 
