@@ -41,6 +41,20 @@ def test_the_same_methods_awaited(fake: FakeKernel) -> None:
     assert names == ["hello", "register_agent", "llm_generate", "exit"]
 
 
+def test_it_runs_on_uvloop_too(fake: FakeKernel) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    fake.answers["llm_generate"] = tell
+
+    async def main() -> None:
+        async with aios.connect_async(name="math") as kernel:
+            assert (await kernel.ping(payload=b"x")).payload == b"x"
+            stream = kernel.llm_generate("Tell", stream=True)
+            assert (await stream.result()).text == "once upon a time"
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
 def test_a_connection_can_be_awaited_and_closed(fake: FakeKernel) -> None:
     async def main() -> None:
         kernel = await aios.connect_async()
