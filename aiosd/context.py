@@ -114,11 +114,11 @@ class Contexts:
         self._of.setdefault(aid, {})[context.cid] = context
         return context
 
-    async def copy(self, parent: Context, aid: int, uid: int, nice: int) -> Context:
+    async def copy(self, parent: Context, aid: int) -> Context:
         """Give an agent a copy of a context: its tokens, its record, and its KV as it is held."""
         source, core = parent.sequence, parent.core
         await core.placement.save(source)
-        child = self.create(core, aid, uid, nice, parent.turns)
+        child = self.create(core, aid, source.uid, source.nice, parent.turns)
         target = child.sequence
         target.tokens = list(source.tokens)
         target.history, target.kv = list(source.history), source.kv

@@ -12,6 +12,7 @@ asked for within KEPT seconds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import time
@@ -318,7 +319,8 @@ class Inference:
             "waiting_s": timing.waiting_s,
             "turnaround_s": timing.turnaround_s,
         }
-        self._db.write_soon(lambda db: db.table("requests").insert(row))
+        with contextlib.suppress(BlockingIOError):  # the disk is far behind: the totals hold
+            self._db.write_soon(lambda db: db.table("requests").insert(row))
         self._table.note("request.end", generation.aid, row)
 
     def _on(self, core: LocalCore) -> Iterable[Generation]:
@@ -369,9 +371,8 @@ class Inference:
 
     async def fork_contexts(self, parent_aid: int, child_aid: int) -> None:
         """Give a child a copy of each of its parent's contexts."""
-        child = self._table.get(child_aid)
         for context in self.contexts.of(parent_aid):
-            await self.contexts.copy(context, child.aid, child.uid, child.nice)
+            await self.contexts.copy(context, child_aid)
 
     def activity(self, aid: int) -> Activity:
         """Say what an agent's requests do: the one that is furthest on speaks for it."""

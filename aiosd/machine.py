@@ -41,6 +41,10 @@ class Machine:
         self._verdicts = {row["key"]: row["verdict"] for row in rows}
         await self.cores.boot()
 
+    def reload(self, config: Config) -> None:
+        """Take on the schedule and the limits of a configuration that was read again."""
+        self.cores.reload(config)
+
     # News from cores (cores.local.Listener).
 
     def core_changed(self, core: LocalCore, what: str) -> None:

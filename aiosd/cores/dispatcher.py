@@ -83,6 +83,13 @@ class Cores:
             except OSError as error:
                 log.error("core %s: %s", core.name, error.strerror or error)
 
+    def reload(self, config: Config) -> None:
+        """Take on the schedule and the limit of KV in memory; cores stay as they are."""
+        self._buffers.limit = config.context.ram_limit
+        before, self._config = self._config.sched, config
+        if config.sched != before:
+            self.set_sched(config.sched.policy, config.sched.quantum)
+
     async def close(self) -> None:
         """Stop all cores and free their buffers."""
         await asyncio.gather(*(core.stop() for core in list(self._cores.values())))
