@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,6 +29,10 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 def test_the_same_methods_awaited(fake: FakeKernel) -> None:
     fake.answers["llm_generate"] = generation("hi")
 
@@ -41,18 +48,25 @@ def test_the_same_methods_awaited(fake: FakeKernel) -> None:
     assert names == ["hello", "register_agent", "llm_generate", "exit"]
 
 
+ON_UVLOOP = """
+import asyncio, aios, uvloop
+
+async def main():
+    async with aios.connect_async(name="math") as kernel:
+        assert (await kernel.ping(payload=b"x")).payload == b"x"
+        stream = kernel.llm_generate("Tell", stream=True)
+        assert (await stream.result()).text == "once upon a time"
+
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(main())
+"""
+
+
 def test_it_runs_on_uvloop_too(fake: FakeKernel) -> None:
-    uvloop = pytest.importorskip("uvloop")
+    pytest.importorskip("uvloop")
     fake.answers["llm_generate"] = tell
-
-    async def main() -> None:
-        async with aios.connect_async(name="math") as kernel:
-            assert (await kernel.ping(payload=b"x")).payload == b"x"
-            stream = kernel.llm_generate("Tell", stream=True)
-            assert (await stream.result()).text == "once upon a time"
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+    # A process of its own: libuv keeps a pipe for the life of one.
+    subprocess.run([sys.executable, "-c", ON_UVLOOP], check=True, env=environment())
 
 
 def test_a_connection_can_be_awaited_and_closed(fake: FakeKernel) -> None:
