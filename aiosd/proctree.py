@@ -26,15 +26,16 @@ def prctl(option: int, value: int) -> None:
 
 
 class Stat:
-    """What /proc says of a process: its parent, session, and start in clock ticks since boot."""
+    """What /proc says of a process: parent, group, session, state, start in ticks since boot."""
 
-    __slots__ = ("parent", "session", "start", "state")
+    __slots__ = ("group", "parent", "session", "start", "state")
 
     def __init__(self, pid: int) -> None:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b") ")[2].split()
         self.state = fields[0].decode()
         self.parent = int(fields[1])
+        self.group = int(fields[2])
         self.session = int(fields[3])
         self.start = int(fields[19])
 
@@ -51,18 +52,18 @@ def processes() -> dict[int, Stat]:
     return found
 
 
-def descendants(root: int) -> dict[int, int]:
-    """The processes below `root`, by pid, with their start in clock ticks."""
+def descendants(root: int) -> dict[int, Stat]:
+    """The processes below `root`, by pid."""
     table = processes()
     children: dict[int, list[int]] = {}
     for pid, stat in table.items():
         children.setdefault(stat.parent, []).append(pid)
-    found: dict[int, int] = {}
+    found: dict[int, Stat] = {}
     waiting = [root]
     while waiting:
         for pid in children.get(waiting.pop(), ()):
             if pid not in found:
-                found[pid] = table[pid].start
+                found[pid] = table[pid]
                 waiting.append(pid)
     return found
 
@@ -84,20 +85,38 @@ def send_signal(pid: int, start: int, sig: int) -> None:
 
 def signal_tree(root: int, *sigs: int) -> None:
     """Send the signals, in order, to every process below `root`."""
-    for pid, start in descendants(root).items():
+    for pid, stat in descendants(root).items():
         for sig in sigs:
-            send_signal(pid, start, sig)
+            send_signal(pid, stat.start, sig)
 
 
 def kill_tree(root: int) -> None:
-    """Kill every process below `root`: stop them all first, so that none can fork away."""
+    """Kill every process below `root`, which leads a session of its own.
+
+    Whole groups first: that is atomic, so not even a process that forks and ends faster than we
+    can look gets away. Then what is left, stopped before it is killed so that it cannot fork.
+    """
     frozen: dict[int, int] = {}
-    while fresh := {p: s for p, s in descendants(root).items() if frozen.get(p) != s}:
-        for pid, start in fresh.items():
-            send_signal(pid, start, signal.SIGSTOP)
-        frozen.update(fresh)
+    while True:
+        fresh = {p: s for p, s in descendants(root).items() if frozen.get(p) != s.start}
+        if not fresh:
+            break
+        for group in {stat.group for stat in fresh.values()}:
+            kill_group(group)
+        for pid, stat in fresh.items():
+            send_signal(pid, stat.start, signal.SIGSTOP)
+            frozen[pid] = stat.start
     for pid, start in frozen.items():
         send_signal(pid, start, signal.SIGKILL)
+
+
+def kill_group(group: int) -> None:
+    """Kill all members of a process group, if there are any; never our own group."""
+    try:
+        if group not in (0, os.getpgrp()):
+            os.killpg(group, signal.SIGKILL)
+    except OSError:
+        pass
 
 
 def kill_session(session: int, marker: bytes = b"") -> None:

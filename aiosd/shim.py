@@ -49,6 +49,7 @@ from aiosd.proctree import (
     PR_SET_CHILD_SUBREAPER,
     Cgroup,
     Stat,
+    kill_group,
     kill_tree,
     prctl,
     signal_tree,
@@ -235,6 +236,10 @@ class Shim:
         self.killing = True
         self.kill_at = time.monotonic() + RETRY_KILL
         self.cgroup.kill()
+        # The group's number stays ours while it has members; without any, it could be the pid of
+        # another process by now.
+        if self.wait_status is None or not os.path.exists(f"/proc/{self.pid}"):
+            kill_group(self.pid)
         kill_tree(os.getpid())
 
     def _conclude(self) -> None:
