@@ -73,6 +73,7 @@ class Connection(asyncio.Protocol):
         """Learn who the peer is and begin its session."""
         self.transport = cast(asyncio.Transport, transport)
         caller = peer(transport.get_extra_info("socket"))
+        caller.hang_up = lambda: self.refuse(errno.ESRCH, "this connection's agent has ended")
         self.session = self._server.dispatcher.open_session(caller, self)
         self._server.admit(self)
 
