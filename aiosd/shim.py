@@ -107,17 +107,22 @@ class Shim:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(sig, self._told_to_end)
-        self.forked = time.time()
-        self.pid, out, err, self.status_fd = launch(self.order, self.cgroup, credential)
-        self.start_ticks = Stat(self.pid).start
-        self.streams = {out: Stream("out"), err: Stream("err")}
-        for fd in self.streams:
-            os.set_blocking(fd, False)
         self._watch(wake, lambda _: self._signalled(wake))
-        self._watch(out, lambda _: self._copy(out))
-        self._watch(err, lambda _: self._copy(err))
-        self._watch(self.status_fd, lambda _: self._executed())
         self._watch(self.listener.fileno(), lambda _: self._accept())
+        self.forked = time.time()
+        try:
+            self.pid, out, err, self.status_fd = launch(self.order, self.cgroup, credential)
+        except OSError as error:
+            self.failure = (error.errno or 0, f"cannot start a process: {error.strerror}")
+            self.ended = self.forked
+            self._conclude()
+            return
+        self.start_ticks = Stat(self.pid).start
+        for name, fd in (("out", out), ("err", err)):
+            os.set_blocking(fd, False)
+            self.streams[fd] = Stream(name)
+            self._watch(fd, lambda _, fd=fd: self._copy(fd))  # type: ignore[misc]
+        self._watch(self.status_fd, lambda _: self._executed())
 
     def run(self) -> None:
         """Serve until the end has been taken note of, or no kernel comes for it."""

@@ -402,7 +402,7 @@ class Spawner:
             return subprocess.Popen(
                 [self._python, "-I", "-S", shim_program.__file__, str(aid), *numbers],
                 cwd=directory,
-                env={name: os.environ[name] for name in keep},
+                env={name: os.environ[name] for name in keep} | {"AIOS_AID": str(aid)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=notes,

@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from aiosd.spawn import ExitRecord
 from tests.shim.kernel import Kernel, alive, gone, until
 
@@ -150,6 +152,17 @@ async def test_killed_with_its_shim_while_no_kernel_is_there(kernel: Kernel) -> 
     assert alive(child)
     assert await kernel.spawner.adopt(7) is None
     await gone(child)
+
+
+async def test_a_shim_that_does_not_answer(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiosd.spawn.HELLO_TIMEOUT", 0.2)
+    shim = await kernel.start("/bin/sleep", "1000")
+    pid = await shim.ready()
+    shim.detach()
+    os.kill(shim.shim_pid, signal.SIGSTOP)
+    assert await kernel.spawner.adopt(7) is None
+    await gone(shim.shim_pid)
+    await gone(pid)
 
 
 async def test_nothing_to_adopt(kernel: Kernel) -> None:
