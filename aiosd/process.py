@@ -220,8 +220,8 @@ class Process:
         """Return what it has used so far."""
         used = self.used
         return Usage(
-            tokens_in=used.tokens_in,
-            tokens_out=used.tokens_out,
+            tokens_in=used.tokens_in + activity.tokens_in,
+            tokens_out=used.tokens_out + activity.tokens_out,
             cached_tokens=used.cached_tokens,
             requests=used.requests,
             dollars=used.dollars,

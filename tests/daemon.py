@@ -109,8 +109,9 @@ class Daemon:
         self.notices: list[str] = []
 
     def configure(self, text: str) -> None:
-        """Write the configuration; `text` stands before the tables that every test needs."""
-        self.config.write_text(f'cores = []\n{text}\n[context]\nkv_dir = "{self._kv_dir}"\n')
+        """Write the configuration: `text`, and what every test needs; no cores unless it has."""
+        cores = "" if "[[cores]]" in text else "cores = []\n"
+        self.config.write_text(f'{cores}{text}\n[context]\nkv_dir = "{self._kv_dir}"\n')
 
     def arguments(self, *more: str) -> Sequence[str]:
         """Return the command line."""

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 LOAD_TIMEOUT: Final = 600.0  # seconds for a model to load and be probed
 SILENCE: Final = 120.0  # seconds without a word from a worker that has work
 DEATHS: Final = 8  # deaths in a row without progress that are too many
+KILL_WEIGHT: Final = 0.05  # of a death that was a kill from outside
 RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 
 
@@ -134,17 +135,21 @@ class LocalCore:
         if self._loop.time() - worker.heard > limit:
             worker.kill(f"silent for {limit:.0f} s with work to do")
 
-    def _on_death(self, reason: str) -> None:
-        """Take everything off the books that was in the worker, and start another one."""
+    def _on_death(self, reason: str, killed: bool) -> None:
+        """Take everything off the books that was in the worker, and start another one.
+
+        killed: somebody else did it (an operator, the kernel out of memory). That says little about
+        what the worker was computing; a crash or a hang says more.
+        """
         self._worker = None
         if self.state in ("removed", "failed"):
             return
         log.warning("core %s: worker died: %s", self.name, reason)
         self._deaths += 1
         for sequence in self.placement.died():
-            sequence.deaths += 1
+            sequence.deaths += KILL_WEIGHT if killed else 1
             if sequence.deaths >= DEATHS:
-                text = f"core {self.name}: its worker died {DEATHS} times on this request: {reason}"
+                text = f"core {self.name}: its worker died again and again on this request: {reason}"
                 self._fail(sequence, errno.EIO, text)
         if self.loaded is None:
             text = f"core {self.name}: the worker died while loading {self.setup.model}: {reason}"

@@ -60,7 +60,7 @@ class Sequence:
     tokens, goal and sink are set by the context's user while the sequence is settled; the rest is
     written by the core only. kv: positions on record as computed; slot_kv: positions in the slot
     just now (fewer during a replay). holds: what keeps a sequence with a goal from being scheduled.
-    deaths: workers that died under it since it last made progress.
+    deaths: workers that died under it since it last made progress (a kill counts little).
     """
 
     cid: int
@@ -78,7 +78,7 @@ class Sequence:
     snapshot: Snapshot | None = None
     holds: set[str] = field(default_factory=set)
     used: float = 0.0
-    deaths: int = 0
+    deaths: float = 0.0
 
     def record(self, kind: int, start: int, end: int, grid: int) -> bool:
         """Note that positions start to end have been computed; False when that was on record.

@@ -3,7 +3,7 @@
 Starts `python -m aiosd.engine`, sends it commands and passes on its events. Knows nothing of
 sequences. The process is assumed to hang, lie or die at any moment: a frame that can't be decoded
 or is too long, end of file, and silence while something is owed all end in `on_death`, once, with
-the process killed and reaped.
+the process killed and reaped, the reason, and whether somebody else killed it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -36,7 +37,7 @@ class Worker(asyncio.Protocol):
     """
 
     def __init__(
-        self, name: str, on_event: Callable[[Event], None], on_death: Callable[[str], None]
+        self, name: str, on_event: Callable[[Event], None], on_death: Callable[[str, bool], None]
     ) -> None:
         self.name = name
         self.pid = 0
@@ -149,12 +150,13 @@ class Worker(asyncio.Protocol):
             self._loop.call_soon_threadsafe(self._report, status, reason)
 
     def _report(self, status: int, reason: str) -> None:
+        killed = status == -signal.SIGKILL and not reason
         if not reason:
             reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             last = self._errors.decode(errors="replace").strip().rpartition("\n")[2]
             if last and status > 0:
                 reason += f" ({last})"
-        self._on_death(reason)
+        self._on_death(reason, killed)
 
     def _read_errors(self, fd: int) -> None:
         try:
@@ -171,5 +173,5 @@ class Worker(asyncio.Protocol):
         del self._errors[:-STDERR_KEPT]
 
 
-def _ignore(reason: str) -> None:
+def _ignore(reason: str, killed: bool) -> None:
     """Take no notice: the kernel itself ends the worker."""

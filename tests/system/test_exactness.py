@@ -1,0 +1,197 @@
+"""Through the public door: whatever else runs, an agent gets the tokens of its solo run.
+
+Solo means here: the same daemon, core and requests, and no other agent at work. Half of the agents
+sample at temperature 0, half at 0.8 with a seed of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import aios
+from tests.daemon import Daemon
+
+AGENTS = 12
+TOKENS = 32
+FAKE = """
+[sched]
+policy = "rr"
+quantum = 8
+[[cores]]
+name = "c"
+driver = "fake"
+slots = 4
+options = {step_ms = 1, prefill_ms = 3, eog = 0.004}
+"""
+REAL = """
+[sched]
+policy = "rr"
+quantum = 8
+[[cores]]
+name = "c"
+slots = 4
+"""
+
+
+@pytest.fixture(params=[FAKE, pytest.param(REAL, marks=pytest.mark.model)], ids=["fake", "real"])
+def daemon(
+    request: pytest.FixtureRequest, state_dir: Path, runtime_dir: Path, kv_dir: Path
+) -> Iterator[Daemon]:
+    """Run a daemon with one core of four slots under rr with a quantum of 8 tokens."""
+    with Daemon(state_dir, runtime_dir, kv_dir, config=request.param) as running:
+        running.real = request.param is REAL  # type: ignore[attr-defined]
+        yield running
+
+
+def prompt(index: int, daemon: Daemon) -> str:
+    """Return a prompt of 20 to 1,500 tokens: the fake core's tokens are bytes."""
+    words = f"Agent {index} keeps a diary about the sea, the wind and a small boat. "
+    tokens = 20 + index * 1480 // (AGENTS - 1)
+    per_text = len(words) if not daemon.real else 16  # type: ignore[attr-defined]
+    return (words * (tokens // per_text + 1))[: None if per_text == 16 else tokens]
+
+
+class Crowd:
+    """Agents at work, each on a connection of its own, and a person who bothers them."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.aids: dict[int, int] = {}
+        self.counts: dict[int, int] = {}
+        self.moved = asyncio.Event()
+
+    async def run(self, index: int, requests: int = 1) -> list[list[int]]:
+        """Be one agent: stream one request after the other, each in the context of the last."""
+        replies: list[list[int]] = []
+        async with aios.connect_async(self.daemon.socket, name=f"a{index}") as kernel:
+            self.aids[index] = kernel.aid
+            context = 0
+            for turn in range(requests):
+                stream = kernel.llm_generate(
+                    prompt(index, self.daemon) if not turn else f" And then, on day {turn},",
+                    raw=True,
+                    max_tokens=TOKENS,
+                    temperature=0.8 if index % 2 else 0.0,
+                    seed=index,
+                    context=context,
+                    stream=True,
+                )
+                tokens: list[int] = []
+                async for chunk in stream:
+                    assert chunk.index == len(tokens)
+                    tokens += chunk.token_ids
+                    self.counts[index] = self.counts.get(index, 0) + len(chunk.token_ids)
+                    self.moved.set()
+                reply = stream.reply
+                assert reply.token_ids == tokens and reply.exact
+                context = reply.context
+                replies.append(tokens)
+            del self.aids[index]
+            self.moved.set()
+        return replies
+
+    async def bother(self, deed: Callable[[int], Awaitable[None]], times: int, seed: int) -> int:
+        """Do something to a random agent whenever one has moved on, as often as `times`."""
+        rng, done = random.Random(seed), 0
+        while done < times:
+            self.moved.clear()
+            async with asyncio.timeout(60):
+                await self.moved.wait()
+            if not self.aids:
+                break
+            await deed(rng.choice(sorted(self.aids.values())))
+            done += 1
+        return done
+
+
+def test_twelve_agents_on_four_slots(daemon: Daemon) -> None:
+    """Random suspends, resumes and renices under rr: every token equals the solo run's."""
+
+    async def main() -> None:
+        crowd = Crowd(daemon)
+        solo = [await crowd.run(i) for i in range(AGENTS)]
+        rng = random.Random(7)
+        async with aios.connect_async(daemon.socket) as person:
+
+            async def deed(aid: int) -> None:
+                with suppress(ProcessLookupError):  # it ended meanwhile
+                    if rng.random() < 0.5:
+                        await person.set_priority(aid, rng.randint(-20, 19))
+                        return
+                    await person.suspend_agent(aid)
+                    await person.ping()
+                    await person.resume_agent(aid)
+
+            bothering = asyncio.create_task(crowd.bother(deed, 100, seed=1))
+            together = await asyncio.gather(*(crowd.run(i) for i in range(AGENTS)))
+            crowd.moved.set()
+            assert await bothering > 20
+            sched = await person.get_sched()
+        assert together == solo
+        assert sched.preemptions > AGENTS
+
+    asyncio.run(main())
+
+
+def test_worker_killed_at_twenty_random_moments(daemon: Daemon) -> None:
+    """Eight agents with two requests each, continued: SIGKILL of the worker changes no token."""
+
+    async def main() -> None:
+        crowd = Crowd(daemon)
+        solo = [await crowd.run(i, requests=2) for i in range(8)]
+        rng, killed = random.Random(3), set[int]()
+        async with aios.connect_async(daemon.socket) as person:
+
+            async def deed(aid: int) -> None:
+                core = (await person.list_cores())[0]
+                if core.pid and core.pid not in killed and rng.random() < 0.5:
+                    killed.add(core.pid)
+                    with suppress(ProcessLookupError):
+                        os.kill(core.pid, signal.SIGKILL)
+
+            rounds = 0
+            while len(killed) < 20:
+                rounds += 1
+                assert rounds < 12
+                bothering = asyncio.create_task(crowd.bother(deed, 60, seed=rounds))
+                together = await asyncio.gather(*(crowd.run(i, requests=2) for i in range(8)))
+                crowd.moved.set()
+                await bothering
+                assert together == solo
+            core = (await person.list_cores())[0]
+            assert core.restarts >= 20
+
+    asyncio.run(main())
+
+
+def test_a_suspended_generation_stops_and_goes_on_with_the_next_token(daemon: Daemon) -> None:
+    async def main() -> None:
+        crowd = Crowd(daemon)
+        solo = await crowd.run(1)
+        crowd.counts.clear()
+        async with aios.connect_async(daemon.socket) as person:
+            running = asyncio.create_task(crowd.run(1))
+            while crowd.counts.get(1, 0) < 3:
+                crowd.moved.clear()
+                await crowd.moved.wait()
+            aid = crowd.aids[1]
+            await person.suspend_agent(aid)
+            await crowd.run(0)  # time passes: another agent's whole request
+            (row,) = await person.list_agents(aid=aid)
+            seen = row.usage.tokens_out
+            assert row.state == "T" and 3 <= seen < TOKENS
+            await crowd.run(2)
+            (row,) = await person.list_agents(aid=aid)
+            assert (row.state, row.usage.tokens_out) == ("T", seen)
+            await person.resume_agent(aid)
+            assert await running == solo
+
+    asyncio.run(main())
