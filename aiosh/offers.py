@@ -40,6 +40,11 @@ def _asked(name: str, question: Callable[[Kernel], list[T]]) -> list[T]:
     return answer
 
 
+def forget() -> None:
+    """Ask the kernel anew next time."""
+    _kept.clear()
+
+
 def _matching(offers: Offers, begun: str) -> Offers:
     return [offer for offer in offers if offer[0].startswith(begun)]
 

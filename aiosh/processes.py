@@ -74,13 +74,10 @@ def spawn(
 ) -> Started:
     """Start an agent as this user would: paths are relative to here. Raises OSError, Failure."""
     where = os.path.abspath(os.path.expanduser(cwd)) if cwd else os.getcwd()
+    variables = dict(_variable(word) for word in env or [])
     with link.kernel() as kernel:
         return kernel.spawn(
-            argv=[_absolute(argv[0]), *argv[1:]],
-            name=name,
-            nice=nice,
-            cwd=where,
-            env=dict(_variable(word) for word in env or []),
+            [_absolute(argv[0]), *argv[1:]], name=name, nice=nice, cwd=where, env=variables
         )
 
 

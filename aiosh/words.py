@@ -52,16 +52,18 @@ class Plain:
         raise typer.BadParameter(f"{value} is not {word} {limits}", ctx=ctx, param=param)
 
 
-def lighten(group: Any) -> Any:
-    """Make a command group's parameters plain, where that is possible; return the group."""
-    for command in (group, *getattr(group, "commands", {}).values()):
-        if command is not group and hasattr(command, "commands"):
-            lighten(command)
-            continue
-        for param in command.params:
-            descriptor = getattr(param, "type_descriptor", None)
-            kind = KINDS.get(getattr(descriptor, "annotation", None))
-            if kind is not None and getattr(param, "_runtime_param", 0) is None:
-                info = descriptor.parameter_info  # type: ignore[union-attr]
-                param._runtime_param = Plain(kind, info.min, info.max)
-    return group
+def lighten(command: Any, parent: Any = None) -> Any:
+    """Make the parameters of a command and of all below it plain, where possible; return it.
+
+    parent: the context of the command above.
+    """
+    context = command.context_class(command, parent=parent, **command.context_settings)
+    for param in command.get_params(context):  # --help among them
+        descriptor = getattr(param, "type_descriptor", None)
+        kind = KINDS.get(getattr(descriptor, "annotation", None))
+        if kind is not None and getattr(param, "_runtime_param", 0) is None:
+            info = descriptor.parameter_info  # type: ignore[union-attr]
+            param._runtime_param = Plain(kind, info.min, info.max)
+    for below in getattr(command, "commands", {}).values():
+        lighten(below, context)
+    return command

@@ -1,0 +1,91 @@
+"""A program on a pseudo-terminal, for tests that type and read as a person does.
+
+    with Terminal(command, environ) as terminal:
+        terminal.expect("aios(0)> ")
+        terminal.type("ps\\r")
+
+Every wait is for a pattern and has a deadline.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from types import TracebackType
+
+PATIENCE = 20.0
+ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|\x1b[=>()][0-9A-B]?|\x0f")
+
+
+class Terminal:
+    """The terminal's end that a person sits at; `seen` is all that was read and not yet passed."""
+
+    def __init__(self, command: list[str], environ: dict[str, str], size: tuple[int, int]) -> None:
+        self._master, slave = pty.openpty()
+        self._slave = slave  # kept open: what a dead program left there can still be read
+        self.resize(size)
+        self.before = termios.tcgetattr(slave)
+        self.seen = ""
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=environ, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+        )  # fmt: skip
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """Make the terminal so many (lines, columns)."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._master, text.encode())
+
+    def expect(self, pattern: str) -> re.Match[str]:
+        """Read until a pattern shows, without escape sequences; pass over all up to its end."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            plain = ESCAPES.sub("", self.seen)
+            match = re.search(pattern, plain)
+            if match is not None:
+                self.seen = plain[match.end() :]
+                return match
+            self._read(deadline, pattern)
+
+    def _read(self, deadline: float, pattern: str) -> None:
+        ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise AssertionError(f"{pattern!r} never came; seen: {self.seen!r}")
+        text = os.read(self._master, 1 << 16).decode(errors="replace")
+        self.seen += text
+        for _ in range(text.count("\x1b[6n")):
+            self.type("\x1b[1;1R")  # where the cursor is: prompt-toolkit asks
+
+    def restored(self) -> bool:
+        """Whether the terminal's modes are as they were before the program."""
+        return termios.tcgetattr(self._slave) == self.before
+
+    def ended(self) -> int:
+        """Wait for the program's end and return its status."""
+        return self.process.wait(PATIENCE)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        os.close(self._master)
+        os.close(self._slave)

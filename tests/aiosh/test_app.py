@@ -1,0 +1,133 @@
+"""The app without a daemon: usage, help, exit statuses, what it costs to start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from aiosh import app
+from aiosh.words import Plain
+from tests.aiosh.conftest import Run, surroundings
+
+
+def test_each_command_is_where_the_list_says() -> None:
+    for part, commands in app.PARTS.items():
+        module = import_module(f"aiosh.{part}")
+        made = typer.main.get_command(_with_callback(module.app))
+        assert tuple(sorted(getattr(made, "commands", {}))) == tuple(sorted(commands))
+
+
+def _with_callback(part: typer.Typer) -> typer.Typer:
+    whole = typer.Typer()
+    whole.callback()(lambda: None)
+    whole.add_typer(part)
+    return whole
+
+
+def test_help_names_every_command() -> None:
+    result = CliRunner().invoke(app.build(), ["--help"])
+    assert result.exit_code == 0
+    for commands in app.PARTS.values():
+        assert all(command in result.stdout for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["pss"], "no such command 'pss'"),
+        (["ps", "--alll"], "no such option"),
+        (["kill"], "at least one agent"),
+        (["kill", "-9", "-15", "3"], "one signal at a time"),
+        (["nice", "-n", "40", "math"], "40 is not within -20 to 19"),
+        (["nice", "-n", "abc", "math"], "'abc' is not an integer"),
+        (["wait", "-t", "nan"], "nan is not from 0"),
+        (["run"], "missing argument"),
+        (["run", "-e", "NOT_SET_HERE", "math"], "write NOT_SET_HERE=VALUE"),
+        (["syscall", "wiat"], "did you mean wait?"),
+        (["syscall", "wait", "aid"], "write KEY=VALUE"),
+        (["syscall", "wait", "agent=3"], "it has aid"),
+        (["syscall", "wait", "aid=x"], "Expected `int`"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence_and_status_2(
+    ctl: Run, words: list[str], sentence: str
+) -> None:
+    result = ctl(*words)
+    assert result.status == 2
+    assert result.out == ""
+    assert result.err.startswith("aiosctl: ")
+    assert sentence in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_an_unknown_command_brings_the_nearest(ctl: Run) -> None:
+    assert "'suspend'" in ctl("suspnd").err
+
+
+@pytest.mark.parametrize("words", [["ps"], ["run", "true"], ["info"], ["top", "-b"], ["demo"]])
+def test_without_a_daemon_the_status_is_125(
+    ctl: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
+) -> None:
+    monkeypatch.setenv("AIOS_SOCKET", str(tmp_path / "nobody.sock"))
+    result = ctl(*words)
+    assert result.status == 125
+    assert "aiosd is not running" in result.err
+
+
+def test_kill_lists_signals(ctl: Run) -> None:
+    result = ctl("kill", "-l")
+    assert result.status == 0
+    assert [9, 15] == [
+        int(line.split()[0])
+        for line in result.out.splitlines()
+        if line.split()[1] in ("KILL", "TERM")
+    ]
+
+
+def test_man_shows_what_the_table_says(ctl: Run) -> None:
+    page = ctl("man", "suspend_agent")
+    assert page.status == 0
+    assert "suspend" in page.out.lower()
+    assert ctl("man", "nothing_such").status == 1
+
+
+def test_words_become_the_values_that_typer_makes_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    light = [param for command in _commands() for param in command.params]
+    assert any(isinstance(getattr(param, "_runtime_param", None), Plain) for param in light)
+    words = ["-n", "3", "--kind", "agent", "--since", "2.5"]
+    mine = _parsed("history", words)
+    monkeypatch.setattr(app, "lighten", lambda group: group)
+    app.group.cache_clear()
+    try:
+        assert _parsed("history", words) == mine
+    finally:
+        app.group.cache_clear()
+
+
+def _commands() -> list[Any]:
+    return list(app.group().commands.values())
+
+
+def _parsed(name: str, words: list[str]) -> dict[str, Any]:
+    context = app.group().commands[name].make_context(name, list(words))
+    return dict(context.params)
+
+
+def test_a_command_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    script = (
+        "import sys; from aiosh import app; status = app.execute(['ps']);"
+        "heavy = {'rich', 'prompt_toolkit', 'pydantic', 'sacrebleu', 'numpy'} & set(sys.modules);"
+        "print(status, sorted(heavy))"
+    )
+    environ = surroundings() | {"AIOS_SOCKET": str(tmp_path / "nobody.sock")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "125 []"
