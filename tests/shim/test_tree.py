@@ -16,17 +16,20 @@ CGROUP_MOUNTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 
 DAEMON = """
 import os, signal, sys, time
+ready, tell = os.pipe()
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         if sys.argv[1] == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print(os.getpid(), flush=True)
+        os.write(tell, b"x")
         for fd in range(3):
             os.close(fd)
         time.sleep(1000)
     os._exit(0)
 os.wait()
+os.read(ready, 1)
 """
 
 
@@ -40,9 +43,7 @@ async def test_a_daemon_ends_with_its_agent(kernel: Kernel) -> None:
 
 async def test_a_deaf_daemon_is_killed(kernel: Kernel) -> None:
     began = time.monotonic()
-    await kernel.python(
-        DAEMON + "sys.stdin.read()\nos.kill(os.getpid(), 9)", "deaf", kill_timeout=0.3
-    )
+    await kernel.python(DAEMON + "os.kill(os.getpid(), 9)", "deaf", kill_timeout=0.3)
     record = await kernel.exit()
     daemon = int((await kernel.text("\n")).split()[0])
     assert record.signal == signal.SIGKILL
