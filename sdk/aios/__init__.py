@@ -10,7 +10,10 @@
 system call as a method of the same name. The kernel's errors arrive as OSError subclasses.
 """
 
-from aios.aio import AsyncKernel, connect_async
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from aios.errors import ConnectionLost, VersionError
 from aios.kernel import Kernel, connect
 from aios.streams import AsyncStream, Stream
@@ -46,6 +49,9 @@ from aiosd.abi.process import (
 from aiosd.abi.storage import Passage, StorageSpace, StoredObject
 from aiosd.abi.system import CallStatistics, Event, Pong, SystemInfo, Welcome
 from aiosd.abi.tools import Tool, ToolResult
+
+if TYPE_CHECKING:
+    from aios.aio import AsyncKernel, connect_async
 
 __all__ = [
     "LEVEL",
@@ -98,3 +104,13 @@ __all__ = [
     "connect",
     "connect_async",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Bring in the asynchronous face when it is first asked for: asyncio takes long to import."""
+    if name not in ("AsyncKernel", "connect_async"):
+        raise AttributeError(f"module 'aios' has no attribute {name!r}")
+    from aios import aio
+
+    value = globals()[name] = getattr(aio, name)
+    return value

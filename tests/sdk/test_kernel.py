@@ -531,6 +531,35 @@ def test_ctrl_c_amid_reading_gives_the_connection_up_rather_than_lose_bytes(
         assert kernel.ping(payload=b"anew").payload == b"anew"
 
 
+def test_ctrl_c_at_any_moment_leaves_the_connection_usable(fake: FakeKernel) -> None:
+    """SIGINT comes while pings go back and forth; no answer may reach the wrong question."""
+    armed, interrupted = False, 0
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        with aios.connect() as kernel:
+            for number in range(200):
+                payload = str(number).encode()
+                try:
+                    armed = True
+                    threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()
+                    for _ in range(20):
+                        assert kernel.ping(payload=payload).payload == payload
+                    armed = False
+                except KeyboardInterrupt:
+                    interrupted += 1
+            assert kernel.ping(payload=b"end").payload == b"end"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interrupted > 50
+
+
 def test_a_forked_process_is_told_to_connect_itself(fake: FakeKernel) -> None:
     with aios.connect(name="math") as kernel:
         monitor = os.getpid()
