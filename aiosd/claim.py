@@ -60,9 +60,10 @@ class Door:
     """The listening socket and its path."""
 
     def __init__(self, path: str, group: str = "") -> None:
-        """Bind the socket: mode 0600, or 0660 and the group's. Nothing listens yet.
+        """Bind the socket, mode 0600, or 0660 and the group's, and listen.
 
-        Made under another name and moved into place, over a stale one. Raises FileExistsError
+        Made under another name and moved into place, over a stale one. From then on connections
+        queue up until the server takes them. Raises FileExistsError
         when the path is something else than a socket, BlockingIOError when somebody answers there.
         """
         self.path = path
@@ -87,6 +88,7 @@ class Door:
             if group:
                 os.chown(temporary, -1, grp.getgrnam(group).gr_gid)
                 os.chmod(temporary, 0o660)
+            self.socket.listen(socket.SOMAXCONN)
             os.rename(temporary, self.path)
         finally:
             os.umask(before)

@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             runner.run(_live(lambda: kernel.Kernel(settings, reread, _source(options))))
     except OSError as error:
         return _fail(_line(error), 1)
+    except KeyboardInterrupt:  # before the kernel hears signals itself
+        return 130
     return 0
 
 
@@ -77,14 +79,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _reader(options: argparse.Namespace) -> Callable[[], Config]:
     """Return what reads the configuration, now and at each reload."""
-    from aiosd import config
+    from aiosd import config, sched
+    from aiosd.cores.dispatcher import DRIVERS
 
+    words = {"sched.policy": tuple(sched.POLICIES), "cores.driver": tuple(DRIVERS)}
     given: dict[str, Any] = {
         key: getattr(options, name) for name, key in OPTIONS.items() if getattr(options, name)
     }
 
     def read() -> Config:
-        return config.load(options.config, os.environ, given, system=options.system)
+        places = options.config, os.environ, given
+        return config.load(*places, system=options.system, choices=words)
 
     return read
 
