@@ -13,6 +13,7 @@ when an invariant is broken.
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
 import errno
 import os
@@ -21,7 +22,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from queue import SimpleQueue
 
 from aiosd.engine import protocol as p
@@ -138,12 +138,9 @@ def main() -> int:
         return Worker(Link(socket.socket(fileno=options.fd))).serve()
     except BrokenPipeError:
         return 0
-    except Exception:
-        traceback.print_exc()
-        return EX_SOFTWARE
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stderr.flush()
-    os._exit(status)  # the other thread waits for the socket and would hold up a slower exit
+    # The other thread waits inside the socket's buffer, and tidying up would wait for it.
+    atexit.register(os._exit, EX_SOFTWARE)  # reached after an exception's traceback
+    os._exit(main())

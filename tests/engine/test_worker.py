@@ -1,0 +1,318 @@
+"""The worker process on its fake device: what the protocol promises, through its own socket."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from aiosd.engine import protocol as p
+from tests.engine.churn import Churn, alone, result
+from tests.engine.conftest import Start
+from tests.engine.kernel import GRID, Sequence, Worker, fake_setup
+
+GREEDY = p.Sampling()
+WARM = p.Sampling(0.8, 0.95, 40, 0.05, 11)
+
+
+def goal(prompt: list[int], most: int = 60, how: p.Sampling = GREEDY, *stop: str) -> p.Goal:
+    return p.Goal(len(prompt), most, how, list(stop))
+
+
+def prompt_of(length: int, salt: int = 0) -> list[int]:
+    random = Random(length * 1000 + salt)
+    return [random.randrange(97, 123) for _ in range(length)]
+
+
+def sequence(cid: int, length: int, most: int = 60, how: p.Sampling = GREEDY) -> Sequence:
+    prompt = prompt_of(length, cid)
+    return Sequence(cid, prompt, goal(prompt, most, how))
+
+
+def crowd(how: p.Sampling) -> list[Sequence]:
+    lengths = (20, 1500, 63, 64, 65, 300, 128, 700, 33, 1000, 90, 511)
+    return [sequence(cid, length, 90, how) for cid, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("how", [GREEDY, WARM], ids=["greedy", "warm"])
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_that_happens_to_a_sequence_shows(
+    start: Start, tmp_path: Path, how: p.Sampling, seed: int
+) -> None:
+    setup = fake_setup(slots=4)
+    solo = start(setup)
+    expected = [alone(solo, s) for s in crowd(how)]
+    churn = Churn(partial(start, setup), tmp_path, seed, kills=3)
+    assert churn.run(crowd(how)) == expected
+    assert churn.moves > 15
+    assert len({finish for _, _, finish in expected}) == 2
+
+
+def test_how_a_range_was_computed_matters_to_the_fake(start: Start) -> None:
+    """Or the test above would prove nothing."""
+    worker = start()
+    true, false = sequence(1, 100), sequence(1, 100)
+    expected = alone(worker, true)
+    false.planned = [p.Run(p.PREFILL, 0, 90), p.Run(p.PREFILL, 90, 100)]
+    assert alone(worker, false) != expected
+    warm, other = sequence(2, 30, how=WARM), sequence(2, 30, how=p.Sampling(0.8, seed=12))
+    assert alone(worker, warm) != alone(worker, other)
+
+
+def test_text_is_the_tokens_text(start: Start) -> None:
+    worker = start(fake_setup(eog=0.0))
+    ran = sequence(1, 50, most=400)
+    tokens, text, finish = alone(worker, ran)
+    assert text == bytes(tokens[50:]).decode("utf-8", "replace")
+    assert any(len(c.encode()) > 2 for c in text)
+    assert finish == "length"
+    assert len(tokens) == 450
+
+
+def test_a_stop_string_ends_the_text_before_it(start: Start) -> None:
+    worker = start(fake_setup(eog=0.0))
+    _, whole, _ = alone(worker, sequence(1, 50, most=200))
+    stop = whole[40:43]
+    at = whole.index(stop)
+    prompt = prompt_of(50, 1)
+    ran = Sequence(1, prompt, goal(prompt, 200, GREEDY, "never", stop))
+    tokens, text, finish = alone(worker, ran)
+    assert (text, finish) == (whole[:at], "stop")
+    assert bytes(tokens[50:]).decode() == whole[: at + 3]
+
+
+def test_a_held_stop_string_survives_a_move(start: Start, tmp_path: Path) -> None:
+    worker = start(fake_setup(eog=0.0, step_ms=2))
+    _, whole, _ = alone(worker, sequence(1, 50, most=120))
+    prompt = prompt_of(50, 1)
+    ran = Sequence(1, prompt, goal(prompt, 120, GREEDY, whole[60:66]))
+    worker.admit(ran)
+    while not ran.finish:
+        worker.park(1)
+        if not ran.finish:
+            kv = worker.evict(1, str(tmp_path / "kv")).kv
+            worker.admit(ran, kv, str(tmp_path / "kv") if kv else "")
+            worker.wait(p.Step)
+    assert ran.text == whole[: whole.index(whole[60:66])]
+
+
+def test_an_end_of_text_token_is_reported_but_not_kept(start: Start) -> None:
+    worker = start(fake_setup(eog=0.2))
+    tokens, _, finish = alone(worker, sequence(1, 10, most=500))
+    last = [e for e in worker.events if isinstance(e, p.Step) and e.tokens][-1].tokens[-1]
+    assert (finish, last.kept, last.token) == ("stop", False, 256)
+    assert last.index == len(tokens)
+
+
+def test_the_context_ends_a_generation(start: Start) -> None:
+    worker = start(fake_setup(n_ctx=128, eog=0.0))
+    tokens, _, finish = alone(worker, sequence(1, 100, most=500))
+    assert (len(tokens), finish) == (128, "length")
+
+
+def test_a_following_turn_continues_in_its_slot_or_from_its_file(
+    start: Start, tmp_path: Path
+) -> None:
+    results = []
+    for path in ("", str(tmp_path / "kv")):
+        worker = start()
+        first = sequence(1, 70)
+        worker.admit(first)
+        worker.finish(first)
+        worker.send(p.Tokenize(5, "and then?", "", False, True))
+        more = worker.wait(p.Tokens).tokens
+        assert more[0] == 256
+        turn = first.follow(more, p.Goal(len(first.tokens) + len(more), 30, GREEDY, []))
+        kv = worker.evict(1, path).kv if path else turn.kv
+        worker.admit(turn, kv, path)
+        worker.finish(turn)
+        results.append(result(turn))
+    assert results[0] == results[1]
+
+
+def test_a_resident_sequence_is_rolled_back(start: Start) -> None:
+    worker = start()
+    whole = sequence(1, 70)
+    worker.admit(whole)
+    worker.finish(whole)
+    again = Sequence(1, prompt_of(70, 1), whole.goal)
+    again.runs = [p.Run(p.PREFILL, 0, 64)]
+    worker.admit(again, 64)
+    worker.finish(again)
+    assert result(again) == result(whole)
+
+
+def test_prefill_is_sliced_and_takes_turns_with_decode(start: Start) -> None:
+    worker = start(fake_setup(eog=0.0))
+    talking = sequence(1, 10, most=400)
+    worker.admit(talking)
+    worker.wait(p.Step)
+    worker.admit(sequence(2, 1000, most=1))
+    worker.admit(sequence(3, 200, most=1))
+    worker.events.clear()
+    worker.finish(*worker.sequences.values())
+    steps = [e.computed for e in worker.events if isinstance(e, p.Step)]
+    slices = [c[0] for c in steps if c[0][1] == p.PREFILL]
+    assert all(end - begin <= GRID and begin % GRID == 0 for _, _, begin, end in slices)
+    kinds = [c[0][1] for c in steps]
+    assert (p.PREFILL, p.PREFILL) not in set(pairwise(kinds))
+
+
+def test_the_lowest_rank_is_prefilled_first(start: Start) -> None:
+    worker = start(fake_setup(prefill_ms=5))
+    for cid, rank in ((1, 7), (2, 5), (3, 5), (4, 1)):
+        late = sequence(cid, 400, most=1)
+        late.rank = rank
+        worker.admit(late)
+    worker.send(p.Rank(3, 0))
+    worker.finish(*worker.sequences.values())
+    order = [t.cid for e in worker.events if isinstance(e, p.Step) for t in e.tokens if t.finish]
+    assert order == [3, 4, 2, 1]
+
+
+def test_parked_sequences_keep_their_slots_while_others_close_ranks(start: Start) -> None:
+    """The fake refuses a decode over slots that are not consecutive."""
+    worker = start(fake_setup(slots=5, eog=0.0, step_ms=1))
+    for cid in range(5):
+        worker.admit(sequence(cid, 20, most=60))
+    worker.wait(p.Step, lambda e: len(e.computed) == 5)
+    assert worker.park(1).kv == worker.sequences[1].kv
+    worker.park(3)
+    worker.wait(p.Step, lambda e: len(e.computed) == 3)
+    taken = dict(worker.placed)
+    assert sorted(taken) == [0, 1, 2, 3, 4]
+    running = sorted(taken[cid] for cid in (0, 2, 4))
+    assert running == list(range(running[0], running[0] + 3))
+    for cid in (1, 3):
+        worker.admit(worker.sequences[cid], worker.sequences[cid].kv)
+    worker.finish(*worker.sequences.values())
+    solo = start(fake_setup(slots=5, eog=0.0))
+    for cid in range(5):
+        assert result(worker.sequences[cid]) == alone(solo, sequence(cid, 20, most=60))
+
+
+def lost(worker: Worker, admit: p.Admit) -> int:
+    worker.send(admit)
+    return worker.wait(p.Lost, lambda e: e.cid == admit.cid).errno
+
+
+def test_one_sequences_error_hurts_no_other(start: Start, tmp_path: Path) -> None:
+    worker = start(fake_setup(eog=0.0, step_ms=1))
+    good = sequence(1, 40, most=80)
+    worker.admit(good)
+    bad = sequence(9, 40)
+    (tmp_path / "no").write_bytes(b"not a snapshot" * 100)
+    right = bad.admit()
+    runs = [p.Run(p.PREFILL, 0, 20), p.Run(p.PREFILL, 21, 40)]
+    for admit, number in (
+        (p.Admit(9, bad.tokens, 20, "/nowhere/kv", bad.work(20), bad.goal, 0), errno.ENOENT),
+        (p.Admit(9, bad.tokens, 20, str(tmp_path / "no"), bad.work(20), bad.goal, 0), errno.ESTALE),
+        (p.Admit(9, bad.tokens, 20, "", bad.work(20), bad.goal, 0), errno.ESTALE),
+        (p.Admit(9, bad.tokens, 40, "", [], bad.goal, 0), errno.EINVAL),
+        (p.Admit(9, bad.tokens, 0, "", runs, bad.goal, 0), errno.EINVAL),
+        (p.Admit(9, bad.tokens, 0, "", [], bad.goal, 0), errno.EINVAL),
+        (p.Admit(9, [9999], 0, "", [p.Run(0, 0, 1)], p.Goal(1, 5, GREEDY, []), 0), errno.EINVAL),
+        (p.Admit(9, bad.tokens, 0, "", right.work, p.Goal(40, 0, GREEDY, []), 0), errno.EINVAL),
+        (sequence(9, 2049).admit(), errno.E2BIG),
+    ):
+        assert lost(worker, admit) == number
+    for command in (p.Park(9), p.Evict(9, ""), p.Save(9, ""), p.Rank(9, 1)):
+        worker.send(command)
+        assert worker.wait(p.Lost).errno == errno.ESRCH
+    worker.finish(good)
+    assert result(good) == alone(start(fake_setup(eog=0.0)), sequence(1, 40, most=80))
+    assert worker.placed == [(1, good.cid - 1)]
+
+
+def test_a_snapshot_that_cant_be_written(start: Start, tmp_path: Path) -> None:
+    worker = start(fake_setup(eog=0.0, step_ms=1))
+    worker.admit(sequence(1, 40, most=500))
+    worker.wait(p.Step)
+    worker.send(p.Save(1, str(tmp_path / "none" / "kv")))
+    assert (worker.wait(p.Saved).path, worker.sequences[1].lost) == ("", None)
+    worker.send(p.Evict(1, str(tmp_path / "none" / "kv")))
+    assert worker.wait(p.Lost).errno == errno.ENOENT
+
+
+def test_more_sequences_than_slots_are_refused(start: Start) -> None:
+    worker = start(fake_setup(slots=2, step_ms=1))
+    worker.admit(sequence(1, 10, most=500))
+    worker.admit(sequence(2, 10, most=500))
+    assert lost(worker, sequence(3, 10).admit()) == errno.EBUSY
+
+
+def test_requests_are_tokenized_while_the_device_is_busy(start: Start) -> None:
+    worker = start(fake_setup(step_ms=400, eog=0.0))
+    worker.admit(sequence(1, 10, most=3))
+    worker.wait(p.Step)
+    worker.send(p.Tokenize(1, "hi", "", False, False))
+    worker.send(p.Tokenize(2, "", "[]", False, False))
+    first = worker.receive()
+    assert isinstance(first, p.Tokens)
+    assert first.tokens == [258, *b"hi", 256, 10, 259]
+    second = worker.receive()
+    assert isinstance(second, p.Refused)
+    assert (second.ticket, second.errno) == (2, errno.EINVAL)
+
+
+def test_the_end_of_the_socket_ends_the_worker(start: Start) -> None:
+    assert start().end() == 0
+    busy = start(fake_setup(step_ms=60_000))
+    busy.admit(sequence(1, 10))
+    busy.wait(p.Step)
+    assert busy.end() == 0
+
+
+def test_quit_is_obeyed_at_once(start: Start) -> None:
+    worker = start(fake_setup(hang=1))
+    worker.admit(sequence(1, 10))
+    worker.wait(p.Placed)
+    worker.send(p.Quit())
+    assert worker.receive() is None
+    assert worker.end() == 0
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\xff\xff\xff\xff",
+        b"\x05\0\0\0\xc1\xc1\xc1\xc1\xc1",
+        b"\x08\0\0\0" + b"\x92\xa5admit\x01",
+        b"\x00\0\0\0",
+    ],
+    ids=["oversized", "not msgpack", "short admit", "empty"],
+)
+def test_a_malformed_frame_ends_the_worker(start: Start, frame: bytes) -> None:
+    worker = start()
+    worker.socket.sendall(frame)
+    assert worker.receive() is None
+    assert worker.end() == 76
+
+
+def test_a_half_frame_is_the_end_of_the_socket(start: Start) -> None:
+    worker = start()
+    worker.socket.sendall(b"\x40\0\0\0half")
+    assert worker.end() == 0
+
+
+def test_a_model_that_cant_be_opened(start: Start) -> None:
+    for options, number in (({"fail_load": "no such luck"}, errno.ENOEXEC), ({"x": 1}, 22)):
+        worker = start(fake_setup(**options), load=False)
+        failed = worker.receive()
+        assert isinstance(failed, p.Failed)
+        assert failed.errno == number
+        assert worker.receive() is None
+        assert worker.end() == 1
+
+
+def test_a_worker_dies_when_told(start: Start) -> None:
+    worker = start(fake_setup(die_after=5, eog=0.0))
+    worker.admit(sequence(1, 10))
+    with pytest.raises(AssertionError, match="ended"):
+        worker.wait(p.Parked)
+    assert worker.end() == -signal.SIGKILL
