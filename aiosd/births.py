@@ -12,11 +12,13 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from aiosd.abi.process import Fork, RegisterAgent, Spawn, Started
 from aiosd.access import Access, Caller, digest, new_credential
@@ -29,6 +31,8 @@ from aiosd.reaper import Reaper
 from aiosd.roster import Note, Roster
 from aiosd.settings import Config
 from aiosd.spawn import Spawner, Spec
+
+NAME: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:-]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ class Births:
         The child has the agent's uid, nice value and defaults; with argv also its working
         directory, and an environment of its own, as after spawn.
         """
+        if not NAME.fullmatch(args.name):
+            raise OSError(errno.EINVAL, f"name: {args.name!r} is not letters, digits, . _ : -")
         source = self._roster.get_alive(args.aid)
         process = self._conceive(
             SPAWNED if args.argv else FORKED,

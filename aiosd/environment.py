@@ -17,6 +17,7 @@ import site
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -86,18 +87,17 @@ def _path(who: Account) -> str:
     return base if own in base.split(os.pathsep) else f"{own}{os.pathsep}{base}"
 
 
+@cache
 def sdk_places() -> list[str]:
     """Return the directories that hold `aios` and `aiosd`, unless they are installed.
 
     In a checkout the one is `sdk` and the other its parent.
     """
-    installed = {os.path.realpath(place) for place in [*site.getsitepackages(), _user_site()]}
+    installed = {
+        os.path.realpath(place) for place in [*site.getsitepackages(), site.getusersitepackages()]
+    }
     kernel = Path(__file__).resolve().parents[1]
     found = importlib.util.find_spec("aios")
     sdk = Path(found.origin).resolve().parents[1] if found and found.origin else kernel / "sdk"
     places = dict.fromkeys(str(place) for place in (sdk, kernel) if place.is_dir())
     return [place for place in places if place not in installed]
-
-
-def _user_site() -> str:
-    return site.getusersitepackages()

@@ -36,7 +36,7 @@ from aiosd.db import Database
 from aiosd.events import Events
 from aiosd.history import History
 from aiosd.identity import Identities
-from aiosd.process import Activity, Ending, Listener, Process
+from aiosd.process import ENDED, Activity, Ending, Listener, Process
 from aiosd.reaper import Reaper
 from aiosd.roster import Note, Roster
 from aiosd.settings import Config
@@ -264,15 +264,16 @@ class ProcessTable:
 
         By aid; the newest when there are more than `limit`.
         """
-        rows = [
-            process.row(self._activity(process))
+        found = [
+            process
             for process in self._roster
             if (args.all or not process.dead)
             and not process.unborn
             and args.aid in (0, process.aid)
             and self._access.may_see(caller, process.aid)
         ]
-        return sorted(rows, key=lambda row: row.aid)[-args.limit :]
+        found.sort(key=lambda process: process.aid)
+        return [process.row(self._activity(process)) for process in found[-args.limit :]]
 
     def sys_get_status(self, caller: Caller, args: GetStatus) -> Status:
         """Say in which state an agent is."""
@@ -311,7 +312,7 @@ class ProcessTable:
         await self._roster.save(process, notes=[Note("agent.note", process.aid, facts)])
 
     def _activity(self, process: Process) -> Activity:
-        return self.listener.activity(process.aid)
+        return ENDED if process.ending is not None else self.listener.activity(process.aid)
 
 
 def _ending(record: ExitRecord) -> Ending:

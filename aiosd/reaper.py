@@ -62,11 +62,12 @@ class Reaper:
         """End an agent from where nothing can be awaited."""
         self.run(self.end(process, ending))
 
-    def run(self, work: Coroutine[None, None, None]) -> None:
-        """Do something that `close` will wait for."""
+    def run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Do something to its end, whoever waits for it; `close` does."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def end(self, process: Process, ending: Ending, spare: Caller | None = None) -> None:
         """End an agent; nothing when it has ended already. `spare` keeps its connection."""
@@ -83,11 +84,12 @@ class Reaper:
             self._dismiss(process)
         except OSError:
             log.exception("the end of agent %d could not be stored", process.aid)
-        process.settled = True
-        self.wake(process)
+        finally:
+            process.settled = True
+            self.wake(process)
         for tell in self.on_settled:
             tell(process.aid)
-        await self._prune()
+        self.run(self._prune())
 
     def _dismiss(self, process: Process) -> None:
         """Let the shim go: its report is stored."""
@@ -109,7 +111,8 @@ class Reaper:
         if process.has_process:
             await self._roster.save(notes=[Note("agent.note", process.aid, {"exit": args.code})])
         else:
-            await self.end(process, Ending("exited", time.time(), code=args.code), spare=caller)
+            ending = Ending("exited", time.time(), code=args.code)
+            await asyncio.shield(self.run(self.end(process, ending, spare=caller)))
 
     # -- waiting --------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ database has one writer and keeps the order of the writes, so the last state of 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,7 +92,10 @@ class Roster:
             raise ProcessLookupError(
                 errno.ESRCH, "this connection is no agent: call register_agent or set_aid first"
             )
-        return self.get_alive(caller.aid)
+        process = self.get_alive(caller.aid)
+        if process.withdrawn:
+            raise ProcessLookupError(errno.ESRCH, f"agent {caller.aid} was killed")
+        return process
 
     def children(self, aid: int) -> Iterator[Process]:
         """Yield the children, oldest first."""
@@ -109,9 +113,12 @@ class Roster:
             parent = self._processes[parent].parent
 
     def surplus(self, keep: int) -> list[Process]:
-        """Return those ended longest ago beyond `keep`, the dead before the zombies."""
+        """Return those ended longest ago beyond `keep`, the dead before the zombies.
+
+        Not one by one: with many kept, it waits until some more can go together.
+        """
         over = len(self._ended) - keep
-        if over <= 0:
+        if over < max(1, keep // 64):
             return []
         ended = [self._processes[aid] for aid in self._ended]
         return sorted(ended, key=lambda process: not process.dead)[:over]
@@ -184,7 +191,11 @@ class Roster:
 
         durable: through power loss as well.
         """
-        await self.db.write(self._writing(processes, notes), durable)
+        try:
+            await self.db.write(self._writing(processes, notes), durable)
+        except asyncio.CancelledError:
+            self._tell(notes)  # it is written all the same
+            raise
         self._tell(notes)
 
     def save_soon(self, *processes: Process, notes: Sequence[Note] = ()) -> None:

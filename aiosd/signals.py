@@ -19,6 +19,7 @@ signal without effect, and a dead agent is ESRCH.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import signal
 import time
@@ -82,15 +83,15 @@ class Signals:
         if args.generation:
             self._roster.listener.agent_interrupted(process.aid)
         else:
-            await self.send(process, number, str(caller))
+            await self._send(process, number, caller)
 
     async def sys_suspend_agent(self, caller: Caller, args: SuspendAgent) -> None:
         """Suspend an agent; nothing more when it is suspended already."""
-        await self.send(self._roster.get_alive(args.aid), signal.SIGSTOP, str(caller))
+        await self._send(self._roster.get_alive(args.aid), signal.SIGSTOP, caller)
 
     async def sys_resume_agent(self, caller: Caller, args: ResumeAgent) -> None:
         """Resume an agent; nothing more when it is not suspended."""
-        await self.send(self._roster.get_alive(args.aid), signal.SIGCONT, str(caller))
+        await self._send(self._roster.get_alive(args.aid), signal.SIGCONT, caller)
 
     async def sys_set_status(self, caller: Caller, args: SetStatus) -> None:
         """Suspend or resume where the caller may, or set the calling agent's own note."""
@@ -98,7 +99,7 @@ class Signals:
         verbs = {"suspended": signal.SIGSTOP, "running": signal.SIGCONT}
         if number := verbs.get(args.status):
             self._access.over(caller, args.aid, "set_status")
-            await self.send(process, number, str(caller))
+            await self._send(process, number, caller)
             return
         if caller.aid != args.aid:
             raise PermissionError(
@@ -111,17 +112,18 @@ class Signals:
             process, notes=[Note("agent.note", process.aid, {"note": args.status})]
         )
 
-    async def send(self, process: Process, number: int, by: str) -> None:
-        """Do what a signal means."""
-        note = Note("agent.signal", process.aid, {"signal": NAMES[number], "by": by})
+    async def _send(self, process: Process, number: int, by: Caller) -> None:
+        """Do what a signal means, all of it, also when the caller no longer waits for it."""
+        note = Note("agent.signal", process.aid, {"signal": NAMES[number], "by": str(by)})
         if number in STOPS:
-            await self._stop(process, number, note)
+            work = self._stop(process, number, note)
         elif number == signal.SIGCONT:
-            await self._continue(process, note)
+            work = self._continue(process, note)
         elif number == signal.SIGKILL:
-            await self._kill(process, note)
+            work = self._kill(process, note)
         else:
-            await self._end(process, number, note)
+            work = self._end(process, number, note)
+        await asyncio.shield(self._reaper.run(work))
 
     def repeat(self, process: Process) -> None:
         """Make sure of a group's STOP or CONT, which a kernel that died may not have sent."""
