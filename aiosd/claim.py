@@ -52,7 +52,8 @@ class Lock:
 
     def release(self) -> None:
         """Let others have it; the file goes first, while nobody else can hold it."""
-        os.unlink(self._path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
         os.close(self._fd)
 
 

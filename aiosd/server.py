@@ -141,11 +141,13 @@ class Connection(asyncio.Protocol):
         frames, session, handle = self._frames, self.session, self._handle
         replies: list[bytes] = []
         size, until = 0, 0.0
+        progress = False
         try:
             while not (self._clogged or session.held):
                 payload = frames.take()
                 if payload is None:
                     break
+                progress = True
                 reply = handle(session, payload)
                 if reply is not None:
                     replies.append(reply)
@@ -153,6 +155,8 @@ class Connection(asyncio.Protocol):
                     if size > FLUSH:
                         self.transport.write(b"".join(replies))
                         replies, size = [], 0
+                if not frames.pending:  # the usual case, kept short: one request at a time
+                    break
                 if not until:
                     until = monotonic() + TURN_S
                 elif monotonic() > until:
@@ -164,7 +168,7 @@ class Connection(asyncio.Protocol):
             return
         if replies:
             self.transport.write(replies[0] if len(replies) == 1 else b"".join(replies))
-        self._settle(until != 0.0)
+        self._settle(progress)
 
     def _yield(self) -> None:
         self._yielded = True

@@ -53,10 +53,10 @@ def test_a_frame_that_trickles_in_costs_linear_time() -> None:
     """A quadratic cutter takes minutes for this."""
     frames = wire.Frames()
     stream = wire.frame(b"x" * (2 << 20))
-    began = time.perf_counter()
+    began = time.process_time()
     whole = [frame for i in range(0, len(stream), 16) for frame in frames.feed(stream[i : i + 16])]
     assert [len(frame) for frame in whole] == [2 << 20]
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def depth(value: Any) -> int:
@@ -88,9 +88,9 @@ def test_the_limits_of_nesting() -> None:
     assert "deeper than 32" in wire.nesting(b"\x91" * (wire.MAX_DEPTH + 1) + b"\xc0")
     assert "deeper than 32" in wire.nesting(b"\x91" * 1_000_000 + b"\xc0")
     wide = b"\xdd" + (1_000_000).to_bytes(4, "big") + b"\x90" * 1_000_000
-    began = time.perf_counter()
+    began = time.process_time()
     assert "more than 65536 values" in wire.nesting(wide)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 @given(st.integers(-(2**63), 2**64 - 1), st.integers(-(2**63), 2**64 - 1), st.binary(max_size=9))
