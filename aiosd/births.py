@@ -317,7 +317,9 @@ class Births:
 
     def _own_directory(self, aid: int, who: Account) -> str:
         """Return where an agent starts by default; the state directory is not for other users."""
-        return who.home if who.switch else self.workdir(aid)
+        if not who.switch:
+            return self.workdir(aid)
+        return who.home if os.path.isdir(who.home) else "/"
 
 
 def _agent_path(config: Config) -> list[str]:
