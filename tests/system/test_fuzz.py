@@ -198,7 +198,7 @@ def test_hostile_clients_change_nothing_for_the_others(daemon: Daemon) -> None:
                 for sock in opened:
                     sock.close()
         assert replies > FRAMES // 2  # most got as far as the dispatcher
-        assert bystander.pings > 1000
+        assert bystander.pings > 200
         assert daemon.resident() - warm < GROWTH
         assert daemon.process.poll() is None
         assert "Traceback" not in daemon.log.read_text()
