@@ -162,7 +162,7 @@ class Dispatcher:
             return self._damaged(payload, error)
         id = request.id
         entry = self._entries.get(request.number)
-        if session.restricted or entry is None or entry.fast is None:
+        if session.restricted or entry is None or entry.fast is None or id in session.flights:
             return self._handle_slowly(session, id, request.number, entry, request.body)
         began = perf_counter()
         failed = True
@@ -303,6 +303,10 @@ class Dispatcher:
 
     def _join(self, session: Session, id: int, flight: Flight) -> None:
         """Make a request wait for the answer of the first one with its key."""
+        if flight.reason:
+            name = flight.entry.call.name
+            text = f"{name}: the first request with this key is being cancelled; ask again"
+            raise BlockingIOError(errno.EAGAIN, text)
         flight.askers.append((session, id))
         session.flights[id] = flight
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from aiosd.abi import LEVEL
+from aiosd.abi import LEVEL, wire
 from aiosd.abi.inference import Generation, LlmGenerate, Timing, TokenUsage
 from aiosd.abi.process import (
     Attach,
@@ -303,8 +303,9 @@ def test_requests_in_flight_are_bounded_and_their_ids_unique(client: Client) -> 
     with pytest.raises(BlockingIOError, match=r"kernel\.max_inflight"):
         answer(client.read())
     client.call(Ping())  # what answers at once is not held up
-    client.next_id = 2
-    assert "id 2 is in use" in refused(client, BY_NAME["kill"].number)[1]
+    for call in ("kill", "ping"):
+        client.next_id = 2
+        assert "id 2 is in use" in refused(client, BY_NAME[call].number)[1]
 
 
 def test_statistics_count_answers_and_errors(client: Client, handlers: Handlers) -> None:
@@ -420,6 +421,19 @@ def test_a_persons_keyed_request_does_not(door: Door, handlers: Handlers) -> Non
     person.call(Ping())
     person.close()
     door.until(lambda: handlers.ended == ["wait"])
+
+
+def test_a_key_whose_work_is_being_cancelled_is_to_be_asked_again(
+    client: Client, handlers: Handlers
+) -> None:
+    first = client.send(Wait(1, key="w"))
+    client.call(Ping())
+    number = BY_NAME["wait"].number
+    body = msgspec.msgpack.encode(Wait(1, key="w"))
+    cancel = wire.request(90, BY_NAME["cancel"].number, Cancel(first))
+    client.sock.sendall(cancel + wire.request(91, number, body))
+    replies = {reply.id: reply.errno for reply in (client.read() for _ in range(3))}
+    assert replies == {90: 0, 91: errno.EAGAIN, first: errno.ECANCELED}
 
 
 def test_an_ended_agent_leaves_no_keys(door: Door, handlers: Handlers) -> None:
