@@ -27,7 +27,7 @@ from aiosd.identity import Identities
 from aiosd.launch import LIMITS
 from aiosd.process import FOREIGN, FORKED, PERSON, SPAWNED, Process
 from aiosd.program import resolve_program
-from aiosd.reaper import Reaper
+from aiosd.reaper import CLOSING, Reaper
 from aiosd.roster import Note, Roster
 from aiosd.settings import Config
 from aiosd.spawn import Spawner, Spec
@@ -66,9 +66,9 @@ class Births:
         self._under_way: set[asyncio.Task[Started]] = set()
 
     async def close(self) -> None:
-        """Return once every birth that has begun is over."""
-        while self._under_way:
-            await asyncio.gather(*self._under_way, return_exceptions=True)
+        """Return once every birth that has begun is over, or the next kernel has to see to it."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=CLOSING)
 
     # -- the calls ------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ zombie in place. A child of a person or of init needs no reaping.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import time
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 LONGEST = 31_536_000.0
 """Seconds that a wait lasts at most: a year."""
+
+CLOSING = 2.0
+"""Seconds that a kernel which ends gives to what has begun: a program may sit on a dead disk."""
 
 
 class Reaper:
@@ -45,9 +49,11 @@ class Reaper:
         self.clear: Callable[[int], None] = lambda aid: None
 
     async def close(self) -> None:
-        """Return once every end that has begun is durable."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Return once every end that has begun is durable, or can't be in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
 
     # -- ending ---------------------------------------------------------------------------------
 

@@ -106,6 +106,11 @@ def await_end(pid: int) -> None:
         os.close(handle)
 
 
+def await_starts(client: Client) -> None:
+    """Return once the programs of all agents run."""
+    until(lambda: all(row.pid for row in client.call(ListAgents())), "all programs run")
+
+
 def processes_below(state_dir: Path) -> list[str]:
     """Describe the shims of a state directory and what runs below them."""
     found = []

@@ -26,6 +26,7 @@ from tests.system.agents import (
     SLEEPER,
     agent,
     await_end,
+    await_starts,
     hello,
     log,
     processes_below,
@@ -135,8 +136,8 @@ def test_every_agent_that_was_acknowledged_is_there_again(daemon: Daemon) -> Non
         client.close()
         daemon.start()
         with daemon.connect() as client:
+            await_starts(client)
             rows = {row.aid: row for row in client.call(ListAgents(all=True))}
         assert known.keys() <= rows.keys()
         assert {aid: rows[aid].pid for aid in known} == known
         assert {rows[aid].state for aid in known} <= {"S"}
-        assert all(row.pid for row in rows.values() if row.state == "S")
