@@ -27,8 +27,8 @@ import numpy.typing as npt
 # step of 8 rows takes 105-130 ms so, and 570-1,240 ms with spinning. Read when the library loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import llama_cpp  # noqa: E402
-import llama_cpp.llama_chat_format  # noqa: E402
+import llama_cpp
+import llama_cpp.llama_chat_format
 
 from aiosd.engine import gguf, probe
 from aiosd.engine.prompt import Template, segments
