@@ -118,8 +118,8 @@ class Link:
                 yield Open(self.path)
                 yield from self._greet()
                 return
-            except ConnectionError:
-                if self._clock() + pause > until:
+            except OSError as error:
+                if not _passing(error) or self._clock() + pause > until:
                     raise
             yield Pause(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
@@ -127,7 +127,8 @@ class Link:
     def call(self, args: Call, finish: Finish | None = None) -> Plan[Any]:
         """Make a call; when the connection is lost meanwhile, come back and ask once more.
 
-        That is safe: a call that is not idempotent carries a key.
+        That is safe: a call that is not idempotent carries a key. A kernel that is going down is
+        asked again until the next one answers, for `patience` seconds.
         """
         step = Exchange(args, finish)
         try:
@@ -137,8 +138,25 @@ class Link:
                 self.over = True
                 return None
             reply = yield from self._again(step)
+        except OSError as error:
+            if error.errno != errno.ESHUTDOWN:
+                raise
+            reply = yield from self._outlast(step)
         self._learn(args, reply)
         return reply
+
+    def _outlast(self, step: Exchange) -> Plan[Any]:
+        """Ask again until a kernel answers that is not going down."""
+        until = self._clock() + self.patience
+        pause = FIRST_PAUSE
+        while True:
+            yield Pause(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+            try:
+                return (yield step)
+            except OSError as error:
+                if not _passing(error) or self._clock() + pause > until:
+                    raise
 
     def _again(self, step: Exchange) -> Plan[Any]:
         """Ask once more; where nobody answers, say what that leaves open."""
@@ -183,6 +201,11 @@ class Link:
             self.registered = False
         elif isinstance(args, Exit):
             self.over = True
+
+
+def _passing(error: OSError) -> bool:
+    """Whether an error is one that a kernel which restarts gives: away, or going down."""
+    return isinstance(error, ConnectionError) or error.errno == errno.ESHUTDOWN
 
 
 def exit_code(error: BaseException | None) -> int:

@@ -144,6 +144,25 @@ def test_a_generation_goes_on_after_the_kernel_was_killed(daemon: Daemon) -> Non
         assert [reply.token_ids for reply in replies] == [solo]
 
 
+def test_a_call_outlasts_a_restart(daemon: Daemon) -> None:
+    """SIGTERM: the kernel refuses what is new, then goes; the next one answers."""
+    daemon.config.write_text(f"kernel = {{drain_timeout = 0}}\n{daemon.config.read_text()}")
+    daemon.send_signal(signal.SIGHUP)
+    with aios.connect(name="patient") as kernel, aios.connect() as watcher:
+        begun = watcher.attach(kernel.aid)
+        replies: list[aios.Generation] = []
+        thread = threading.Thread(
+            target=lambda: replies.append(kernel.llm_generate("Count.", max_tokens=400))
+        )
+        thread.start()
+        while not next(begun).text:
+            pass
+        daemon.stop(signal.SIGTERM)
+        daemon.start()
+        thread.join(PATIENCE)
+        assert [len(reply.token_ids) for reply in replies] == [400]
+
+
 def test_without_a_kernel_the_error_says_so(daemon: Daemon) -> None:
     with aios.connect(patience=0.05) as kernel:
         daemon.stop()

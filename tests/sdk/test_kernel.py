@@ -468,6 +468,30 @@ def test_a_kernel_that_does_not_come_back(fake: FakeKernel) -> None:
         kernel.get_status(1)
 
 
+def test_a_kernel_that_is_going_down_is_asked_again(fake: FakeKernel) -> None:
+    down = OSError(errno.ESHUTDOWN, "the kernel is going down")
+    refusals = [down, down, None]
+
+    def refuse(connection: Connection, id: int, args: Any) -> None:
+        error = refusals.pop(0)
+        if error is None:
+            connection.reply(id)
+        else:
+            connection.fail(id, error)
+
+    fake.answers["kill"] = refuse
+    with aios.connect() as kernel:
+        kernel.kill(1)
+    fake.expect("hello")
+    assert len({fake.expect("kill").key for _ in range(3)}) == 1
+    fake.answers["kill"] = down
+    with aios.connect(patience=0.05) as kernel, pytest.raises(OSError, match="going down"):
+        kernel.kill(1)
+    fake.answers["hello"] = down
+    with pytest.raises(OSError, match="going down"):
+        aios.connect()  # at first, nobody waits
+
+
 def test_a_stream_lost_in_flight_raises(fake: FakeKernel) -> None:
     def cut(connection: Connection, id: int, args: Any) -> None:
         connection.reply(id, Event(0, "tick"), more=True)
