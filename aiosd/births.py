@@ -32,6 +32,9 @@ from aiosd.roster import Note, Roster
 from aiosd.settings import Config
 from aiosd.spawn import Spawner, Spec
 
+KEYED: Final = 600.0
+"""Seconds for which the key of a spawn stands for it."""
+
 NAME: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:-]*)?")
 
 
@@ -80,6 +83,10 @@ class Births:
                 "spawn: this kernel has no sandbox yet; sandbox=False runs it with your rights",
             )
         parent = self._roster.own(caller) if caller.aid else None
+        key = f"{caller.uid} {caller.aid} {args.key}" if args.key else ""
+        if (earlier := self._earlier(key, args)) is not None:
+            pid = earlier.pid or (await earlier.shim.ready() if earlier.shim else 0)
+            return Started(earlier.aid, pid)
         process = self._conceive(
             SPAWNED,
             parent=parent.aid if parent else PERSON,
@@ -87,6 +94,7 @@ class Births:
             gid=parent.gid if parent else caller.gid,
             name=args.name or _name(args.argv[0]),
             nice=self._nice(caller, parent, args.nice),
+            birth_key=key,
         )
         program = Program(args.argv, args.cwd, args.env, args.limits)
         note = Note("agent.spawn", process.aid)
@@ -138,8 +146,26 @@ class Births:
 
     # -- the steps ------------------------------------------------------------------------------
 
+    def _earlier(self, key: str, args: Spawn) -> Process | None:
+        """Return what this very request made under a kernel that died before it could answer."""
+        aid = self._roster.by_birth_key.get(key)
+        process = self._roster.find(aid) if aid else None
+        if process is None or process.unborn or time.time() - process.created > KEYED:
+            return None
+        if process.argv != args.argv:
+            raise OSError(errno.EINVAL, "key: it belongs to another spawn; use a new one")
+        return process if process.started or process.ending is None else None
+
     def _conceive(
-        self, kind: str, *, parent: int, uid: int, gid: int, name: str, nice: int
+        self,
+        kind: str,
+        *,
+        parent: int,
+        uid: int,
+        gid: int,
+        name: str,
+        nice: int,
+        birth_key: str = "",
     ) -> Process:
         """Take a place in the table; EMFILE when there is none. Whoever asks has to fill it."""
         most = self._config().agents.max_agents
@@ -160,6 +186,7 @@ class Births:
             argv=[],
             cwd="",
             created=time.time(),
+            birth_key=birth_key,
             unborn=True,
         )
         self._roster.add(process)

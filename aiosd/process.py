@@ -141,10 +141,12 @@ class Ending:
 class Process:
     """One agent. Everything is owned by the event loop's thread; only the table's managers write.
 
-    The first block is fixed at birth. The second is durable and changes: parent by orphaning,
-    name, nice and max_tokens by the calls that set them, pid and started by its start, stopped by
-    signals, ending once. credential and ticket are digests: of the secret to re-attach with, and
-    of the one-time secret that a spawned program finds on its descriptor ("" when used up).
+    The first block is fixed at birth; birth_key names the request that asked for it.
+
+    The second is durable and changes: parent by orphaning, name, nice and max_tokens by the calls
+    that set them, pid and started by its start, stopped by signals, ending once. credential and
+    ticket are digests: of the secret to re-attach with, and of the one-time secret that a spawned
+    program finds on its descriptor ("" when used up).
 
     The third block lives in memory. shim: of a spawned agent. connections: that speak for it.
     unborn: its birth is not finished; early: its end, reported meanwhile; unwanted: who asked for
@@ -161,6 +163,7 @@ class Process:
     argv: list[str]
     cwd: str
     created: float
+    birth_key: str = ""
 
     parent: int
     name: str

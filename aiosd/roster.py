@@ -53,6 +53,7 @@ class Roster:
         self.keep_events = keep_events
         self.living = 0
         self.by_digest: dict[str, int] = {}
+        self.by_birth_key: dict[str, int] = {}
         self._processes: dict[int, Process] = {}
         self._children: dict[int, dict[int, None]] = {}
         self._ended: dict[int, None] = {}
@@ -138,6 +139,8 @@ class Roster:
         """Enter a process in the table in memory."""
         self._processes[process.aid] = process
         self._children.setdefault(process.parent, {})[process.aid] = None
+        if process.birth_key:
+            self.by_birth_key[process.birth_key] = process.aid
         if process.ending is None:
             self.living += 1
             self._index(process)
@@ -180,6 +183,8 @@ class Roster:
         if self._processes.pop(process.aid, None) and process.ending is None:
             self.living -= 1
         self._ended.pop(process.aid, None)
+        if self.by_birth_key.get(process.birth_key) == process.aid:
+            del self.by_birth_key[process.birth_key]
         self._children.get(process.parent, {}).pop(process.aid, None)
 
     # -- what is durable ------------------------------------------------------------------------
@@ -254,7 +259,7 @@ class Roster:
 
 _PLAIN: Final = (
     "aid", "parent", "name", "uid", "gid", "kind", "program", "cwd", "pid", "nice", "max_tokens",
-    "note", "created", "started",
+    "note", "created", "started", "birth_key",
 )  # fmt: skip
 _USED: Final = (
     "tokens_in", "tokens_out", "cached_tokens", "requests", "dollars", "waiting_s",

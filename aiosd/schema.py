@@ -101,7 +101,12 @@ def first_boot(db: Connection) -> None:
         db.executescript(script)
 
 
-MIGRATIONS: Final[list[Migration]] = [first_boot]
+def keyed_births(db: Connection) -> None:
+    """Remember by which idempotency key an agent was spawned."""
+    db.execute("alter table agents add column birth_key text not null default ''")
+
+
+MIGRATIONS: Final[list[Migration]] = [first_boot, keyed_births]
 
 
 def last_aid(db: Connection) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from aiosd.abi.process import Fork, ListAgents, QueryHistory, RegisterAgent, Spawn, Wait
 from aiosd.process import Ending
-from tests.proc.world import World
+from tests.proc.world import STRANGER, World
 
 
 async def spawn(world: World) -> int:
@@ -99,6 +101,28 @@ async def test_a_birth_that_the_kernel_did_not_live_to_see(world: World, state_d
     again.table.on_started(shim, shim.pid)  # type: ignore[arg-type]
     [row] = await again.call(again.person(), ListAgents())
     assert (row.pid, row.started) == (shim.pid, shim.started)
+    await again.end()
+
+
+async def test_a_spawn_whose_answer_was_lost_can_be_asked_for_again(
+    world: World, state_dir: Path
+) -> None:
+    call = Spawn(["/bin/true"], key="k")
+    first = await world.call(world.person(), call)
+    await world.die()
+    again = World(state_dir)
+    again.spawner.adoptable[first.aid] = world.shim(first.aid)
+    await again.boot()
+    assert await again.call(again.person(), call) == first
+    with pytest.raises(OSError, match="another spawn"):
+        await again.call(again.person(), Spawn(["/bin/false"], key="k"))
+    other = await again.call(again.person(STRANGER), RegisterAgent("x", key="k"))
+    assert other.aid != first.aid
+    again.shim(first.aid).exit(code=0)
+    await again.call(again.person(), Wait(first.aid))
+    assert (await again.call(again.person(), call)).aid == first.aid
+    again.table._roster.get(first.aid).created -= 601
+    assert (await again.call(again.person(), call)).aid != first.aid
     await again.end()
 
 
