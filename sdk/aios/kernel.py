@@ -46,7 +46,8 @@ T = TypeVar("T")
 class Line:
     """One connection: a socket and its session. One of the waiting threads reads for all.
 
-    `_lock` protects the session and `_reading`; `_sending` keeps frames whole.
+    `_lock` protects the session and `_reader`, the thread that reads (0: none); `_sending` keeps
+    frames whole.
     """
 
     def __init__(self, path: str) -> None:
@@ -55,7 +56,7 @@ class Line:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._sending = threading.Lock()
-        self._reading = False
+        self._reader = 0
         self._dirty = False
         self._dropped: deque[InFlight] = deque()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -114,15 +115,21 @@ class Line:
 
     def wait(self, pending: InFlight) -> None:
         """Return when something has come for a request; read the socket if nobody else does."""
-        while not pending.ready:
-            with self._lock:
-                if pending.ready:
-                    return
-                if self._reading:
-                    self._follow(pending)
-                    continue
-                self._reading = True
-            self._lead(pending)
+        self._stand_down()  # where an interrupt kept us from it the last time
+        try:
+            while not pending.ready:
+                with self._lock:
+                    if pending.ready:
+                        return
+                    if self._reader:
+                        self._follow(pending)
+                        continue
+                    self._reader = threading.get_ident()
+                while not pending.ready:
+                    self._wait_readable()
+                    self._read()
+        finally:
+            self._stand_down()
 
     def cancel(self, pending: InFlight) -> None:
         """Ask the kernel to end a request."""
@@ -164,18 +171,15 @@ class Line:
         finally:
             pending.waiter = None
 
-    def _lead(self, pending: InFlight) -> None:
-        """Read for everybody until something has come for `pending`."""
-        try:
-            while not pending.ready:
-                self._wait_readable()
-                self._read()
-        finally:
-            with self._lock:
-                self._reading = False
-                if self._dirty:
-                    self._end()
-                self._hand_over()
+    def _stand_down(self) -> None:
+        """Stop reading, if it is us who read, and let another waiting thread go on."""
+        if self._reader != threading.get_ident():
+            return
+        with self._lock:
+            self._reader = 0
+            if self._dirty:
+                self._end()
+            self._hand_over()
 
     def _wait_readable(self) -> None:
         poll = select.poll()
@@ -253,8 +257,9 @@ class Line:
     def _make_room(self) -> None:
         """Wait until the socket takes more; read meanwhile, as the kernel may wait for that."""
         with self._lock:
-            leader = not self._reading
-            self._reading = True
+            leader = not self._reader
+            if leader:
+                self._reader = threading.get_ident()
         poll = select.poll()
         try:
             with suppress(ValueError):  # closed by another thread just now: sending will tell
@@ -264,11 +269,7 @@ class Line:
                 self._read()
         finally:
             if leader:
-                with self._lock:
-                    self._reading = False
-                    if self._dirty:
-                        self._end()
-                    self._hand_over()
+                self._stand_down()
 
 
 def _wake(touched: list[InFlight]) -> None:

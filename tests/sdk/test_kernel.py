@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 import aios
+from aios import errors
 from aios.link import exit_code
 from aiosd.abi.inference import Chunk, Generation, Timing, TokenUsage, Turn
 from aiosd.abi.process import LogRecord
@@ -150,6 +153,15 @@ def test_no_permission(fake: FakeKernel) -> None:
     fake.path.chmod(0)
     with pytest.raises(PermissionError, match="another user"):
         aios.connect()
+
+
+def test_other_troubles_with_the_socket_keep_their_errno() -> None:
+    refused = errors.not_running("/s", PermissionError(errno.EACCES, "Permission denied"))
+    assert isinstance(refused, PermissionError)
+    assert "serves another user" in str(refused)
+    other = errors.not_running("/s", OSError(errno.EMFILE, "Too many open files"))
+    assert other.errno == errno.EMFILE
+    assert "can't connect to aiosd at /s" in str(other)
 
 
 def test_a_kernel_that_is_too_old(fake: FakeKernel) -> None:
@@ -595,6 +607,35 @@ def test_a_forked_process_is_told_to_connect_itself(fake: FakeKernel) -> None:
     fake.expect("hello")
     fake.expect("register_agent")
     assert fake.seen.empty()  # a fork does not end its parent's agent
+
+
+FORK = """
+import gc, os, aios
+
+kernel = aios.connect(name="math")
+events = kernel.watch()
+child = os.fork()
+if not child:
+    try:
+        kernel.ping()
+    except OSError as error:
+        del events, kernel  # neither cancels, ends nor closes what is the parent's
+        gc.collect()
+        os._exit(7 if "forked" in str(error) else 1)
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert kernel.ping(payload=b"still").payload == b"still"
+events.close()
+kernel.close()
+"""
+
+
+def test_a_fork_leaves_its_parents_connection_alone(fake: FakeKernel) -> None:
+    fake.answers["watch"] = endless
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", FORK], check=True, env=environment, timeout=DEADLINE)
+    names = [name for name, _ in fake.seen.queue]
+    assert names == ["hello", "register_agent", "watch", "ping", "cancel"]
 
 
 def test_closing_wakes_who_waits(fake: FakeKernel) -> None:
