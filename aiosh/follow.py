@@ -1,6 +1,6 @@
 """An agent in the foreground: its output shown as it comes, the terminal's keys as its signals.
 
-    status = follow(aid, started=True)
+    status = follow(lambda: spawn(...).aid)
 
 Ctrl-C sends INT to the agent, pressed again TERM, then KILL. Ctrl-Z suspends it: `aiosctl` stops
 with it and resumes it when its own shell continues it; in aiosh the agent becomes a stopped job.
@@ -41,11 +41,15 @@ class Suspended(Exception):
 
 @dataclass
 class Foreground:
-    """What is followed: how many records of its output were shown, how often Ctrl-C was hit."""
+    """What is followed: how many records of its output were shown, how often Ctrl-C was hit.
 
-    aid: int
+    aid is 0 until the agent has begun: keys pressed before that count as soon as it has.
+    """
+
+    aid: int = 0
     shown: int = 0
     interrupts: int = 0
+    stop: bool = False
 
 
 class _Stop(Exception):
@@ -56,22 +60,33 @@ leave_on_stop = False
 """Whether Ctrl-Z returns to a prompt (aiosh) or stops this very process (aiosctl)."""
 
 
-def follow(aid: int, *, skip: int = 0, json: bool = False) -> int:
+def follow(begin: Callable[[], int], *, skip: int = 0, json: bool = False) -> int:
     """Show an agent's output until it ends, then reap it; return the status to pass on.
 
-    skip: records of its output that were shown before. json: print records as JSON lines and the
-    exit status as the last. Raises Suspended after Ctrl-Z in aiosh, OSError from the calls.
+    begin: starts or resumes the agent and returns its aid. skip: records of its output that were
+    shown before. json: print records as JSON lines and the exit status as the last. Raises
+    Suspended after Ctrl-Z in aiosh, OSError from the calls, and what `begin` raises.
     """
-    here = Foreground(aid, skip)
+    here = Foreground(shown=skip)
     try:
         with _keys(here), link.kernel() as kernel:
+            here.aid = begin()
+            _catch_up(here)
             _output(kernel, here, json)
-            ended = kernel.wait(aid=aid)
+            ended = kernel.wait(aid=here.aid)
     except _Stop:
-        raise Suspended(aid, here.shown) from None
+        raise Suspended(here.aid, here.shown) from None
     if json:
         print_json_line(ended)
     return _passed_on(ended)
+
+
+def _catch_up(here: Foreground) -> None:
+    """Act on the keys that were pressed before there was an agent."""
+    if here.interrupts:
+        _pass(here.aid, INTERRUPTS[min(here.interrupts, len(INTERRUPTS)) - 1])
+    if here.stop:
+        _stop(here)
 
 
 def _passed_on(ended: ExitStatus | None) -> int:
@@ -104,8 +119,8 @@ def _keys(here: Foreground) -> Iterator[None]:
     """Give Ctrl-C and Ctrl-Z their meaning for the agent while the block runs."""
     handlers: dict[int, Callable[[int, FrameType | None], None]] = {
         signal.SIGINT: lambda *_: _interrupt(here),
-        signal.SIGTERM: lambda *_: _pass(here.aid, "TERM"),
-        signal.SIGTSTP: lambda *_: _stop(here.aid),
+        signal.SIGTERM: lambda *_: _terminate(here),
+        signal.SIGTSTP: lambda *_: _stop(here),
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -118,7 +133,16 @@ def _keys(here: Foreground) -> Iterator[None]:
 def _interrupt(here: Foreground) -> None:
     name = INTERRUPTS[min(here.interrupts, len(INTERRUPTS) - 1)]
     here.interrupts += 1
-    _pass(here.aid, name)
+    if here.aid:
+        _pass(here.aid, name)
+    elif here.interrupts > 1:
+        raise KeyboardInterrupt  # the daemon does not answer: nobody waits for it against his will
+
+
+def _terminate(here: Foreground) -> None:
+    if not here.aid:
+        raise KeyboardInterrupt
+    _pass(here.aid, "TERM")
 
 
 def _pass(aid: int, name: str) -> None:
@@ -127,12 +151,15 @@ def _pass(aid: int, name: str) -> None:
         kernel.kill(aid=aid, signal=name)
 
 
-def _stop(aid: int) -> None:
+def _stop(here: Foreground) -> None:
+    if not here.aid:
+        here.stop = True
+        return
     with suppress(OSError, link.Unreachable), link.kernel() as kernel:
-        kernel.suspend_agent(aid=aid)
+        kernel.suspend_agent(aid=here.aid)
     if leave_on_stop:
         raise _Stop
     # As any program does on Ctrl-Z: stop, and go on together with what it was doing.
     os.kill(os.getpid(), signal.SIGSTOP)
     with suppress(OSError, link.Unreachable), link.kernel() as kernel:
-        kernel.resume_agent(aid=aid)
+        kernel.resume_agent(aid=here.aid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,8 +53,7 @@ def run(
     Ctrl-C sends it INT (again: TERM, then KILL), Ctrl-Z suspends it. The status is the
     program's own, or 128+n when signal n ended it.
     """
-    started = spawn(program, name=name, nice=nice, cwd=cwd, env=env or [])
-    _attend(started, detach, json)
+    _attend(lambda: spawn(program, name=name, nice=nice, cwd=cwd, env=env or []), detach, json)
 
 
 @app.command("nice", context_settings=OWN_OPTIONS_FIRST)
@@ -66,7 +66,7 @@ def nice_(
     json: Json = False,
 ) -> None:
     """Run a program as an agent with another nice value (10 unless told)."""
-    _attend(spawn(program, nice=adjustment), detach, json)
+    _attend(lambda: spawn(program, nice=adjustment), detach, json)
 
 
 def spawn(
@@ -97,13 +97,14 @@ def _variable(word: str) -> tuple[str, str]:
     return key, value
 
 
-def _attend(started: Started, detach: bool, json: bool) -> None:
+def _attend(start: Callable[[], Started], detach: bool, json: bool) -> None:
     if detach:
+        started = start()
         print_json(started) if json else print(started.aid)
         return
     from aiosh.follow import follow
 
-    raise typer.Exit(follow(started.aid, json=json))
+    raise typer.Exit(follow(lambda: start().aid, json=json))
 
 
 @app.command(context_settings=OWN_OPTIONS_FIRST)
@@ -120,7 +121,8 @@ def fork(
     """
     with link.kernel() as kernel:
         (aid,) = link.resolve(kernel, [agent])
-        started = kernel.fork(aid=aid, argv=argv or [], name=name)
+        words = argv or []
+        started = kernel.fork(aid, argv=words[1:] if words[:1] == ["--"] else words, name=name)
     if json:
         print_json(started)
     else:

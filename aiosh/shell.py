@@ -124,10 +124,14 @@ class Shell:
 
     def _fg(self, words: list[str]) -> int:
         job = self.jobs.find(*words[:1])
-        print(job.text)
-        self._resume(job.aid)
+
+        def forward() -> int:
+            print(job.text, flush=True)
+            self._resume(job.aid)
+            return job.aid
+
         try:
-            status = follow.follow(job.aid, skip=job.shown)
+            status = follow.follow(forward, skip=job.shown)
         except follow.Suspended as stopped:
             job.shown = stopped.shown
             self.jobs.add(job.aid, job.text, stopped.shown, stopped=True)

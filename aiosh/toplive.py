@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 STYLE: Final = Style.from_dict(
     {
-        "head": "reverse", "chosen": "bold reverse", "error": "ansired bold", "R": "ansigreen",
-        "Q": "ansiyellow", "T": "ansimagenta", "Z": "ansired", "X": "ansibrightblack",
+        "head": "reverse", "chosen": "bold reverse", "error": "ansired bold",
+        "state.r": "ansigreen", "state.q": "ansiyellow", "state.t": "ansimagenta",
+        "state.z": "ansired", "state.x": "ansibrightblack",
     }
 )  # fmt: skip
 
@@ -149,7 +150,7 @@ class Top:
         head, *cells = tables.layout(COLUMNS, shown, size.columns, colour=False)
         styled: StyleAndTextTuples = [("class:head", head.ljust(size.columns) + "\n")]
         for row, line in zip(shown, cells, strict=True):
-            style = "class:chosen" if row is chosen else f"class:{row.state}"
+            style = "class:chosen" if row is chosen else f"class:state.{row.state.lower()}"
             styled.append((style, line.ljust(size.columns) + "\n"))
         return styled
 

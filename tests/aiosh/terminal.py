@@ -2,7 +2,7 @@
 
     with Terminal(command, environ) as terminal:
         terminal.expect("aios(0)> ")
-        terminal.type("ps\\r")
+        terminal.press("ps\\r")
 
 Every wait is for a pattern and has a deadline.
 """
@@ -17,11 +17,17 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from types import TracebackType
 
 PATIENCE = 20.0
+TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "os.execvp(sys.argv[1], sys.argv[1:])"
+)
+"""Makes stdin the terminal of this session, so that Ctrl-C is a signal, and becomes the command."""
 ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|\x1b[=>()][0-9A-B]?|\x0f")
 
 
@@ -35,15 +41,15 @@ class Terminal:
         self.before = termios.tcgetattr(slave)
         self.seen = ""
         self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, env=environ, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+            [sys.executable, "-I", "-c", TAKE_TERMINAL, *command],
+            stdin=slave, stdout=slave, stderr=slave, env=environ, start_new_session=True,
         )  # fmt: skip
 
     def resize(self, size: tuple[int, int]) -> None:
         """Make the terminal so many (lines, columns)."""
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
 
-    def type(self, text: str) -> None:
+    def press(self, text: str) -> None:
         """Press keys."""
         os.write(self._master, text.encode())
 
@@ -65,7 +71,7 @@ class Terminal:
         text = os.read(self._master, 1 << 16).decode(errors="replace")
         self.seen += text
         for _ in range(text.count("\x1b[6n")):
-            self.type("\x1b[1;1R")  # where the cursor is: prompt-toolkit asks
+            self.press("\x1b[1;1R")  # where the cursor is: prompt-toolkit asks
 
     def restored(self) -> bool:
         """Whether the terminal's modes are as they were before the program."""

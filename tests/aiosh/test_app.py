@@ -84,11 +84,11 @@ def test_without_a_daemon_the_status_is_125(
 def test_kill_lists_signals(ctl: Run) -> None:
     result = ctl("kill", "-l")
     assert result.status == 0
-    assert [9, 15] == [
+    assert [
         int(line.split()[0])
         for line in result.out.splitlines()
         if line.split()[1] in ("KILL", "TERM")
-    ]
+    ] == [9, 15]
 
 
 def test_man_shows_what_the_table_says(ctl: Run) -> None:
