@@ -189,7 +189,7 @@ class Reaper:
         process.reaped = True
         try:
             await self._roster.save(process)
-        except asyncio.CancelledError:
+        except BaseException:
             process.reaped = False  # nobody was told: the zombie stays
             self._roster.save_soon(process)
             raise

@@ -134,16 +134,20 @@ class Signals:
         # Durable before the group hears it: a kernel that comes back repeats the signal.
         first, process.stopped = not process.stopped, True
         self._roster.listener.agent_stopped(process.aid)
-        await self._roster.save(process, notes=[note, *_changed(process, first, "T")])
-        if process.shim is not None:
-            process.shim.signal(number)
+        try:
+            await self._roster.save(process, notes=[note, *_changed(process, first, "T")])
+        finally:
+            if process.shim is not None:
+                process.shim.signal(number)
 
     async def _continue(self, process: Process, note: Note) -> None:
         first, process.stopped = process.stopped, False
-        await self._roster.save(process, notes=[note, *_changed(process, first, "S")])
-        if process.shim is not None:
-            process.shim.signal(signal.SIGCONT)
-        self._roster.listener.agent_continued(process.aid)
+        try:
+            await self._roster.save(process, notes=[note, *_changed(process, first, "S")])
+        finally:
+            if process.shim is not None:
+                process.shim.signal(signal.SIGCONT)
+            self._roster.listener.agent_continued(process.aid)
 
     async def _kill(self, process: Process, note: Note) -> None:
         self._reaper.withdraw(process)

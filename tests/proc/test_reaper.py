@@ -107,6 +107,48 @@ async def test_one_end_is_told_to_one_of_two_who_wait_for_any(world: World) -> N
         await waits[1]
 
 
+async def test_a_wait_that_was_cut_off_reaps_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = await spawn(world)
+    me = Caller(OWNER, 0, 0, parent)
+    child = await spawn(world, parent)
+    world.shim(child).exit(code=0)
+    await settle(world)
+    reaping = asyncio.Event()
+
+    async def save(*_: object) -> None:
+        reaping.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.table._roster, "save", save)
+        task = asyncio.create_task(world.call(me, Wait()))
+        await reaping.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert (await world.call(me, Wait())).aid == child
+
+
+async def test_a_full_disk_ends_an_agent_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aid = await spawn(world)
+
+    async def save(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.table._roster, "save", save)
+        world.shim(aid).exit(code=1)
+        assert (await world.call(world.person(), Wait(aid, reap=False))).code == 1
+        with pytest.raises(OSError, match="full"):
+            await world.call(world.person(), Wait(aid))
+    assert (await world.call(world.person(), Wait())).aid == aid
+    assert world.shim(aid).byes == 0  # the next kernel hears of it
+
+
 async def test_a_person_waits_for_any_of_its_own(world: World) -> None:
     other = await spawn(world)
     with pytest.raises(ChildProcessError):
