@@ -22,6 +22,8 @@ import termios
 import time
 from types import TracebackType
 
+from tests.aiosh.screen import Screen
+
 PATIENCE = 20.0
 TAKE_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
@@ -40,6 +42,7 @@ class Terminal:
         self.resize(size)
         self.before = termios.tcgetattr(slave)
         self.seen = ""
+        self.screen = Screen(*size)
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-c", TAKE_TERMINAL, *command],
             stdin=slave, stdout=slave, stderr=slave, env=environ, start_new_session=True,
@@ -64,12 +67,19 @@ class Terminal:
                 return match
             self._read(deadline, pattern)
 
+    def see(self, pattern: str) -> None:
+        """Read until the screen as a whole shows a pattern."""
+        deadline = time.monotonic() + PATIENCE
+        while re.search(pattern, self.screen.text()) is None:
+            self._read(deadline, pattern)
+
     def _read(self, deadline: float, pattern: str) -> None:
         ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise AssertionError(f"{pattern!r} never came; seen: {self.seen!r}")
+            raise AssertionError(f"{pattern!r} never came; seen:\n{self.screen.text()}")
         text = os.read(self._master, 1 << 16).decode(errors="replace")
         self.seen += text
+        self.screen.feed(text)
         for _ in range(text.count("\x1b[6n")):
             self.press("\x1b[1;1R")  # where the cursor is: prompt-toolkit asks
 

@@ -46,7 +46,7 @@ def open_shell(home: Path) -> Terminal:
 def kinds(kind: str) -> list[Any]:
     """Return what is recorded of the youngest agent."""
     with link.kernel() as kernel:
-        return kernel.query_history(agents()[-1].aid, kind=kind)
+        return kernel.query_history(aid=agents()[-1].aid, kind=kind)
 
 
 def agents() -> list[Any]:
@@ -208,8 +208,8 @@ class TestTop:
             assert ctl("run", "-d", "--name", name, "--", "sleep", "1000").status == 0
         environ = surroundings() | {"NO_COLOR": "1"}
         with Terminal(door("ctl", "top", "-d", "0.2"), environ, SIZE) as terminal:
-            terminal.expect("policy rr")
-            terminal.expect("second")
+            terminal.see("policy rr")
+            terminal.see("second")
             yield terminal
             if terminal.process.poll() is None:
                 terminal.press("q")
@@ -231,7 +231,7 @@ class TestTop:
 
     def test_renice_asks_for_the_value(self, top: Terminal) -> None:
         top.press("Nr")
-        top.expect(r"renice agent \d+ \(first\) from 0 to:")
+        top.see(r"renice agent \d+ \(first\) from 0 to:")
         top.press("7\r")
         wait_for(lambda: self.state("first").nice == 7)
 
@@ -241,18 +241,20 @@ class TestTop:
         top.press("c")
         wait_for(lambda: self.state("second").state == "S")
         top.press("k")
-        top.expect(r"kill agent \d+ \(second\) with signal \[TERM\]:")
-        top.press("\x07k")  # never mind; and once more
-        top.expect(r"kill agent \d+ \(second\)")
+        top.see(r"kill agent \d+ \(second\) with signal \[TERM\]:")
+        top.press("\x07")  # never mind
+        top.see(r"^(?s:(?!kill agent).)*$")
+        top.press("k")
+        top.see(r"kill agent \d+ \(second\)")
         top.press("NOSUCH\r")
-        top.expect("agents know no signal")
+        top.see("agents know no signal")
         top.press("k")
         top.press("\r")
         wait_for(lambda: [agent.name for agent in agents()] == ["first"])
 
     def test_help_and_ctrl_c(self, top: Terminal) -> None:
         top.press("h")
-        top.expect("sort by tokens per second")
+        top.see("sort by tokens per second")
         top.press("x")
         top.press(CTRL_C)
         assert top.ended() == 0
