@@ -9,7 +9,6 @@ from msgspec import Meta
 
 from aiosd.abi.call import Call, Cid, Count, Key, Name, Record, Text, syscall
 
-
 Deadline = Annotated[
     float, Meta(ge=0, le=31_536_000, description="seconds until the partial text is returned")
 ]

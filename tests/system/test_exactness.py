@@ -47,26 +47,29 @@ def daemon(
 ) -> Iterator[Daemon]:
     """Run a daemon with one core of four slots under rr with a quantum of 8 tokens."""
     with Daemon(state_dir, runtime_dir, kv_dir, config=request.param) as running:
-        running.real = request.param is REAL  # type: ignore[attr-defined]
         yield running
 
 
-def prompt(index: int, daemon: Daemon) -> str:
-    """Return a prompt of 20 to 1,500 tokens: the fake core's tokens are bytes."""
+def prompt(index: int, real: bool, longest: int) -> str:
+    """Return a prompt of about 20 to `longest` tokens: the fake core's tokens are bytes."""
     words = f"Agent {index} keeps a diary about the sea, the wind and a small boat. "
-    tokens = 20 + index * 1480 // (AGENTS - 1)
-    per_text = len(words) if not daemon.real else 16  # type: ignore[attr-defined]
-    return (words * (tokens // per_text + 1))[: None if per_text == 16 else tokens]
+    tokens = 20 + index * (longest - 20) // (AGENTS - 1)
+    return words * (tokens // 16 + 1) if real else (words * (tokens // len(words) + 1))[:tokens]
 
 
 class Crowd:
     """Agents at work, each on a connection of its own, and a person who bothers them."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, longest: int = 1500) -> None:
         self.daemon = daemon
+        self.longest = longest
         self.aids: dict[int, int] = {}
         self.counts: dict[int, int] = {}
         self.moved = asyncio.Event()
+
+    def prompt(self, index: int) -> str:
+        """Return an agent's first prompt."""
+        return prompt(index, "fake" not in self.daemon.config.read_text(), self.longest)
 
     async def run(self, index: int, requests: int = 1) -> list[list[int]]:
         """Be one agent: stream one request after the other, each in the context of the last."""
@@ -76,7 +79,7 @@ class Crowd:
             context = 0
             for turn in range(requests):
                 stream = kernel.llm_generate(
-                    prompt(index, self.daemon) if not turn else f" And then, on day {turn},",
+                    f" And then, on day {turn}," if turn else self.prompt(index),
                     raw=True,
                     max_tokens=TOKENS,
                     temperature=0.8 if index % 2 else 0.0,
@@ -112,6 +115,7 @@ class Crowd:
         return done
 
 
+@pytest.mark.timeout(400)
 def test_twelve_agents_on_four_slots(daemon: Daemon) -> None:
     """Random suspends, resumes and renices under rr: every token equals the solo run's."""
 
@@ -141,11 +145,12 @@ def test_twelve_agents_on_four_slots(daemon: Daemon) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.timeout(400)
 def test_worker_killed_at_twenty_random_moments(daemon: Daemon) -> None:
     """Eight agents with two requests each, continued: SIGKILL of the worker changes no token."""
 
     async def main() -> None:
-        crowd = Crowd(daemon)
+        crowd = Crowd(daemon, longest=300)  # what a dead worker held is computed again each time
         solo = [await crowd.run(i, requests=2) for i in range(8)]
         rng, killed = random.Random(3), set[int]()
         async with aios.connect_async(daemon.socket) as person:
