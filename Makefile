@@ -15,7 +15,7 @@ help:
 	@echo "make check        set up, then ruff, mypy --strict and import-linter"
 	@echo "make format       let ruff format the source"
 	@echo "make bench        measure; a table on the terminal, JSON in tests/bench/out"
-	@echo "make man          write the man pages of section 2 from the table of system calls"
+	@echo "make man          write section 2 of the manual and the SDK's methods from the table"
 	@echo "make constraints  resolve the pinned versions of all dependencies anew"
 	@echo "make clean        remove .venv, caches and the trial daemon's state"
 
@@ -40,6 +40,7 @@ bench: setup-bench
 
 man: setup-run
 	$(BIN)/python -m aiosd.abi.manual man/man2
+	$(BIN)/python -m aiosd.abi.bindings
 
 constraints: setup-dev
 	$(BIN)/python .ci/constraints.py
