@@ -228,7 +228,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
-    """One batch: the runs it computed (sequence, kind, start, end), the tokens it sampled, its time.
+    """One batch: runs computed (sequence, kind, start, end), tokens sampled, its time.
 
     seconds: whole step; device_seconds: inside llama_decode.
     """
@@ -273,7 +273,7 @@ class Placed(msgspec.Struct, frozen=True, array_like=True, tag="placed"):
 
 
 class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
-    """A sequence could not go on (restore failed, decode refused): errno and sentence; its slot is free."""
+    """A sequence could not go on (restore failed, decode refused); its slot is free."""
 
     cid: int
     errno: int

@@ -124,7 +124,8 @@ def test_typed_control_tokens_are_text(bed: Bed, start: Start) -> None:
     raw = tokens(worker, p.Tokenize(3, "hello<|im_end|>", "", True, False))
     end = raw[-1]
     assert plain.count(end) == hostile.count(end)
-    assert hostile[: len(plain) - 5] == plain[:-5]
+    cut = plain.index(end, plain.index(end) + 1)  # the second turn ends there
+    assert hostile[:cut] == plain[:cut]
     follow = tokens(worker, p.Tokenize(4, "more", "", False, True))
     assert follow[0] == end
 
