@@ -31,7 +31,7 @@ class Spread:
 class Line:
     """One agent on one core: a row of both tables. Scores are None where not computable."""
 
-    model: str
+    core: str
     agent: str
     requests: int
     sequential_waiting: Spread
@@ -64,20 +64,20 @@ def spread(values: Sequence[float]) -> Spread:
 
 def block(core: Core, solo: Trial, sequential: list[Trial], concurrent: list[Trial]) -> Block:
     """Return what the trials on one core come to."""
-    model = os.path.basename(core.model).removesuffix(".gguf") or core.name
     return Block(
         core=core.name,
-        model=model,
+        model=os.path.basename(core.model),
         exact=core.exact,
         lines=[
-            _line(model, i, solo.parts[i], sequential, concurrent) for i in range(len(solo.parts))
+            _line(core.name, i, solo.parts[i], sequential, concurrent)
+            for i in range(len(solo.parts))
         ],
         sequential_s=spread([trial.seconds for trial in sequential]),
         concurrent_s=spread([trial.seconds for trial in concurrent]),
     )
 
 
-def _line(model: str, i: int, solo: Part, sequential: list[Trial], concurrent: list[Trial]) -> Line:
+def _line(core: str, i: int, solo: Part, sequential: list[Trial], concurrent: list[Trial]) -> Line:
     # Every reply of every concurrent trial is compared with the one given alone.
     pairs = [
         (reply, solo.replies[n])
@@ -86,7 +86,7 @@ def _line(model: str, i: int, solo: Part, sequential: list[Trial], concurrent: l
     ]
     texts, references = [reply.text for reply, _ in pairs], [ref.text for _, ref in pairs]
     return Line(
-        model=model,
+        core=core,
         agent=solo.agent,
         requests=len(solo.replies),
         sequential_waiting=_over(sequential, i, lambda reply: reply.waiting_s),
@@ -107,7 +107,7 @@ def _over(trials: list[Trial], i: int, time_of: Callable[[Reply], float]) -> Spr
 
 
 TIMES: Final[list[Column[Line]]] = [
-    Column("MODEL", lambda line: line.model, least=9),
+    Column("CORE", lambda line: line.core, least=9),
     Column("AGENT", lambda line: line.agent),
     Column("SEQ-WAITING", lambda line: str(line.sequential_waiting), right=True),
     Column("SEQ-TURNAROUND", lambda line: str(line.sequential_turnaround), right=True),
@@ -116,7 +116,7 @@ TIMES: Final[list[Column[Line]]] = [
 ]
 
 SCORES: Final[list[Column[Line]]] = [
-    Column("MODEL", lambda line: line.model, least=9),
+    Column("CORE", lambda line: line.core, least=9),
     Column("AGENT", lambda line: line.agent),
     Column("BLEU", lambda line: _score(line.bleu, "bleu"), right=True),
     Column("SIMILARITY", lambda line: _score(line.similarity, "similarity"), right=True),
@@ -142,8 +142,8 @@ def report(blocks: list[Block], sched: Sched, trials: int) -> None:
     print()
     for block in blocks:
         print(
-            f"{block.core} (exact: {block.exact}): all agents done after {block.sequential_s} s"
-            f" in sequence, {block.concurrent_s} s concurrently"
+            f"{block.core} is {block.model}, exact: {block.exact}; all agents were done after"
+            f" {block.sequential_s} s in sequence, {block.concurrent_s} s concurrently"
         )
 
 
