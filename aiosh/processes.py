@@ -53,7 +53,8 @@ def run(
     Ctrl-C sends it INT (again: TERM, then KILL), Ctrl-Z suspends it. The status is the
     program's own, or 128+n when signal n ended it.
     """
-    _attend(lambda: spawn(program, name=name, nice=nice, cwd=cwd, env=env or []), detach, json)
+    variables = dict(_variable(word) for word in env or [])
+    _attend(lambda: spawn(program, name=name, nice=nice, cwd=cwd, env=variables), detach, json)
 
 
 @app.command("nice", context_settings=OWN_OPTIONS_FIRST)
@@ -70,14 +71,18 @@ def nice_(
 
 
 def spawn(
-    argv: list[str], *, name: str = "", nice: int = 0, cwd: str = "", env: list[str] | None = None
+    argv: list[str],
+    *,
+    name: str = "",
+    nice: int = 0,
+    cwd: str = "",
+    env: dict[str, str] | None = None,
 ) -> Started:
     """Start an agent as this user would: paths are relative to here. Raises OSError, Failure."""
     where = os.path.abspath(os.path.expanduser(cwd)) if cwd else os.getcwd()
-    variables = dict(_variable(word) for word in env or [])
     with link.kernel() as kernel:
         return kernel.spawn(
-            [_absolute(argv[0]), *argv[1:]], name=name, nice=nice, cwd=where, env=variables
+            [_absolute(argv[0]), *argv[1:]], name=name, nice=nice, cwd=where, env=env or {}
         )
 
 
