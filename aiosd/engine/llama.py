@@ -20,6 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -299,10 +300,14 @@ class Sampler:
         """The token for `position` from one row of logits."""
         if how.temperature <= 0:
             return int(logits.argmax())  # of equals the first, as llama.cpp's greedy sampler
-        candidates, array = self._candidates, self._array
-        candidates["id"], candidates["logit"] = self._ids, logits
+        chosen, ordered = self._ids, False
+        if how.top_k <= 0 and how.top_p < 1:
+            chosen, ordered = _nucleus(logits, how.top_p), True
+            logits, how = logits[chosen], msgspec.structs.replace(how, top_p=1.0)
+        candidates, array = self._candidates[: len(chosen)], self._array
+        candidates["id"], candidates["logit"] = chosen, logits
         array.data = ctypes.cast(candidates.ctypes.data, L.llama_token_data_p)
-        array.size, array.selected, array.sorted = len(candidates), -1, False
+        array.size, array.selected, array.sorted = len(chosen), -1, ordered
         L.llama_sampler_apply(self._chain(how), ctypes.byref(array))
         dice = L.llama_sampler_init_dist(position_seed(how.seed, position))
         L.llama_sampler_apply(dice, ctypes.byref(array))
@@ -330,6 +335,22 @@ def _open_chain(how: Sampling) -> Any:
         L.llama_sampler_chain_add(chain, L.llama_sampler_init_min_p(how.min_p, 1))
     L.llama_sampler_chain_add(chain, L.llama_sampler_init_temp(how.temperature))
     return chain
+
+
+def _nucleus(logits: npt.NDArray[np.float32], top_p: float) -> npt.NDArray[np.int32]:
+    """The most likely tokens that together reach top_p, in order.
+
+    What llama.cpp's own top-p keeps when it looks at a whole vocabulary, but sooner: that one takes
+    0.4 ms a row, and 3.7 ms where the distribution is flat. The tokens that are not even sorted
+    here are too unlikely to count: all of them together can't make up what the nucleus may lack.
+    """
+    weights = np.exp(logits - logits.max())
+    total = float(weights.sum(dtype=np.float64))
+    likely = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
+    likely = likely[np.argsort(-weights[likely])]
+    reached = np.cumsum(weights[likely], dtype=np.float64)
+    enough = int(np.searchsorted(reached, top_p * total)) + 1
+    return likely[:enough].astype(np.int32)
 
 
 def position_seed(seed: int, position: int) -> int:

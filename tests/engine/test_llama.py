@@ -130,6 +130,35 @@ def test_typed_control_tokens_are_text(bed: Bed, start: Start) -> None:
     assert follow[0] == end
 
 
+@pytest.mark.parametrize("steep", [14, 7, 0])
+def test_the_nucleus_is_the_one_that_llama_cpp_keeps(steep: int) -> None:
+    import ctypes
+
+    import numpy as np
+
+    from aiosd.engine import llama
+
+    logits = np.random.default_rng(3).normal(0, 2, 49152).astype(np.float32)
+    logits[:300] += np.linspace(steep, 0, 300, dtype=np.float32)
+    for top_p in (0.2, 0.5, 0.9, 0.99):
+        kinds = [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
+        all_of_them = np.zeros(len(logits), kinds)
+        all_of_them["id"], all_of_them["logit"] = np.arange(len(logits)), logits
+        array = llama.L.llama_token_data_array()
+        array.data = ctypes.cast(all_of_them.ctypes.data, llama.L.llama_token_data_p)
+        array.size, array.selected = len(logits), -1
+        sampler = llama.L.llama_sampler_init_top_p(top_p, 1)
+        llama.L.llama_sampler_apply(sampler, ctypes.byref(array))
+        llama.L.llama_sampler_free(sampler)
+        theirs = [array.data[i].id for i in range(array.size)]
+        ours = llama._nucleus(logits, top_p).tolist()
+        # llama.cpp adds up in single precision, so it may stop a little sooner or later.
+        shorter = min(len(ours), len(theirs))
+        assert abs(len(ours) - len(theirs)) <= 1 + shorter // 100
+        same = sum(a == b for a, b in zip(ours, theirs, strict=False))
+        assert same >= shorter * 0.95  # equals may change places
+
+
 def empty(path: Path, whole: bytes) -> None:
     path.write_bytes(b"")
 
