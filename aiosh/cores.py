@@ -22,12 +22,11 @@ app.add_typer(core_app, name="cores", help="List cores; add, remove or drain one
 CORE_COLOURS: Final = {"ready": "green", "failed": "red", "loading": "yellow"}
 
 CORES: Final[list[Column[Core]]] = [
-    Column("CORE", lambda core: core.name),
-    Column("DRIVER", lambda core: core.driver),
+    Column("CORE", lambda core: core.name, least=6),
     Column("STATE", lambda core: core.state, colour=lambda c: CORE_COLOURS.get(c.state, "")),
     Column("EXACT", lambda core: core.exact),
-    Column("RUN/SLOTS", lambda core: f"{core.running}/{core.slots}", right=True),
-    Column("QUEUED", lambda core: str(core.queued), right=True),
+    Column("RUN", lambda core: f"{core.running}/{core.slots}", right=True),
+    Column("QUEUE", lambda core: str(core.queued), right=True),
     Column("HELD", lambda core: str(core.resident), right=True),
     Column("N_CTX", lambda core: str(core.n_ctx), right=True),
     Column("IN/OUT", lambda c: f"{tables.count(c.tokens_in)}/{tables.count(c.tokens_out)}"),
@@ -35,10 +34,11 @@ CORES: Final[list[Column[Core]]] = [
     Column("KV", lambda core: tables.size(core.kv_bytes), right=True),
     Column("RSS", lambda core: tables.size(core.rss), right=True),
     Column("SWAPS", lambda core: tables.count(core.switches), right=True),
-    Column("RESTARTS", lambda core: str(core.restarts), right=True),
+    Column("RST", lambda core: str(core.restarts), right=True),
     Column("SETTING", lambda core: core.error or core.setting, least=7),
 ]
-"""What `cores` shows. HELD counts contexts with KV in slots; SETTING is what the probe chose."""
+"""What `cores` shows. RUN: sequences running of the slots there are; HELD: contexts with KV in
+slots; SWAPS: context switches; RST: restarts of the worker; SETTING: what the probe chose."""
 
 
 @core_app.callback()
@@ -105,7 +105,8 @@ def drain(name: CoreName) -> None:
 
 
 MODELS: Final[list[Column[Core]]] = [
-    Column("CORE", lambda core: core.name),
+    Column("CORE", lambda core: core.name, least=8),
+    Column("DRIVER", lambda core: core.driver),
     Column("KIND", lambda core: core.kind),
     Column("STATE", lambda core: core.state, colour=lambda c: CORE_COLOURS.get(c.state, "")),
     Column("EXACT", lambda core: core.exact),

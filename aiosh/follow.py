@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from aiosh.tables import print_json_line
 if TYPE_CHECKING:
     from aios import Kernel
     from aiosd.abi.process import ExitStatus, LogRecord
+
+PATIENCE_S: Final = 20.0
+"""How long a daemon that went away while an agent is followed may take to come back."""
 
 INTERRUPTS: Final = ("INT", "TERM", "KILL")
 """What the first, the second and every further Ctrl-C sends."""
@@ -69,11 +73,10 @@ def follow(begin: Callable[[], int], *, skip: int = 0, json: bool = False) -> in
     """
     here = Foreground(shown=skip)
     try:
-        with _keys(here), link.kernel() as kernel:
+        with _keys(here):
             here.aid = begin()
             _catch_up(here)
-            _output(kernel, here, json)
-            ended = kernel.wait(aid=here.aid)
+            ended = _to_the_end(here, json)
     except _Stop:
         raise Suspended(here.aid, here.shown) from None
     if json:
@@ -87,6 +90,25 @@ def _catch_up(here: Foreground) -> None:
         _pass(here.aid, INTERRUPTS[min(here.interrupts, len(INTERRUPTS)) - 1])
     if here.stop:
         _stop(here)
+
+
+def _to_the_end(here: Foreground, json: bool) -> ExitStatus | None:
+    """Show the output and reap the agent; when the daemon restarts meanwhile, go on with it."""
+    until = 0.0
+    while True:
+        try:
+            with link.kernel() as kernel:
+                until = 0.0
+                _output(kernel, here, json)
+                return kernel.wait(aid=here.aid)
+        except link.Unreachable:
+            now = time.monotonic()
+            if not until:
+                print(f"aiosd is away; agent {here.aid} goes on", file=sys.stderr)
+                until = now + PATIENCE_S
+            if now > until:
+                raise
+            time.sleep(0.1)
 
 
 def _passed_on(ended: ExitStatus | None) -> int:

@@ -96,7 +96,7 @@ def _facts(state: SystemInfo) -> list[tuple[str, str]]:
         ("config", state.config or "built-in defaults"),
         ("connections", str(state.connections)),
         ("agents", agents or "none"),
-        ("requests", f"{state.requests}, {state.preemptions} preemptions"),
+        ("requests", f"{state.requests} in flight, {state.preemptions} preemptions so far"),
         ("tokens", f"{state.tokens_in} in, {state.tokens_out} out"),
         ("KV in RAM", f"{tables.size(state.kv_ram)} of {limit}"),
         ("missing calls", _few(state.missing)),

@@ -63,7 +63,7 @@ def header(picture: Picture) -> list[str]:
         f"aiosd {info.version} up {tables.span(info.uptime_s)}, {len(picture.agents)} agents"
         f"{': ' if counts else ''}{counts}",
         f"policy {sched.policy}, quantum {sched.quantum} tokens, {sched.preemptions} preemptions,"
-        f" {info.requests} requests",
+        f" {info.requests} requests in flight",
         f"tokens {tables.count(info.tokens_in)} in, {tables.count(info.tokens_out)} out;"
         f" KV in RAM {tables.size(info.kv_ram)} of {limit}; kernel {tables.size(info.rss)}",
         *(_core(core) for core in picture.cores),

@@ -22,8 +22,11 @@ SLEEPER = ("--", "sh", "-c", "echo begun; exec sleep 1000")
 
 @pytest.fixture
 def sleeper(ctl: Run) -> Iterator[str]:
-    """Start an agent that only sleeps; give its aid, and end it."""
+    """Start an agent that only sleeps; give its aid once it has said so, and end it."""
     aid = ctl("run", "-d", "--name", "sleeper", *SLEEPER).out.strip()
+    deadline = time.monotonic() + PATIENCE
+    while ctl("logs", aid).out != "begun\n":
+        assert time.monotonic() < deadline
     yield aid
     ctl("kill", "-9", aid)
     ctl("wait", aid)
@@ -173,9 +176,9 @@ def test_fork_makes_a_child(ctl: Run, sleeper: str) -> None:
 def test_cores_and_models(ctl: Run) -> None:
     (core,) = json.loads(ctl("cores", "--json").out)
     assert (core["name"], core["state"], core["slots"]) == ("fake", "ready", 4)
-    assert ctl("cores").rows()[0][:3] == ["fake", "fake", "ready"]
+    assert ctl("cores").rows()[0][:4] == ["fake", "ready", "yes", "0/4"]
     assert ctl("cores", "list").out == ctl("cores").out
-    assert ctl("models").rows()[0][0] == "fake"
+    assert ctl("models").rows()[0][:2] == ["fake", "fake"]
 
 
 def test_a_core_comes_and_goes(ctl: Run) -> None:
