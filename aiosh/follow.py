@@ -144,6 +144,8 @@ def _keys(here: Foreground) -> Iterator[None]:
         signal.SIGTERM: lambda *_: _terminate(here),
         signal.SIGTSTP: lambda *_: _stop(here),
     }
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        del handlers[signal.SIGINT]  # a script's background command: Ctrl-C is not for it
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

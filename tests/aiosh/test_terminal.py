@@ -199,6 +199,18 @@ def test_ctrl_z_stops_aiosctl_with_its_agent(ctl: Run) -> None:
         assert terminal.ended() == 137
 
 
+def test_ctrl_c_ends_the_demo_and_what_it_started(ctl: Run) -> None:
+    command = door("ctl", "demo", "--policy", "fifo", "--trials", "50")
+    with Terminal(command, surroundings() | {"NO_COLOR": "1"}, SIZE) as terminal:
+        terminal.see(r"concurrent|sequential 2/50")
+        terminal.see(r"math +\d+ +[RQS]")
+        terminal.press(CTRL_C)
+        assert terminal.ended() == 130
+        assert terminal.restored()
+    assert agents() == []
+    assert "policy rr" in ctl("sched").out
+
+
 class TestTop:
     """top on a terminal."""
 
