@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -24,6 +24,9 @@ from aiosd.cores.sequence import Sequence
 if TYPE_CHECKING:
     from aiosd.db import Database
     from aiosd.events import Events
+
+OPTIONS: Final = ("gpu_layers", "grid", "kv_k", "kv_v", "nice")
+"""What add_core's options may set of a core that has a model."""
 
 
 class Machine:
@@ -86,18 +89,15 @@ class Machine:
         }
         if args.driver == "fake":
             given["options"] = args.options
+        elif unknown := sorted(args.options.keys() - OPTIONS):
+            known = ", ".join(OPTIONS)
+            raise OSError(errno.EINVAL, f"add_core: unknown options {unknown}; there are {known}")
         else:
             given |= args.options
         try:
             config = msgspec.convert(given, CoreConfig)
         except msgspec.ValidationError as error:
             raise OSError(errno.EINVAL, f"add_core: options: {error}") from None
-        unknown = set(given) - {field.name for field in msgspec.structs.fields(CoreConfig)}
-        if unknown:
-            known = "gpu_layers, grid, kv_k, kv_v, nice"
-            raise OSError(
-                errno.EINVAL, f"add_core: unknown options {sorted(unknown)}; there are {known}"
-            )
         return self.cores.row(await self.cores.add(config))
 
     async def sys_remove_core(self, caller: Caller, args: abi.RemoveCore) -> None:
@@ -107,7 +107,7 @@ class Machine:
     async def sys_drain_core(self, caller: Caller, args: abi.DrainCore) -> None:
         """Give a core nothing new, and remove it when it has nothing left."""
         core = self.cores.drain(args.name)
-        if not any(s.goal for s in core.placement.sequences.values()):
+        if not core.requests:
             await self.cores.remove(args.name)
 
     def sys_get_sched(self, caller: Caller, args: abi_process.GetSched) -> abi_process.Sched:

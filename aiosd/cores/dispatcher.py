@@ -64,6 +64,7 @@ class Cores:
         self._buffers = Buffers(Path(config.context.kv_dir), config.context.ram_limit)
         self._cores: dict[str, LocalCore] = {}
         self._drivers: dict[str, str] = {}
+        self._refused: dict[str, str] = {}  # configured cores that could not be begun, and why
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[LocalCore]:
@@ -81,7 +82,8 @@ class Cores:
             try:
                 self._begin(core)
             except OSError as error:
-                log.error("core %s: %s", core.name, error.strerror or error)
+                self._refused[core.name] = f"core {core.name}: {error.strerror or error}"
+                log.error("%s", self._refused[core.name])
 
     def reload(self, config: Config) -> None:
         """Take on the schedule and the limit of KV in memory; cores stay as they are."""
@@ -109,7 +111,7 @@ class Cores:
         try:
             await asyncio.shield(task)
         except BaseException:
-            self._cores.pop(core.name, None)
+            self._drop(made)
             await made.stop()
             raise
         return made
@@ -117,8 +119,15 @@ class Cores:
     async def remove(self, name: str) -> None:
         """Remove a core; what runs on it fails. Raises OSError(ENOENT)."""
         core = self.get(name)
-        self._cores.pop(name, None)
+        self._drop(core)
         await core.stop()
+
+    def retire(self, core: LocalCore) -> None:
+        """Remove a draining core that has nothing left, from where nothing can be awaited."""
+        if self._drop(core):
+            task = asyncio.create_task(core.stop())
+            self._tasks.add(task)
+            task.add_done_callback(self._begun)
 
     def drain(self, name: str) -> LocalCore:
         """Give a core nothing new. Raises OSError(ENOENT)."""
@@ -131,7 +140,8 @@ class Cores:
         core = self._cores.get(name)
         if core is None:
             known = ", ".join(self._cores) or "none"
-            raise FileNotFoundError(errno.ENOENT, f"no core {name!r}; there are: {known}")
+            why = f" ({self._refused[name]})" if name in self._refused else ""
+            raise FileNotFoundError(errno.ENOENT, f"no core {name!r}{why}; there are: {known}")
         return core
 
     def choose(self, name: str, needs: str) -> LocalCore:
@@ -142,15 +152,17 @@ class Cores:
         if name:
             core = self.get(name)
             if not core.accepting:
-                raise OSError(errno.ENODEV, f"core {name} is {core.state}: {core.error or 'full'}")
+                raise OSError(errno.ENODEV, _why_not(core))
             return core
         if needs not in ("", "local"):
             raise OSError(errno.ENODEV, f"no core of class {needs!r}; this kernel has local ones")
         usable = [core for core in self._cores.values() if core.accepting]
         if not usable:
-            why = "; ".join(core.error for core in self._cores.values() if core.error)
-            raise OSError(errno.ENODEV, f"no core can take requests{': ' + why if why else ''}")
-        return min(usable, key=lambda core: len(core.policy) + len(core.policy.running))
+            why = "; ".join(_why_not(core) for core in self._cores.values())
+            why = "; ".join(filter(None, [why, *self._refused.values()]))
+            cure = why or "there is none, add one with add_core"
+            raise OSError(errno.ENODEV, f"no core can take requests: {cure}")
+        return min(usable, key=lambda core: (core.requests, core.loaded is None))
 
     def set_sched(self, policy: str, quantum: int) -> None:
         """Change the policy of all cores. Raises OSError(EINVAL) and changes nothing then."""
@@ -208,10 +220,18 @@ class Cores:
         )
         self._cores[config.name] = core
         self._drivers[config.name] = config.driver
+        self._refused.pop(config.name, None)
         task = asyncio.create_task(core.start())
         self._tasks.add(task)
         task.add_done_callback(self._begun)
         return core, task
+
+    def _drop(self, core: LocalCore) -> bool:
+        """Take a core off the list; False when it is not on it any more."""
+        if self._cores.get(core.name) is not core:
+            return False
+        del self._cores[core.name], self._drivers[core.name]
+        return True
 
     def _begun(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -257,6 +277,12 @@ def _verdict(core: LocalCore) -> str:
     if core.loaded is None:
         return "?"
     return {True: "yes", False: "no", None: "off"}[core.loaded.exact]
+
+
+def _why_not(core: LocalCore) -> str:
+    """Say why a core takes no requests."""
+    state = "draining" if core.draining else core.state
+    return core.error or f"core {core.name} is {state}: it takes nothing new"
 
 
 def _rss(pid: int) -> int:

@@ -23,7 +23,7 @@ import msgspec
 from aiosd import sched
 from aiosd.cores.buffers import Buffers
 from aiosd.cores.placement import Placement
-from aiosd.cores.sequence import Sequence
+from aiosd.cores.sequence import Place, Sequence
 from aiosd.cores.worker import Worker
 from aiosd.engine import protocol
 from aiosd.engine.protocol import DECODE, CoreSetup, Event, Loaded
@@ -54,7 +54,8 @@ class Listener(Protocol):
 class LocalCore:
     """One worker, its slots, and the run queue in front of them.
 
-    state: loading, ready, restarting, draining, failed, removed.
+    state: loading, ready, restarting, draining, failed, removed. requests: how many were given to
+    it and have not ended, whatever they wait for; counted by whoever gives them.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class LocalCore:
         self.state = "loading"
         self.error = ""
         self.loaded: Loaded | None = None
-        self.restarts = self.preemptions = 0
+        self.requests = self.restarts = self.preemptions = 0
         self.tokens_in = self.tokens_out = 0
         self.step_s = self.device_s = 0.0
         self.placement = Placement(setup.slots, buffers, self._command)
@@ -86,7 +87,7 @@ class LocalCore:
         self._last_ticket = 0
         self._deaths = 0
         self._scheduled = False
-        self._draining = False
+        self.draining = False
         self._rate = Rate(RATE_SPAN)
         self._watchdog: asyncio.TimerHandle | None = None
 
@@ -94,8 +95,11 @@ class LocalCore:
 
     async def start(self) -> None:
         """Start the worker and return when the model is loaded; OSError with the reason if not."""
-        await self._launch()
         self._watch()
+        try:
+            await self._launch()
+        except OSError as error:
+            self._unstartable(error)
         await self.ready()
 
     async def ready(self) -> None:
@@ -104,10 +108,13 @@ class LocalCore:
 
     async def stop(self, timeout: float = 2.0) -> None:
         """End the worker; requests on the core fail with ECANCELED."""
+        if self.state == "removed":
+            return
         self._end("removed", errno.ECANCELED, f"core {self.name} was removed")
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop(timeout)
+        self.placement.died()
         for sequence in list(self.placement.sequences.values()):
             self.placement.forget(sequence)
 
@@ -142,14 +149,17 @@ class LocalCore:
         what the worker was computing; a crash or a hang says more.
         """
         self._worker = None
+        live = self.placement.died()
         if self.state in ("removed", "failed"):
             return
         log.warning("core %s: worker died: %s", self.name, reason)
         self._deaths += 1
-        for sequence in self.placement.died():
+        for sequence in live:
             sequence.deaths += KILL_WEIGHT if killed else 1
             if sequence.deaths >= DEATHS:
-                text = f"core {self.name}: its worker died again and again on this request: {reason}"
+                text = (
+                    f"core {self.name}: its worker died again and again on this request: {reason}"
+                )
                 self._fail(sequence, errno.EIO, text)
         if self.loaded is None:
             text = f"core {self.name}: the worker died while loading {self.setup.model}: {reason}"
@@ -173,6 +183,10 @@ class LocalCore:
 
     def _relaunched(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
+            self._unstartable(error)
+
+    def _unstartable(self, error: BaseException) -> None:
+        if self.state not in ("removed", "failed"):
             text = f"core {self.name}: the worker can't be started: {error}"
             self._end("failed", errno.EIO, text)
 
@@ -188,6 +202,8 @@ class LocalCore:
                 waiter.set_exception(OSError(code, message))
         for sequence in list(self.placement.sequences.values()):
             self._fail(sequence, code, message)
+        if state == "failed" and self._worker is not None:
+            self._worker.kill("its core has failed")
         self._listener.core_changed(self, state)
 
     def _fail(self, sequence: Sequence, code: int, message: str) -> None:
@@ -201,8 +217,7 @@ class LocalCore:
     async def tokenize(self, prompt: str, messages: str, raw: bool, follow: bool) -> list[int]:
         """Return a request's tokens (see protocol.Tokenize); raises OSError with the reason."""
         await self.ready()
-        if self.state in ("failed", "removed"):
-            raise OSError(errno.EIO, self.error)
+        self.check()
         self._last_ticket += 1
         ask = protocol.Tokenize(self._last_ticket, prompt, messages, raw, follow)
         waiter: asyncio.Future[list[int]] = self._loop.create_future()
@@ -213,6 +228,11 @@ class LocalCore:
             return await waiter
         finally:
             self._tickets.pop(ask.ticket, None)
+
+    def check(self) -> None:
+        """Raise OSError(EIO) with the reason when the core will compute no more."""
+        if self.state in ("failed", "removed"):
+            raise OSError(errno.EIO, self.error)
 
     def add(self, sequence: Sequence) -> None:
         """Take charge of a sequence; it computes nothing until it has a goal."""
@@ -249,7 +269,7 @@ class LocalCore:
         sequence.nice = nice
         if sequence.cid in self.policy:
             self.policy.renice(sequence.cid, nice)
-            if sequence.resident:
+            if sequence.place is Place.LIVE:  # else its rank goes with its next admission
                 self._command(protocol.Rank(sequence.cid, self.policy.rank(sequence.cid)))
             self._schedule()
 
@@ -269,14 +289,14 @@ class LocalCore:
 
     def drain(self) -> None:
         """Take nothing new; what is here goes on."""
-        self._draining = True
+        self.draining = True
         if self.state == "ready":
             self.state = "draining"
 
     @property
     def accepting(self) -> bool:
         """Whether new requests may be given to it."""
-        return self.state in ("loading", "ready", "restarting") and not self._draining
+        return self.state in ("loading", "ready", "restarting") and not self.draining
 
     @property
     def tokens_per_s(self) -> float:
@@ -358,7 +378,7 @@ class LocalCore:
         self.loaded = event
         self.setup = msgspec.structs.replace(self.setup, verdict=event.verdict)
         self.placement.bytes_per_token = event.kv_bytes_per_token
-        self.state = "draining" if self._draining else "ready"
+        self.state = "draining" if self.draining else "ready"
         if event.verdict:
             self._listener.verdict(self, event.verdict)
         for ask, _ in list(self._tickets.values()):
@@ -370,7 +390,7 @@ class LocalCore:
 
     def _on_lost(self, event: protocol.Lost) -> None:
         """One sequence could not go on: try again from its record, but not for ever."""
-        sequence = self.placement.lost(event.cid)
+        sequence = self.placement.lost(event.cid, unknown=event.errno == errno.ESRCH)
         if sequence is None:
             return
         log.warning("core %s: context %d: %s", self.name, event.cid, event.message)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Set
 
 from aiosd.cores.buffers import Buffers
@@ -34,7 +35,7 @@ class Placement:
         self._buffers = buffers
         self._send = send
         self._inside: dict[int, Sequence] = {}
-        self._writing: dict[int, str] = {}
+        self._writing: dict[int, deque[str]] = {}  # buffers of commands under way, as sent
         self._waiters: dict[int, list[asyncio.Future[None]]] = {}
 
     @property
@@ -101,7 +102,7 @@ class Placement:
 
     def _evict(self, sequence: Sequence) -> None:
         path = self._take(sequence) or ""
-        self._writing[sequence.cid] = path
+        self._writing.setdefault(sequence.cid, deque()).append(path)
         sequence.place = Place.LEAVING
         self._send(protocol.Evict(sequence.cid, path))
 
@@ -138,7 +139,7 @@ class Placement:
         self.sequences.pop(sequence.cid, None)
         if sequence.resident and sequence.place is not Place.LEAVING:
             self._send(protocol.Evict(sequence.cid, ""))
-        self._inside.pop(sequence.cid, None)
+        self._out(sequence)
         self._settled(sequence.cid)
         self.drop_snapshot(sequence)
 
@@ -165,7 +166,7 @@ class Placement:
             path = self._take(sequence)
             if path is None:
                 return
-            self._writing[sequence.cid] = path
+            self._writing[sequence.cid] = deque([path])
             self._send(protocol.Save(sequence.cid, path))
         await self._answer(sequence.cid)
 
@@ -231,21 +232,27 @@ class Placement:
             if (sequence := self._inside.get(cid)) is not None:
                 sequence.slot = slot
 
-    def lost(self, cid: int) -> Sequence | None:
-        """The worker could not go on with a sequence; its snapshot is not to be trusted."""
-        self._buffers.give(self._writing.pop(cid, ""))
+    def lost(self, cid: int, unknown: bool) -> Sequence | None:
+        """The worker could not go on with a sequence; its snapshot is not to be trusted.
+
+        unknown: the worker answers a command that was under way when it had lost the sequence
+        already. Nothing of a sequence that was admitted again meanwhile is lost by that.
+        """
+        self._written(cid, "")
         sequence = self._inside.get(cid)
-        if sequence is not None:
-            self._out(sequence)
-            self.drop_snapshot(sequence)
-            self._settled(cid)
+        if sequence is None or (unknown and sequence.place in (Place.LIVE, Place.PARKED)):
+            return None
+        self._out(sequence)
+        self.drop_snapshot(sequence)
+        self._settled(cid)
         return sequence
 
     def died(self) -> list[Sequence]:
         """The worker is gone; returns the sequences that it was running."""
         live = self.live()
-        for path in self._writing.values():
-            self._buffers.give(path)
+        for paths in self._writing.values():
+            for path in paths:
+                self._buffers.give(path)
         self._writing.clear()
         for sequence in list(self._inside.values()):
             self._out(sequence)
@@ -255,7 +262,10 @@ class Placement:
 
     def _written(self, cid: int, path: str) -> str:
         """Return the buffer that a command has filled, "" when there was nothing to write."""
-        buffer = self._writing.pop(cid, "")
+        paths = self._writing.get(cid)
+        buffer = paths.popleft() if paths else ""
+        if not paths:
+            self._writing.pop(cid, None)
         if not path:
             self._buffers.give(buffer)
             return ""
@@ -267,7 +277,14 @@ class Placement:
         self._inside.pop(sequence.cid, None)
 
     def _keep(self, sequence: Sequence, path: str, kv: int, size: int) -> None:
-        if not path:
+        """Take a filled buffer as the sequence's snapshot.
+
+        One that holds more than is on record goes on with tokens that a cancelled generation never
+        took up, and so does not fit whatever comes instead of them.
+        """
+        if kv > sequence.kv:
+            self._buffers.give(path)
+        if not path or kv > sequence.kv:
             return
         self.drop_snapshot(sequence)
         self._buffers.booked(path, size)
