@@ -22,11 +22,10 @@ from aiosd.cores.sequence import Place, Sequence
 
 @dataclass(slots=True, eq=False)
 class Context:
-    """One context. turns: whether it holds chat turns, so that more can follow in the template."""
+    """One context. busy: a request works on it. created, used: Unix time."""
 
     sequence: Sequence
     core: LocalCore
-    turns: bool
     busy: bool = False
     policy: str = "error"
     created: float = field(default_factory=time.time)
@@ -104,11 +103,11 @@ class Contexts:
             raise FileNotFoundError(errno.ENOENT, f"no context {cid}: {reason}")
         return context
 
-    def create(self, core: LocalCore, aid: int, uid: int, nice: int, turns: bool) -> Context:
+    def create(self, core: LocalCore, aid: int, uid: int, nice: int) -> Context:
         """Make an empty context on a core; raises OSError(EAGAIN) when the agent has too many."""
         self._make_room(aid)
         sequence = Sequence(cid=next(self._ids), aid=aid, uid=uid, nice=nice)
-        context = Context(sequence, core, turns)
+        context = Context(sequence, core)
         core.add(sequence)
         self._all[context.cid] = context
         self._of.setdefault(aid, {})[context.cid] = context
@@ -118,7 +117,7 @@ class Contexts:
         """Give an agent a copy of a context: its tokens, its record, and its KV as it is held."""
         source, core = parent.sequence, parent.core
         await core.placement.save(source)
-        child = self.create(core, aid, source.uid, source.nice, parent.turns)
+        child = self.create(core, aid, source.uid, source.nice)
         target = child.sequence
         target.tokens = list(source.tokens)
         target.history, target.kv = list(source.history), source.kv

@@ -4,8 +4,8 @@ The request's own coroutine prepares it (core, context, tokens), hands it to the
 only reads what comes: `Generation` is the core's sink, collects tokens and text, and can be read
 by the caller, by a second asker with the same key, and by `attach`, each at its own pace.
 
-What must hold: a generation ends exactly once; its tokens are kept until its result is no longer
-asked for; a reader that falls AHEAD tokens behind stops the generation, never the kernel.
+What must hold: a generation ends exactly once; a reader that falls AHEAD tokens behind stops the
+generation, never the kernel.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from aiosd.abi.inference import Chunk, LlmGenerate, Timing, TokenUsage
 from aiosd.abi.inference import Generation as Result
 from aiosd.context import Context
 from aiosd.engine.protocol import Token
+from aiosd.keys import Kept
 
 AHEAD: Final = 64  # tokens that a generation may be ahead of a slow reader
 CATCH_UP: Final = 16  # tokens at which it goes on
@@ -29,7 +30,8 @@ class Generation:
     """One request. Times are monotonic seconds; waiting and turnaround as the paper has them.
 
     on_start, on_token (with the text that became final) and on_end tell its owner, once each
-    except on_token.
+    except on_token. preparing and kept belong to the owner: the task that turns the request into
+    tokens, and the entry of its key.
     """
 
     def __init__(
@@ -62,9 +64,13 @@ class Generation:
         self.finish = ""
         self.reason = ""
         self.error: OSError | None = None
-        self.reader: int | None = None  # tokens that the caller's stream has taken
+        self.preparing: asyncio.Task[None] | None = None
+        self.kept: Kept | None = None
+        self._readers: dict[object, int] = {}  # tokens that each caller's stream has taken
+        self._over = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.Handle | None = None
+        self._due = 0.0
         self._left = args.deadline
 
     # What the core reports (cores.sequence.Sink).
@@ -89,7 +95,7 @@ class Generation:
             self._end(token.finish)
         else:
             self._wake()
-            if self.reader is not None and len(self.tokens) - self.reader > AHEAD:
+            if self._readers and len(self.tokens) - min(self._readers.values()) > AHEAD:
                 self.context.core.hold(self.context.sequence, "reader")
 
     def failed(self, code: int, message: str) -> None:
@@ -115,7 +121,7 @@ class Generation:
     def stop_clock(self) -> None:
         """Stop counting towards the deadline (its agent is suspended)."""
         if self._deadline is not None:
-            self._left = max(0.0, self._deadline.when() - asyncio.get_running_loop().time())
+            self._left = max(0.0, self._due - asyncio.get_running_loop().time())
             self._deadline.cancel()
             self._deadline = None
 
@@ -123,6 +129,7 @@ class Generation:
         """Count towards the deadline, if there is one."""
         if self._left is not None and self._deadline is None and not self.done:
             loop = asyncio.get_running_loop()
+            self._due = loop.time() + self._left
             self._deadline = loop.call_later(self._left, self.cancel, "deadline")
 
     async def news(self, seen: int) -> None:
@@ -134,23 +141,28 @@ class Generation:
 
     async def end(self) -> None:
         """Return when it has ended."""
-        await self.news(1 << 62)
+        await self._over.wait()
 
     def chunk(self, start: int) -> Chunk:
         """Return the tokens and the text from a token on."""
         text = "".join(self.texts[start:]) + self.tail
         return Chunk(text=text, token_ids=self.tokens[start:], index=start)
 
-    def read_to(self, seen: int) -> None:
-        """The caller's reader has taken this many tokens; go on when it has caught up."""
-        self.reader = seen
-        if len(self.tokens) - seen < CATCH_UP:
-            self.context.core.release(self.context.sequence, "reader")
+    def read_to(self, reader: object, seen: int) -> None:
+        """A reader has taken this many tokens; go on when the slowest has caught up."""
+        self._readers[reader] = seen
+        self._caught_up()
 
-    def unread(self) -> None:
-        """Nobody reads along any more: nothing to wait for."""
-        self.reader = None
-        self.context.core.release(self.context.sequence, "reader")
+    def unread(self, reader: object) -> None:
+        """A reader reads no more: nothing to wait for."""
+        self._readers.pop(reader, None)
+        self._caught_up()
+
+    def _caught_up(self) -> None:
+        if self.done:
+            return  # the context may be another request's by now
+        if not self._readers or len(self.tokens) - min(self._readers.values()) < CATCH_UP:
+            self.context.core.release(self.context.sequence, "reader")
 
     def result(self) -> Result:
         """Return the reply; raises the error that ended it."""
@@ -188,6 +200,7 @@ class Generation:
         self.ended = time.monotonic()
         self.stop_clock()
         self._on_end(self)
+        self._over.set()
         self._wake()
 
     def _wake(self) -> None:

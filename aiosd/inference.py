@@ -6,7 +6,7 @@ becomes of agents, and passes it on to their generations.
 
 What must hold: every request that was taken is answered once, or its connection is gone; requests
 that wait are bounded per agent and in total; a keyed request is computed once, however often it is
-asked for within KEPT seconds.
+asked for, until some time after its end (keys.KEEP_S).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import asyncio
 import contextlib
 import errno
 import itertools
+import logging
 import time
-from collections import OrderedDict, deque
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -25,24 +24,40 @@ import msgspec
 from aiosd.abi import inference as abi
 from aiosd.abi import process as abi_process
 from aiosd.access import Access, Caller
+from aiosd.audience import Audience
 from aiosd.config import Config
 from aiosd.context import Context, Contexts, runs
 from aiosd.cores.dispatcher import Cores
-from aiosd.cores.local import LocalCore, Rate
+from aiosd.cores.local import Rate
 from aiosd.engine.protocol import Goal, Sampling
 from aiosd.generation import Generation, check, unbuilt
+from aiosd.keys import Kept, Keys
 from aiosd.process import ASLEEP, Activity, Process
 
 if TYPE_CHECKING:
-    from aiosd.db import Database
+    from aiosd.db import Connection, Database
     from aiosd.events import Events
     from aiosd.proc import ProcessTable
     from aiosd.syscall import Stream
 
-KEPT: Final = 600.0  # seconds that the answer of a keyed request is kept
-KEPT_MOST: Final = 1024  # such answers in all
-WATCHED_MOST: Final = 4096  # pieces that a slow `attach` may be behind; older ones are lost
+log = logging.getLogger(__name__)
+
 RATE_SPAN: Final = 3.0  # seconds over which an agent's tokens/s are averaged
+SWEEP: Final = 256  # requests between two looks for rows beyond history.keep_requests
+
+
+_COLUMNS: Final = (
+    "id", "aid", "cid", "core", "t_submit", "t_start", "t_end", "prompt_tokens", "cached_tokens",
+    "completion_tokens", "finish", "error", "waiting_s", "turnaround_s",
+)  # fmt: skip
+_INSERT: Final = f"insert into requests ({', '.join(_COLUMNS)}) values (:{', :'.join(_COLUMNS)})"
+
+
+class _Answer(msgspec.Struct, frozen=True, array_like=True):
+    """A keyed request that has ended: its reply, and the text of each of its tokens."""
+
+    reply: abi.Generation
+    texts: list[str]
 
 
 class Inference:
@@ -59,16 +74,16 @@ class Inference:
     ) -> None:
         self.contexts = Contexts(config.context.max_per_agent)
         self.cores = cores
-        self._limits = config.agents
+        self.requests = 0  # generations in flight
+        self._config = config
         self._db = db
         self._events = events
         self._table = table
         self._access = access
         self._active: dict[int, dict[int, Generation]] = {}
-        self._waiting: dict[int, int] = {}
-        self._kept: OrderedDict[tuple[str, str], tuple[float, Generation]] = OrderedDict()
+        self._keys = Keys()
         self._rates: dict[int, Rate] = {}
-        self._watchers: dict[int, list[_Watcher]] = {}
+        self._audience = Audience()
         self._ids = itertools.count(1)
         access.context_owner = self.contexts.owner
 
@@ -82,13 +97,8 @@ class Inference:
 
     def reload(self, config: Config) -> None:
         """Take on the limits of a configuration that was read again."""
-        self._limits = config.agents
+        self._config = config
         self.contexts.max_per_agent = config.context.max_per_agent
-
-    @property
-    def requests(self) -> int:
-        """Generations in flight."""
-        return sum(len(mine) for mine in self._active.values())
 
     # llm_generate.
 
@@ -98,37 +108,6 @@ class Inference:
         """Generate text for the calling agent."""
         check(args)
         unbuilt(args)
-        generation = self._again(caller, args)
-        fresh = generation is None
-        if generation is None:
-            generation = self._open(caller, args)
-        stream.on_cancel = lambda reason: self._cancelled(generation, reason)
-        if fresh:
-            await self._prepare(generation)
-        if args.stream:
-            await self._read(generation, args.resume, stream)
-        await generation.end()
-        return generation.result()
-
-    sys_llm_generate.keeps_keys = True  # type: ignore[attr-defined]
-
-    def _again(self, caller: Caller, args: abi.LlmGenerate) -> Generation | None:
-        """Return the generation that this key already names; EINVAL when it is another request."""
-        now = time.monotonic()
-        while self._kept and next(iter(self._kept.values()))[0] < now - KEPT:
-            self._kept.popitem(last=False)
-        found = self._kept.get(_key(caller, args)) if args.key else None
-        if found is None:
-            if args.resume:
-                raise OSError(errno.ENOENT, "llm_generate: no request of this key is kept any more")
-            return None
-        generation = found[1]
-        if msgspec.structs.replace(args, resume=0) != generation.args:
-            raise OSError(errno.EINVAL, "llm_generate: this key belongs to another request")
-        return generation
-
-    def _open(self, caller: Caller, args: abi.LlmGenerate) -> Generation:
-        """Take a request on: find its core and context, and enter it in the books."""
         if not caller.aid:
             raise OSError(
                 errno.ESRCH,
@@ -136,48 +115,87 @@ class Inference:
                 "(aios.connect(name=...))",
             )
         process = self._table.get(caller.aid)
-        self._admit(process.aid)
-        context = self._context(process, args)
+        kept = self._kept(process, args) if args.key else None
+        if kept is not None and kept.answer is not None:
+            return await _repeat(kept.answer, args, stream)
+        generation = kept.work if kept is not None else None
+        if generation is None:
+            generation = self._open(process, args, kept)
+        if args.resume > len(generation.tokens):
+            raise _ahead(args.resume, len(generation.tokens))
+        stream.on_cancel = lambda reason: self._cancelled(generation, reason, stream)
+        if args.stream:
+            await self._read(generation, args.resume, stream)
+        await generation.end()
+        return generation.result()
+
+    sys_llm_generate.keeps_keys = True  # type: ignore[attr-defined]
+
+    def _kept(self, process: Process, args: abi.LlmGenerate) -> Kept:
+        """Return what is known under a request's key; EINVAL when that is another request."""
+        body = msgspec.msgpack.encode(msgspec.structs.replace(args, resume=0))
+        kept = self._keys.take((True, process.aid), "llm_generate", args.key, body)
+        if args.resume and kept.work is None and kept.answer is None:
+            self._keys.drop(kept)
+            raise OSError(errno.ENOENT, "llm_generate: no request of this key is kept any more")
+        return kept
+
+    def _open(self, process: Process, args: abi.LlmGenerate, kept: Kept | None) -> Generation:
+        """Take a request on: find its core and context, enter it in the books, and begin."""
+        try:
+            self._admit(process.aid)
+            context = self._context(process, args)
+        except OSError:
+            if kept is not None:
+                self._keys.drop(kept)
+            raise
         generation = Generation(
             next(self._ids), process.aid, args, context, self._started, self._token, self._ended
         )
         context.busy = True
+        context.core.requests += 1
+        self.requests += 1
         self._active.setdefault(process.aid, {})[generation.rid] = generation
-        if args.key:
-            self._kept[_key(caller, args)] = (time.monotonic(), generation)
-            if len(self._kept) > KEPT_MOST:
-                self._kept.popitem(last=False)
+        if kept is not None:
+            generation.kept, kept.work = kept, generation
         if process.stopped:
             context.core.hold(context.sequence, "stopped")
+        else:
+            generation.start_clock()
+        generation.preparing = asyncio.get_running_loop().create_task(self._prepare(generation))
         self._events.emit(
             "request.submit", process.aid, request=generation.rid, context=context.cid
         )
         return generation
 
     def _admit(self, aid: int) -> None:
-        mine, total = len(self._active.get(aid, ())), self.requests
-        if mine >= self._limits.max_queue_per_agent:
+        mine, total, limits = len(self._active.get(aid, ())), self.requests, self._config.agents
+        if mine >= limits.max_queue_per_agent:
             raise OSError(
                 errno.EAGAIN,
                 f"llm_generate: agent {aid} has {mine} requests in flight, the limit is "
-                f"{self._limits.max_queue_per_agent} ([agents] max_queue_per_agent); "
+                f"{limits.max_queue_per_agent} ([agents] max_queue_per_agent); "
                 "wait for one to end",
             )
-        if total >= self._limits.max_queue:
+        if total >= limits.max_queue:
             raise OSError(
                 errno.EAGAIN,
                 f"llm_generate: {total} requests are in flight, the limit is "
-                f"{self._limits.max_queue} ([agents] max_queue); try again later",
+                f"{limits.max_queue} ([agents] max_queue); try again later",
             )
 
     def _context(self, process: Process, args: abi.LlmGenerate) -> Context:
         """Return the context to work on: a fresh one, or the caller's own that it names."""
         if not args.context:
             core = self.cores.choose(args.core, args.needs)
-            return self.contexts.create(
-                core, process.aid, process.uid, process.nice, turns=not args.raw
-            )
+            return self.contexts.create(core, process.aid, process.uid, process.nice)
         context = self.contexts.get(args.context)
+        if context.sequence.aid != process.aid:
+            raise PermissionError(
+                errno.EPERM,
+                f"llm_generate: context {context.cid} belongs to agent {context.sequence.aid}; "
+                "fork gives a copy of an agent's contexts",
+            )
         if context.busy:
             raise OSError(
                 errno.EBUSY, f"llm_generate: context {context.cid} is at work on another request"
@@ -187,10 +205,21 @@ class Inference:
                 errno.EINVAL,
                 f"llm_generate: context {context.cid} is on core {context.core.name!r}",
             )
+        if not context.core.accepting:
+            context.core.check()
+            raise OSError(
+                errno.ENODEV,
+                f"llm_generate: context {context.cid} is on core {context.core.name}, which is "
+                "draining; use a fresh context on another one",
+            )
         return context
 
     async def _prepare(self, generation: Generation) -> None:
-        """Turn the request into tokens and give it to its core; an error ends it."""
+        """Turn the request into tokens and give it to its core; an error ends it.
+
+        A task of its own, which the request's end cancels: the caller of a request that is
+        cancelled meanwhile is answered at once.
+        """
         context, args = generation.context, generation.args
         sequence = context.sequence
         try:
@@ -198,10 +227,12 @@ class Inference:
             follow = bool(sequence.tokens)
             tokens = await context.core.tokenize(args.prompt, messages, args.raw, follow)
             await context.core.placement.settle(sequence)
-            if not generation.done:
-                self._submit(generation, tokens)
+            self._submit(generation, tokens)
         except OSError as error:
             generation.failed(error.errno or errno.EIO, error.strerror or str(error))
+        except Exception as error:
+            log.exception("request %d can't be prepared", generation.rid)
+            generation.failed(errno.EIO, f"llm_generate: the kernel failed on it: {error!r}")
 
     def _submit(self, generation: Generation, tokens: list[int]) -> None:
         """Append the new tokens to the context and schedule it."""
@@ -210,6 +241,7 @@ class Inference:
             generation.args,
             self._table.get(generation.aid),
         )
+        context.core.check()
         sequence, window = context.sequence, context.core.setup.n_ctx
         length = len(sequence.tokens) + len(tokens)
         if not tokens:
@@ -234,11 +266,10 @@ class Inference:
             stop=list(args.stop),
         )
         context.core.submit(sequence)
-        if not process.stopped:
-            generation.start_clock()
 
     async def _read(self, generation: Generation, seen: int, stream: Stream) -> None:
         """Send a generation's tokens as they come, no faster than the reader takes them."""
+        generation.read_to(stream, seen)
         try:
             while True:
                 await generation.news(seen)
@@ -248,14 +279,14 @@ class Inference:
                     await stream.send(chunk)
                 if generation.done and seen == len(generation.tokens):
                     return
-                generation.read_to(seen)
+                generation.read_to(stream, seen)
         finally:
-            generation.unread()
+            generation.unread(stream)
 
-    def _cancelled(self, generation: Generation, reason: str) -> None:
+    def _cancelled(self, generation: Generation, reason: str, stream: Stream) -> None:
         """The caller cancelled, or its connection is gone: a keyed request outlives the latter."""
         if reason == "connection lost" and generation.args.key:
-            generation.unread()
+            generation.unread(stream)
         else:
             generation.cancel(reason)
 
@@ -263,16 +294,15 @@ class Inference:
 
     def _started(self, generation: Generation) -> None:
         self._events.emit("request.start", generation.aid, request=generation.rid)
-        for watcher in self._watchers.get(generation.aid, ()):
-            watcher.put(generation, "", "", generation.prompt_tokens)
+        cid = generation.context.cid
+        self._audience.tell(generation.aid, cid, "", prompt_tokens=generation.prompt_tokens)
 
     def _token(self, generation: Generation, text: str) -> None:
         rate = self._rates.get(generation.aid)
         if rate is None:
             rate = self._rates[generation.aid] = Rate(RATE_SPAN)
         rate.add(1, generation.first_token if len(generation.tokens) == 1 else time.monotonic())
-        for watcher in self._watchers.get(generation.aid, ()):
-            watcher.put(generation, text, "", 0)
+        self._audience.tell(generation.aid, generation.context.cid, text)
 
     def _ended(self, generation: Generation) -> None:
         """Take a request off the books and into the accounts."""
@@ -280,16 +310,31 @@ class Inference:
         mine.pop(generation.rid, None)
         if not mine:
             self._active.pop(generation.aid, None)
+        self.requests -= 1
+        if generation.preparing is not None:
+            generation.preparing.cancel()
         context = generation.context
+        context.core.requests -= 1
         context.busy, context.used = False, time.time()
         context.sequence.holds.clear()
         if not context.sequence.tokens:
             self.contexts.forget(context)
-        for watcher in self._watchers.get(generation.aid, ()):
-            watcher.put(generation, "", generation.finish, 0)
+        self._audience.tell(generation.aid, context.cid, "", finish=generation.finish)
         self._account(generation)
-        if context.core.state == "draining" and not self._on(context.core):
-            asyncio.get_running_loop().create_task(self.cores.remove(context.core.name))
+        self._keep(generation)
+        if context.core.draining and not context.core.requests:
+            self.cores.retire(context.core)
+
+    def _keep(self, generation: Generation) -> None:
+        """Keep the answer of a keyed request; one that failed may be asked for anew."""
+        kept = generation.kept
+        if kept is None:
+            return
+        if generation.error is not None:
+            self._keys.drop(kept)
+            return
+        answer = _Answer(generation.result(), [*generation.texts, generation.tail])
+        self._keys.keep(kept, msgspec.msgpack.encode(answer))
 
     def _account(self, generation: Generation) -> None:
         """Charge the agent and record the request."""
@@ -319,18 +364,16 @@ class Inference:
             "waiting_s": timing.waiting_s,
             "turnaround_s": timing.turnaround_s,
         }
-        with contextlib.suppress(BlockingIOError):  # the disk is far behind: the totals hold
-            self._db.write_soon(lambda db: db.table("requests").insert(row))
-        self._table.note("request.end", generation.aid, row)
+        rid, keep = generation.rid, self._config.history.keep_requests
 
-    def _on(self, core: LocalCore) -> Iterable[Generation]:
-        """Return the generations on a core."""
-        return [
-            generation
-            for mine in self._active.values()
-            for generation in mine.values()
-            if generation.context.core is core
-        ]
+        def write(db: Connection) -> None:
+            db.execute(_INSERT, row)
+            if rid % SWEEP == 0:
+                db.execute("delete from requests where id <= ?", (rid - keep,))
+
+        with contextlib.suppress(BlockingIOError):  # the disk is far behind: the totals hold
+            self._db.write_soon(write)
+        self._table.note("request.end", generation.aid, row)
 
     # What becomes of agents (process.Listener).
 
@@ -363,11 +406,8 @@ class Inference:
         for context in self.contexts.of(aid):
             self.contexts.forget(context)
         self._rates.pop(aid, None)
-        for watcher in self._watchers.pop(aid, []):
-            watcher.close()
-        for key, (_, generation) in list(self._kept.items()):
-            if generation.aid == aid:
-                del self._kept[key]
+        self._audience.close(aid)
+        self._keys.forget((True, aid))
 
     async def fork_contexts(self, parent_aid: int, child_aid: int) -> None:
         """Give a child a copy of each of its parent's contexts."""
@@ -422,15 +462,12 @@ class Inference:
         """Stream what an agent's requests produce until it ends."""
         if not self._table.get(args.aid).alive:
             return
-        watcher = _Watcher()
-        self._watchers.setdefault(args.aid, []).append(watcher)
+        watcher = self._audience.join(args.aid)
         try:
             while (piece := await watcher.get()) is not None:
                 await stream.send(piece)
         finally:
-            mine = self._watchers.get(args.aid, [])
-            if watcher in mine:
-                mine.remove(watcher)
+            self._audience.leave(args.aid, watcher)
 
     def sys_list_contexts(self, caller: Caller, args: abi.ListContexts) -> list[abi.Context]:
         """List contexts that the caller may see."""
@@ -454,35 +491,21 @@ class Inference:
         self.contexts.forget(context)
 
 
-class _Watcher:
-    """Pieces of an agent's generations on their way to one `attach`; the oldest give way."""
-
-    def __init__(self) -> None:
-        self._pieces: deque[abi_process.Watched] = deque(maxlen=WATCHED_MOST)
-        self._news = asyncio.Event()
-        self._closed = False
-
-    def put(self, generation: Generation, text: str, finish: str, prompt_tokens: int) -> None:
-        """Add a piece."""
-        cid = generation.context.cid
-        piece = abi_process.Watched(generation.aid, cid, text, finish, prompt_tokens)
-        self._pieces.append(piece)
-        self._news.set()
-
-    def close(self) -> None:
-        """There will be no more."""
-        self._closed = True
-        self._news.set()
-
-    async def get(self) -> abi_process.Watched | None:
-        """Return the next piece, or None after the last."""
-        while not self._pieces:
-            if self._closed:
-                return None
-            self._news.clear()
-            await self._news.wait()
-        return self._pieces.popleft()
+async def _repeat(body: bytes, args: abi.LlmGenerate, stream: Stream) -> abi.Generation:
+    """Give a kept answer again; a stream gets what it has not received in one chunk."""
+    answer = msgspec.msgpack.decode(body, type=_Answer)
+    tokens = answer.reply.token_ids
+    if args.resume > len(tokens):
+        raise _ahead(args.resume, len(tokens))
+    if args.stream and answer.texts[args.resume :]:
+        text = "".join(answer.texts[args.resume :])
+        await stream.send(abi.Chunk(text, tokens[args.resume :], args.resume))
+    return answer.reply
 
 
-def _key(caller: Caller, args: abi.LlmGenerate) -> tuple[str, str]:
-    return (repr(caller), args.key)
+def _ahead(resume: int, count: int) -> OSError:
+    return OSError(
+        errno.EINVAL,
+        f"llm_generate: resume: {resume} is past the {count} tokens that there are; "
+        "give the index of the first one not yet received",
+    )
