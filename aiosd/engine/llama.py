@@ -17,21 +17,23 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-# OpenMP's threads must sleep at its barriers, not spin: beside three busy processes on 2 cores a
-# step of 8 rows takes 105-130 ms so, and 570-1,240 ms with spinning. Read when the library loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# How long OpenMP's threads spin before they sleep; read when the library loads. So an undisturbed
+# step is as fast as with its own, sixty times longer, default, and a disturbed one, before `Pace`
+# notices, takes 150 ms and not 1,600.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import llama_cpp
 import llama_cpp.llama_chat_format
 
 from aiosd.engine import gguf, probe
+from aiosd.engine.pace import Pace, choices
 from aiosd.engine.prompt import Template, segments
 from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
 from aiosd.engine.runner import Draw, ModelInfo, Row
@@ -145,7 +147,7 @@ class Device:
 
     def __init__(self, model: Any, setup: CoreSetup, setting: probe.Setting) -> None:
         """Raises OSError(ENOMEM) when llama.cpp can't open a context of that kind."""
-        threads = setup.threads or os.cpu_count() or 1
+        threads = _threads(setup)
         params = L.llama_context_default_params()
         params.n_ctx = setup.slots * setup.n_ctx
         params.n_batch = params.n_ubatch = max(setup.grid, setup.slots)
@@ -161,7 +163,16 @@ class Device:
         self._n_vocab = int(L.llama_vocab_n_tokens(L.llama_model_get_vocab(model)))
         self._scratch = [_Scratch(), _Scratch()]
         self._open_batch(params.n_batch)
+        self._pace = Pace([threads])
         self.seconds = 0.0
+
+    def adapt(self, counts: Sequence[int]) -> None:
+        """Use any of these thread counts, as the machine's load allows; the first to begin with."""
+        self._pace = Pace(counts)
+        self._set_threads(self._pace.threads)
+
+    def _set_threads(self, count: int) -> None:
+        L.llama_set_n_threads(self._ctx, count, count)
 
     def _open_batch(self, size: int) -> None:
         """A batch whose fields are numpy arrays of ours, so that filling it is a few stores."""
@@ -203,9 +214,12 @@ class Device:
 
     def _decode(self, n: int) -> None:
         self._batch.n_tokens = n
-        began = perf_counter()
+        began, cpu, threads = perf_counter(), process_time(), self._pace.threads
         result = L.llama_decode(self._ctx, self._batch)
-        self.seconds = perf_counter() - began
+        now = perf_counter()
+        self.seconds = now - began
+        if self._pace.after(self.seconds, process_time() - cpu, now) != threads:
+            self._set_threads(self._pace.threads)
         if result:
             raise OSError(errno.EIO, f"llama.cpp refused the batch ({result}): {_reason()}")
 
@@ -213,6 +227,11 @@ class Device:
         """The last call's wanted logits, `count` rows in order; valid until the next call."""
         pointer = L.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(pointer, (count, self._n_vocab))
+
+    def chunk(self, slot: int, tokens: Sequence[int], start: int) -> bytes:
+        """For the probe: compute a chunk; its last logits."""
+        self.prefill(slot, tokens, start, True)
+        return self.logits(1).tobytes()
 
     def step(self, rows: Sequence[tuple[int, int, int]]) -> bytes:
         """For the probe: decode (slot, token, position) rows; the first one's logits."""
@@ -382,6 +401,7 @@ class LlamaRunner:
             L.llama_model_free(self._models.pop(extra))
         model = self._model(setting.extra)
         self._device = Device(model, setup, setting)
+        self._device.adapt(verdict.threads if verdict else choices(_threads(setup)))
         self._vocabulary = Vocabulary(model)
         self._sampler = Sampler(self._vocabulary.size)
         self._rows: list[int] = []
@@ -412,7 +432,8 @@ class LlamaRunner:
         verdict = probe.recall(setup.verdict, key)
         if verdict is None:
             kv = (setup.kv_k, setup.kv_v)
-            verdict = probe.probe(self._open_bench, key, kv, setup.slots, setup.grid)
+            shape = probe.Shape(key, setup.slots, setup.grid, choices(_threads(setup)))
+            verdict = probe.probe(self._open_bench, kv, shape)
         return verdict, verdict.setting
 
     def _open_bench(self, setting: probe.Setting) -> probe.Bench:
@@ -492,6 +513,10 @@ def _silence() -> None:
     L.llama_backend_init()
 
 
+def _threads(setup: CoreSetup) -> int:
+    return setup.threads or os.cpu_count() or 1
+
+
 def _text(read: Any, *arguments: Any) -> str:
     buffer = ctypes.create_string_buffer(256)
     read(*arguments, buffer, 256)
@@ -504,7 +529,7 @@ def _fingerprint(setup: CoreSetup) -> str:
     sizes = sorted((f.name, f.stat().st_size) for f in library.glob("*.so"))
     cpu = L.llama_print_system_info().decode()
     build = f"{llama_cpp.__version__} {sizes} {cpu}"
-    shape = f"{setup.slots} {setup.threads or os.cpu_count()} {setup.gpu_layers} {setup.grid}"
+    shape = f"{setup.slots} {_threads(setup)} {setup.gpu_layers} {setup.grid}"
     whole = f"{_file_digest(setup.model)} {build} {shape} {setup.kv_k} {setup.kv_v}"
     return hashlib.sha256(whole.encode()).hexdigest()[:32]
 

@@ -46,20 +46,35 @@ class Setting(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """What a probe found, for the model, build, CPU and slots that `key` names.
 
-    decode_rate: tokens/s with every slot decoding in a long context.
+    decode_rate: tokens/s with every slot decoding in a long context. threads: counts that give
+    the same bits, so that one may be changed for another between two calls; most first.
     """
 
     key: str
     setting: Setting
     exact: bool
     decode_rate: float
+    threads: list[int]
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """What is probed. key names model, build and CPU; threads: the counts to try, most first."""
+
+    key: str
+    slots: int
+    grid: int
+    threads: list[int]
 
 
 class Bench(Protocol):
     """A context opened with one setting, as far as a probe needs it."""
 
-    def prefill(self, slot: int, tokens: Sequence[int], start: int, want: bool) -> None:
-        """Compute one chunk."""
+    def chunk(self, slot: int, tokens: Sequence[int], start: int) -> bytes:
+        """Compute one chunk; the bytes of its last logits."""
+        ...
+
+    def adapt(self, counts: Sequence[int]) -> None:
+        """Use these thread counts, the first of them to begin with."""
         ...
 
     def step(self, rows: Sequence[tuple[int, int, int]]) -> bytes:
@@ -110,7 +125,7 @@ def recall(verdict: str, key: str) -> Verdict | None:
     return found if found.key == key else None
 
 
-def probe(open_bench: Opener, key: str, kv: tuple[str, str], slots: int, grid: int) -> Verdict:
+def probe(open_bench: Opener, kv: tuple[str, str], shape: Shape) -> Verdict:
     """Try settings and return the fastest exact one, or the fastest when none is exact.
 
     open_bench may raise OSError for a setting that the model can't have; when it does so for
@@ -128,9 +143,8 @@ def probe(open_bench: Opener, key: str, kv: tuple[str, str], slots: int, grid: i
             except OSError as e:
                 refused = e
                 continue
-            exact, rate = examine(bench, slots, grid)
+            found.append(examine(bench, setting, shape))
             bench.close()
-            found.append(Verdict(key, setting, exact, rate))
         if any(v.exact for v in found):
             break
     if not found:
@@ -138,30 +152,65 @@ def probe(open_bench: Opener, key: str, kv: tuple[str, str], slots: int, grid: i
     return max(found, key=lambda v: (v.exact, v.decode_rate))
 
 
-def examine(bench: Bench, slots: int, grid: int) -> tuple[bool, float]:
-    """(exact?, tokens/s with every slot decoding). The contexts are made-up tokens."""
+def examine(bench: Bench, setting: Setting, shape: Shape) -> Verdict:
+    """Try one setting. The contexts are made-up tokens."""
+    slots, most = shape.slots, shape.threads[0]
+    bench.adapt([most])
     tokens = [10 + (i * 7919) % 241 for i in range(LONG)]
-    for start in range(0, LONG, grid):
-        bench.prefill(0, tokens[start : start + grid], start, False)
+    for start in range(0, LONG, shape.grid):
+        last = bench.chunk(0, tokens[start : start + shape.grid], start)
+    bench.truncate(0, start)
+    steady = [most]
+    for count in shape.threads[1:]:
+        bench.adapt([count])
+        if bench.chunk(0, tokens[start:], start) == last:
+            steady.append(count)
+        bench.truncate(0, start)
+    bench.adapt([most])
+    bench.chunk(0, tokens[start:], start)
     for slot in range(1, slots):
         bench.copy(0, slot)
-        bench.truncate(slot, LONG - 1 - (slot * 97) % (LONG - 2))
-    rate = 0.0
-    exact = True
+        bench.truncate(slot, _neighbour(slot))
+    exact, rate = True, 0.0
     for length in (LONG, SHORT):
         bench.truncate(0, length)
-        hashes = set()
-        for width in widths(slots):
-            rows = [(0, 99, length)]
-            rows += [(s, 100 + s, LONG - 1 - (s * 97) % (LONG - 2)) for s in range(1, width)]
-            began = time.perf_counter()
-            hashes.add(hashlib.sha1(bench.step(rows)).digest())
-            if width == slots:
-                rate = max(rate, slots / (time.perf_counter() - began))
-            for slot, _, position in rows:
-                bench.truncate(slot, position)
-        exact = exact and len(hashes) == 1
-    return exact, round(rate, 1)
+        alike, best, same = _compare(bench, length, slots, steady)
+        exact, rate, steady = exact and alike, max(rate, best), same
+    return Verdict(shape.key, setting, exact, round(rate, 1), steady)
+
+
+def _compare(
+    bench: Bench, length: int, slots: int, threads: list[int]
+) -> tuple[bool, float, list[int]]:
+    """(the same bits at every width?, tokens/s at full width, thread counts with these bits)."""
+    seen: set[bytes] = set()
+    rate = 0.0
+    for width in widths(slots):
+        began = time.perf_counter()
+        seen.add(_decode(bench, length, width))
+        if width == slots:
+            rate = slots / (time.perf_counter() - began)
+    same = threads[:1]
+    for count in threads[1:]:
+        bench.adapt([count])
+        if {_decode(bench, length, width) for width in {1, slots}} <= seen:
+            same.append(count)
+    bench.adapt(threads[:1])
+    return len(seen) == 1, rate, same
+
+
+def _decode(bench: Bench, length: int, width: int) -> bytes:
+    """A digest of the first row's logits with width - 1 neighbours; leaves no trace."""
+    rows = [(0, 99, length)] + [(s, 100 + s, _neighbour(s)) for s in range(1, width)]
+    digest = hashlib.sha1(bench.step(rows)).digest()
+    for slot, _, position in rows:
+        bench.truncate(slot, position)
+    return digest
+
+
+def _neighbour(slot: int) -> int:
+    """How long the context beside the one examined is: long and short ones in turn."""
+    return LONG - 1 - (slot * 97) % (LONG - 2)
 
 
 def widths(slots: int) -> list[int]:

@@ -206,6 +206,7 @@ def test_a_file_that_is_no_model(
     assert isinstance(failed, p.Failed)
     assert failed.errno == number
     assert str(path) in failed.message
+    assert worker.receive() is None
     assert worker.end() == 1
 
 
