@@ -1,0 +1,313 @@
+"""Cores through the daemon's door: how they come and go, who runs on them, and when."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosd.abi.cores import AddCore, Core, DrainCore, ListCores, RemoveCore
+from aiosd.abi.inference import ListContexts
+from aiosd.abi.process import GetSched, Kill, SetPriority, SetSched
+from tests.daemon import Daemon
+from tests.system.agents import agent, until
+from tests.system.writer import Watcher, Writer, core, info
+
+MakeDaemon = Callable[[str], Daemon]
+LONG: dict[str, Any] = {"max_tokens": 1900}
+
+
+def config(name: str = "c", *, sched: str = 'policy = "rr"', slots: int = 4, **options: Any) -> str:
+    """Return a configuration with one fake core."""
+    given = ", ".join(f"{key} = {value}" for key, value in {"eog": 0.0, **options}.items())
+    return (
+        f"[sched]\n{sched}\n"
+        f'[[cores]]\nname = "{name}"\ndriver = "fake"\nslots = {slots}\noptions = {{{given}}}\n'
+    )
+
+
+@pytest.fixture
+def make(state_dir: Path, runtime_dir: Path, kv_dir: Path) -> Iterator[MakeDaemon]:
+    """Make a daemon with this configuration, whose cores are ready."""
+    with ExitStack() as stack:
+
+        def start(text: str) -> Daemon:
+            daemon = Daemon(state_dir, runtime_dir, kv_dir, config=text)
+            stack.enter_context(daemon)
+            until(lambda: all(row.state == "ready" for row in rows(daemon)), "cores are ready")
+            return daemon
+
+        yield start
+
+
+def rows(daemon: Daemon) -> list[Core]:
+    with daemon.connect() as client:
+        found: list[Core] = client.call(ListCores())
+    return found
+
+
+def fake(name: str, **options: Any) -> AddCore:
+    return AddCore("fake", name=name, driver="fake", options={"eog": 0.0, **options})
+
+
+def descriptors(daemon: Daemon) -> int:
+    return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+
+
+def children(daemon: Daemon) -> list[str]:
+    pid = daemon.process.pid
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+
+
+# Coming.
+
+
+@pytest.mark.parametrize("content", [b"", b"text\n" * 99, b"GGUF", b"GGUF" + b"\xff" * 9000, None])
+@pytest.mark.model
+def test_a_file_that_is_no_model(make: MakeDaemon, tmp_path: Path, content: bytes | None) -> None:
+    refuse(make(""), tmp_path, content, model_path=None)
+
+
+@pytest.mark.model
+def test_a_truncated_model(make: MakeDaemon, tmp_path: Path, model_path: Path) -> None:
+    refuse(make(""), tmp_path, None, model_path=model_path)
+
+
+def refuse(daemon: Daemon, place: Path, content: bytes | None, model_path: Path | None) -> None:
+    """Offer a wrong file: the error names it, and nothing is left of the attempt."""
+    file = place / "model.gguf"
+    if model_path is not None:
+        with model_path.open("rb") as whole:
+            content = whole.read(1 << 20)
+    if content is not None:
+        file.write_bytes(content)
+    with daemon.connect() as person:
+        before = descriptors(daemon)
+        with pytest.raises(OSError, match=re.escape(str(file))) as found:
+            person.call(AddCore(str(file)))
+        wanted = {errno.ENOENT} if content is None else {errno.ENOEXEC, errno.EIO}
+        assert found.value.errno in wanted, found.value
+        assert rows(daemon) == []
+        until(lambda: children(daemon) == [] and descriptors(daemon) <= before, "nothing is left")
+
+
+def test_wrong_cores_are_named(make: MakeDaemon, tmp_path: Path) -> None:
+    daemon = make("")
+    wrong = [
+        (AddCore(str(tmp_path)), errno.EISDIR, "directory"),
+        (AddCore("/nowhere/x.gguf"), errno.ENOENT, "/nowhere/x.gguf"),
+        (AddCore("x", driver="abacus"), errno.EINVAL, "llama"),
+        (AddCore("x", options={"driver": "fake"}), errno.EINVAL, "driver"),
+        (AddCore("x", options={"grid": 0}), errno.EINVAL, "grid"),
+        (AddCore("x", driver="fake", options={"speed": 1}), errno.EINVAL, "speed"),
+        (fake("c", fail_load="out of luck"), errno.ENOEXEC, "out of luck"),
+        (fake("c", load_ms=-1), errno.EIO, "worker died"),
+    ]
+    with daemon.connect() as person:
+        before = descriptors(daemon)
+        for call, number, word in wrong:
+            with pytest.raises(OSError, match=word) as found:
+                person.call(call)
+            assert found.value.errno == number, found.value
+        until(lambda: children(daemon) == [] and descriptors(daemon) <= before, "nothing is left")
+        assert person.call(ListCores()) == []
+        assert person.call(AddCore("/models/My Model_1.gguf", driver="fake")).name == "My-Model_1"
+
+
+def test_a_name_is_given_once(make: MakeDaemon) -> None:
+    daemon = make(config())
+    with daemon.connect() as person, Writer(daemon) as a:
+        with pytest.raises(FileExistsError, match="core c"):
+            person.call(fake("c"))
+        with pytest.raises(PermissionError):
+            a.call(fake("d"))
+        person.call(RemoveCore("c"))
+        person.call(fake("c"))
+        assert a.ask(max_tokens=2).core == "c"
+
+
+def test_a_configured_core_that_can_not_load_tells_every_request(make: MakeDaemon) -> None:
+    text = '[[cores]]\nname = "gone"\nmodel = "/nowhere/x.gguf"\n'
+    daemon = make(text)
+    with Writer(daemon) as a:
+        for options in ({}, {"core": "gone"}):
+            with pytest.raises(OSError, match=r"/nowhere/x\.gguf"):
+                a.ask(**options)
+
+
+# Going.
+
+
+def test_a_core_removed_under_load_takes_only_its_own_requests(make: MakeDaemon) -> None:
+    daemon = make(config(slots=2, sched='policy = "rr"\nquantum = 8', step_ms=1))
+    with ExitStack() as stack:
+        person = stack.enter_context(daemon.connect())
+        person.call(fake("d", step_ms=1))
+        writers = [stack.enter_context(Writer(daemon, f"w{i}")) for i in range(6)]
+        doomed = [w.begin(core="c", **LONG) for w in writers]
+        for writer, wanted in zip(writers, doomed, strict=True):
+            writer.read_tokens(wanted, 20)
+        well = writers[0].submit(core="d", max_tokens=300)
+        loose = writers[1].submit("x" * 1000, core="c")  # may not be tokenized yet
+        person.call(RemoveCore("c"))
+        for writer, wanted in [*zip(writers, doomed, strict=True), (writers[1], loose)]:
+            with pytest.raises(OSError, match="core c was removed"):
+                writer.finish(wanted)
+        assert len(writers[0].finish(well).token_ids) == 300
+        assert [row.name for row in rows(daemon)] == ["d"]
+        assert info(daemon).kv_ram == 0 and len(children(daemon)) == 1
+        context = person.call(ListContexts(writers[2].aid))[0].cid
+        with pytest.raises(OSError, match="core c was removed"):
+            writers[2].ask(context=context)
+
+
+def test_a_drained_core_finishes_what_it_has(make: MakeDaemon) -> None:
+    daemon = make(config(slots=1, step_ms=1))
+    with Writer(daemon) as a, Writer(daemon, "b") as b, daemon.connect() as person:
+        held = a.ask(max_tokens=2).context
+        running = a.begin(max_tokens=400)
+        a.read_tokens(running, 1)
+        queued = b.submit(max_tokens=20)
+        until(lambda: info(daemon).requests == 2, "both are taken")
+        person.call(DrainCore("c"))
+        assert core(daemon).state == "draining"
+        for options in ({}, {"core": "c"}, {"context": held}):
+            with pytest.raises(OSError, match="draining"):
+                b.ask(**options) if "context" not in options else a.ask(**options)
+        assert len(a.finish(running).token_ids) == 400
+        assert len(b.finish(queued).token_ids) == 20
+        until(lambda: rows(daemon) == [] and children(daemon) == [], "the core is gone")
+
+
+def test_requests_of_a_drained_core_that_still_loads_are_served(make: MakeDaemon) -> None:
+    daemon = make("")
+    with Writer(daemon) as a, daemon.connect() as adder, daemon.connect() as person:
+        adder.send(fake("c", load_ms=300))
+        until(lambda: [row.name for row in rows(daemon)] == ["c"], "the core is there")
+        wanted = a.submit(max_tokens=5)
+        until(lambda: info(daemon).requests == 1, "the request is taken")
+        person.call(DrainCore("c"))
+        assert len(a.finish(wanted).token_ids) == 5
+        until(lambda: rows(daemon) == [], "the core is gone")
+
+
+# Choice.
+
+
+def test_the_core_with_least_to_do_is_chosen(make: MakeDaemon) -> None:
+    daemon = make(config(step_ms=2))
+    with Writer(daemon) as a, daemon.connect() as person:
+        person.call(fake("d", step_ms=2))
+        wanted = [a.begin(**LONG) for _ in range(6)]
+        until(lambda: [row.running for row in rows(daemon)] == [3, 3], "three each")
+        person.call(Kill(a.aid, "INT", generation=True))
+        assert {a.finish(one).core for one in wanted} == {"c", "d"}
+
+
+# Schedule.
+
+
+def test_the_policy_changes_while_requests_run(make: MakeDaemon) -> None:
+    daemon = make(config(slots=2, sched='policy = "fifo"', step_ms=1))
+    with ExitStack() as stack:
+        person = stack.enter_context(daemon.connect())
+        writers = [stack.enter_context(Writer(daemon, f"w{i}")) for i in range(6)]
+        solo = [w.ask(f"writer {i}", max_tokens=120).token_ids for i, w in enumerate(writers)]
+        wanted = [w.begin(f"writer {i}", max_tokens=120) for i, w in enumerate(writers)]
+        for step in ("rr", "priority", "fifo", "rr"):
+            sched = person.call(SetSched(policy=step, quantum=4))
+            assert sched.policy == step and sched.policies == ["fifo", "rr", "priority"]
+            running = [row for row in sched.rows if row.state == "R"]
+            queued = sorted(row.place for row in sched.rows if row.state == "Q")
+            assert len(running) <= 2 and queued == list(range(len(queued)))
+        with pytest.raises(OSError, match="fifo"):
+            person.call(SetSched(policy="fifi"))
+        assert person.call(GetSched()).policy == "rr"
+        got = [w.finish(one).token_ids for w, one in zip(writers, wanted, strict=True)]
+        assert got == solo
+        assert person.call(GetSched()).preemptions > 0
+
+
+def test_a_reload_changes_the_policy(make: MakeDaemon) -> None:
+    daemon = make(config(sched='policy = "fifo"'))
+    with Watcher(daemon, "kernel.reload") as watcher, daemon.connect() as person:
+        assert person.call(GetSched()).policy == "fifo"
+        daemon.configure(config(sched='policy = "priority"\nquantum = 5'))
+        daemon.send_signal(signal.SIGHUP)
+        watcher.await_event("kernel.reload")
+        sched = person.call(GetSched())
+        assert (sched.policy, sched.quantum) == ("priority", 5)
+
+
+def test_the_papers_figure_3(make: MakeDaemon) -> None:
+    """Three agents, each asking again some time after its last answer: the paper's order."""
+    daemon = make(config(slots=1, sched='policy = "fifo"', step_ms=10))
+    unit, length = 0.1, 10  # seconds of a request, and its tokens
+    plans = {"A": (3, 2.0), "B": (2, 0.5), "C": (3, 5.0)}  # requests; pause after each, in units
+    writers = {name: Writer(daemon, name) for name in plans}
+    begun: list[str] = []
+    count = dict.fromkeys(plans, 0)
+
+    with ExitStack() as stack:
+        for writer in writers.values():
+            stack.enter_context(writer)
+        watcher = stack.enter_context(Watcher(daemon, "request.start"))
+        first = {name: writer.submit(name, max_tokens=length) for name, writer in writers.items()}
+
+        def live(name: str) -> None:
+            requests, pause = plans[name]
+            writers[name].finish(first[name])
+            for _ in range(requests - 1):
+                threading.Event().wait(pause * unit)  # the agent's own work
+                writers[name].ask(name, max_tokens=length)
+
+        threads = [threading.Thread(target=live, args=(name,)) for name in plans]
+        for thread in threads:
+            thread.start()
+        names = {writer.aid: name for name, writer in writers.items()}
+        while len(begun) < 8:
+            name = names[watcher.await_event("request.start").aid]
+            count[name] += 1
+            begun.append(f"{name}{count[name]}")
+        for thread in threads:
+            thread.join()
+        assert begun == ["A1", "B1", "C1", "B2", "A2", "A3", "C2", "C3"]
+        waited = {name: agent(w, w.aid).usage.waiting_s for name, w in writers.items()}
+        assert waited["A"] < waited["B"] + waited["C"]
+
+
+def test_an_urgent_request_waits_for_one_slice_and_two_steps_at_most(make: MakeDaemon) -> None:
+    prefill, step = 0.040, 0.020
+    daemon = make(
+        config(slots=8, sched='policy = "priority"', prefill_ms=prefill * 1000, step_ms=step * 1000)
+    )
+    with ExitStack() as stack:
+        person = stack.enter_context(daemon.connect())
+        crowd = [stack.enter_context(Writer(daemon, f"w{i}")) for i in range(16)]
+        urgent = stack.enter_context(Nice(daemon, -10))
+        for writer in crowd:
+            writer.begin("a long background prompt " * 60, max_tokens=400)
+        until(lambda: core(daemon).running == 8, "the core is full")
+        waits = [urgent.ask("now", max_tokens=2).timing.waiting_s for _ in range(8)]
+        noise = 0.5 * step  # of this machine, not of the schedule
+        assert max(waits) <= prefill + 2 * step + noise, waits
+        assert core(daemon).queued >= 8
+        for writer in crowd:
+            person.call(Kill(writer.aid, "KILL"))
+
+
+class Nice(Writer):
+    """A writer with another nice value."""
+
+    def __init__(self, daemon: Daemon, nice: int) -> None:
+        super().__init__(daemon, "urgent")
+        with daemon.connect() as person:
+            person.call(SetPriority(self.aid, nice))
