@@ -16,6 +16,7 @@ import importlib.util
 import itertools
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import uuid
@@ -55,6 +56,9 @@ class World:
 def world() -> Iterator[World]:
     """Isolate the suite from the user's directories, and check for leaks when it ends."""
     before = open_descriptors()
+    # A shell that starts the suite in the background has it ignore these, and programs inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     world = World()
     patch = pytest.MonkeyPatch()
     patch.setenv(RUN, uuid.uuid4().hex)
