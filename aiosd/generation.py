@@ -14,7 +14,7 @@ import asyncio
 import errno
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from aiosd.abi.inference import Chunk, LlmGenerate, Timing, TokenUsage
 from aiosd.abi.inference import Generation as Result
@@ -194,6 +194,26 @@ class Generation:
             turnaround_s=end - self.submitted,
             first_token_s=max(0.0, (self.first_token or end) - self.submitted),
         )
+
+    def record(self) -> dict[str, Any]:
+        """Return what is kept of it: a row of the table of requests. Times are Unix seconds."""
+        timing = self.timing()
+        return {
+            "id": self.rid,
+            "aid": self.aid,
+            "cid": self.context.cid,
+            "core": self.context.core.name,
+            "t_submit": self.submitted_at,
+            "t_start": self.submitted_at + timing.waiting_s,
+            "t_end": self.submitted_at + timing.turnaround_s,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "completion_tokens": len(self.tokens),
+            "finish": self.finish,
+            "error": (self.error.strerror or "") if self.error else self.reason,
+            "waiting_s": timing.waiting_s,
+            "turnaround_s": timing.turnaround_s,
+        }
 
     def _end(self, finish: str) -> None:
         self.finish = finish

@@ -338,7 +338,7 @@ class Inference:
 
     def _account(self, generation: Generation) -> None:
         """Charge the agent and record the request."""
-        timing, error = generation.timing(), generation.error
+        timing = generation.timing()
         fresh = max(0, generation.prompt_tokens - generation.cached_tokens)
         self._table.account(
             generation.aid,
@@ -348,22 +348,7 @@ class Inference:
             waiting_s=timing.waiting_s,
             turnaround_s=timing.turnaround_s,
         )
-        row = {
-            "id": generation.rid,
-            "aid": generation.aid,
-            "cid": generation.context.cid,
-            "core": generation.context.core.name,
-            "t_submit": generation.submitted_at,
-            "t_start": generation.submitted_at + timing.waiting_s,
-            "t_end": generation.submitted_at + timing.turnaround_s,
-            "prompt_tokens": generation.prompt_tokens,
-            "cached_tokens": generation.cached_tokens,
-            "completion_tokens": len(generation.tokens),
-            "finish": generation.finish,
-            "error": (error.strerror or "") if error else generation.reason,
-            "waiting_s": timing.waiting_s,
-            "turnaround_s": timing.turnaround_s,
-        }
+        row = generation.record()
         rid, keep = generation.rid, self._config.history.keep_requests
 
         def write(db: Connection) -> None:
@@ -410,9 +395,15 @@ class Inference:
         self._keys.forget((True, aid))
 
     async def fork_contexts(self, parent_aid: int, child_aid: int) -> None:
-        """Give a child a copy of each of its parent's contexts."""
+        """Give a child a copy of each of its parent's contexts; ESRCH if it ends meanwhile."""
         for context in self.contexts.of(parent_aid):
             await self.contexts.copy(context, child_aid)
+        try:
+            self._table.get(child_aid)
+        except ProcessLookupError:
+            for context in self.contexts.of(child_aid):
+                self.contexts.forget(context)
+            raise
 
     def activity(self, aid: int) -> Activity:
         """Say what an agent's requests do: the one that is furthest on speaks for it."""
