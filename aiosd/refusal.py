@@ -73,7 +73,7 @@ def of_arguments(call: Syscall, error: Exception) -> OSError:
     else:
         place = f"field '{path}'" if path else "the arguments"
         wrong = f"{place}: {what[:1].lower()}{what[1:].replace('`', '')}"
-    return OSError(errno.EINVAL, f"{call.name}: {wrong}; see man 2 {call.name}")
+    return OSError(errno.EINVAL, f"{call.name}: {wrong}; see man 2aios {call.name}")
 
 
 def _join(path: str, field: str) -> str:
@@ -98,7 +98,7 @@ def check_finite(call: Syscall, floats: tuple[str, ...], args: Call) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise OSError(
                 errno.EINVAL,
-                f"{call.name}: field '{name}': {value} is no finite number; see man 2 {call.name}",
+                f"{call.name}: field '{name}': {value} is not finite; see man 2aios {call.name}",
             )
 
 

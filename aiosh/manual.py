@@ -29,7 +29,7 @@ def _page(call: Syscall) -> str:
     taken = describe.arguments(call)
     synopsis = ", ".join(f"{a.name}: {describe.spell(a.type)}" for a in taken)
     parts = [
-        f"{call.name.upper()}(2)",
+        f"{call.name.upper()}(2aios)",
         f"NAME\n    {call.name} - {call.doc.splitlines()[0]}",
         f"SYNOPSIS\n    {call.name}({synopsis}) -> {describe.spell(call.reply)}",
         "DESCRIPTION\n" + textwrap.indent(call.doc, "    "),

@@ -19,7 +19,7 @@ from aiosd.abi.table import BY_NAME, TABLE
 
 ROOT = Path(__file__).parents[1]
 MAN = ROOT / "man"
-PAGES = sorted(MAN.glob("man[0-9]/*.[0-9]"))
+PAGES = sorted(MAN.glob("man[0-9]/*.[0-9]*"))
 BY_HAND = {"aiosd.1", "aiosctl.1", "aiosh.1", "aiosd.toml.5", "aios.7"}
 MACROS = {"TH", "SH", "SS", "TP", "PP", "B", "BR", "BI", "I", "IR", "IB", "RB", "RI", "RS", "RE",
           "nf", "fi", "br"}  # fmt: skip
@@ -44,16 +44,16 @@ def test_section_2_is_not_stale() -> None:
 
 def test_there_is_a_page_for_every_call_and_no_other() -> None:
     there = {page.name for page in PAGES}
-    assert there == BY_HAND | {f"{name}.2" for name in BY_NAME} | {manual.OVERVIEW}
+    assert there == BY_HAND | {f"{name}.2aios" for name in BY_NAME} | {manual.OVERVIEW}
 
 
 def test_writing_removes_pages_of_calls_that_are_no_more(tmp_path: Path) -> None:
-    old = tmp_path / "man2" / "fly.2"
+    old = tmp_path / "man2" / "fly.2aios"
     old.parent.mkdir()
     old.touch()
     assert manual.main([str(old.parent)]) == 0
     assert not old.exists()
-    assert (tmp_path / "man2" / "kill.2").exists()
+    assert (tmp_path / "man2" / "kill.2aios").exists()
     assert (tmp_path / "man7" / manual.OVERVIEW).exists()
 
 
@@ -65,7 +65,7 @@ def test_the_generator_takes_one_directory_called_man2(wrong: list[str], tmp_pat
 @pytest.mark.parametrize("name", sorted(BY_NAME))
 def test_a_page_names_arguments_errors_and_capability(name: str) -> None:
     call = BY_NAME[name]
-    found = words(f"man2/{name}.2")
+    found = words(f"man2/{name}.2aios")
     wanted = {*(each.name for each in arguments(call)), *call.errors, str(call.number)}
     if call.needs:
         wanted.add(call.needs)
@@ -94,8 +94,8 @@ def test_a_page_is_well_formed(page: Path) -> None:
 def test_what_a_page_refers_to_is_there(page: Path) -> None:
     system = {"sd_notify(3)", "setrlimit(2)"}
     text = page.read_text("utf-8").replace("\\-", "-")
-    for name, number in re.findall(r"^\.BR ([\w.-]+) \((\d)\)", text, flags=re.MULTILINE):
-        there = (MAN / f"man{number}" / f"{name}.{number}").exists()
+    for name, number in re.findall(r"^\.BR ([\w.-]+) \((\d\w*)\)", text, flags=re.MULTILINE):
+        there = (MAN / f"man{number[0]}" / f"{name}.{number}").exists()
         assert there or f"{name}({number})" in system, f"{name}({number})"
 
 

@@ -204,8 +204,8 @@ def test_requests_sent_behind_a_hello_wait_for_it(door: Door) -> None:
             {"messages": [{"role": "user"}]},
             "field 'messages[0].content' is missing",
         ),
-        ("wait", {"timeout": float("nan")}, "field 'timeout': nan is no finite number"),
-        ("wait", {"timeout": float("inf")}, "field 'timeout': inf is no finite number"),
+        ("wait", {"timeout": float("nan")}, "field 'timeout': nan is not finite"),
+        ("wait", {"timeout": float("inf")}, "field 'timeout': inf is not finite"),
         ("llm_generate", {"deadline": float("-inf")}, "field 'deadline'"),
     ],
 )
@@ -213,7 +213,7 @@ def test_wrong_arguments_are_named(client: Client, call: str, body: Any, words: 
     number, sentence = refused(client, BY_NAME[call].number, msgspec.msgpack.encode(body))
     assert number == errno.EINVAL
     assert words in sentence
-    assert sentence.endswith(f"see man 2 {call}")
+    assert sentence.endswith(f"see man 2aios {call}")
 
 
 def nested(depth: int) -> bytes:

@@ -2,7 +2,8 @@
 
     python -m aiosd.abi.manual [man/man2]
 
-One page per call goes into the directory given; aios-syscalls.7 goes into man7 beside it. Pages of
+One page per call goes into the directory given, in a section of its own so that none hides a page
+of Linux (kill, wait); aios-syscalls.7 goes into man7 beside it. Pages of
 calls that are no more are removed. The source is in the `man` macros, as the pages by hand are.
 """
 
@@ -23,6 +24,7 @@ from aiosd.abi.describe import Argument, arguments, element, fields, records, sp
 from aiosd.abi.table import TABLE
 
 OVERVIEW: Final = "aios-syscalls.7"
+SECTION: Final = "2aios"
 
 GROUPS: Final = {
     "system": "The kernel itself",
@@ -55,7 +57,7 @@ CAPABILITIES: Final = {
 
 def pages() -> dict[str, str]:
     """Return the text of every page by its path below the manual's root."""
-    found = {f"man2/{call.name}.2": page(call) for call in TABLE.values()}
+    found = {f"man2/{call.name}.{SECTION}": page(call) for call in TABLE.values()}
     found[f"man7/{OVERVIEW}"] = overview()
     return found
 
@@ -64,7 +66,7 @@ def page(call: Syscall) -> str:
     """Return the page of one call."""
     summary, _, rest = call.doc.partition("\n\n")
     parts = [
-        _head(call.name, 2, "AIOS System Calls"),
+        _head(call.name, SECTION, "AIOS System Calls"),
         section("NAME", f"{escape(call.name)} \\- {escape(_clause(summary))}\n"),
         section("SYNOPSIS", "".join(_synopsis(call))),
         section(
@@ -87,7 +89,7 @@ def overview() -> str:
         "name in the Python package aios, and can be made from the shell with aiosctl syscall."
     )
     parts = [
-        _head("aios-syscalls", 7, "AIOS Manual"),
+        _head("aios-syscalls", "7", "AIOS Manual"),
         section("NAME", "aios\\-syscalls \\- the system calls of AIOS\n"),
         section("DESCRIPTION", _prose(intro)),
     ]
@@ -113,7 +115,7 @@ def escape(text: str) -> str:
     return re.sub(r"^(?=[.])", r"\\&", text, flags=re.MULTILINE)
 
 
-def _head(name: str, number: int, manual: str) -> str:
+def _head(name: str, number: str, manual: str) -> str:
     source = "python \\-m aiosd.abi.manual"
     return (
         f'.\\" Generated from the table of system calls by {source}.\n'
@@ -237,13 +239,15 @@ def _notes(call: Syscall) -> Iterator[str]:
 
 def _see_also(call: Syscall) -> str:
     mates = [each.name for each in TABLE.values() if each.group == call.group and each != call]
-    names = [f".BR {escape(name)} (2)" for name in sorted(mates)]
+    names = [f".BR {escape(name)} ({SECTION})" for name in sorted(mates)]
     return ",\n".join([*names, ".BR aios (7)", ".BR aios\\-syscalls (7)"]) + "\n"
 
 
 def _row(call: Syscall) -> str:
     summary = _clause(call.doc.partition("\n\n")[0])
-    return f".TP\n.BR {escape(call.name)} (2)\n{escape(summary[:1].upper() + summary[1:])}.\n"
+    return (
+        f".TP\n.BR {escape(call.name)} ({SECTION})\n{escape(summary[:1].upper() + summary[1:])}.\n"
+    )
 
 
 def write(directory: Path) -> list[Path]:
@@ -254,7 +258,7 @@ def write(directory: Path) -> list[Path]:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
-    stale = [path for path in sorted(directory.glob("*.2")) if f"man2/{path.name}" not in wanted]
+    stale = [path for path in sorted(directory.glob("*.2*")) if f"man2/{path.name}" not in wanted]
     for path in stale:
         path.unlink()
     return stale
