@@ -56,7 +56,7 @@ class World:
 def world() -> Iterator[World]:
     """Isolate the suite from the user's directories, and check for leaks when it ends."""
     before = open_descriptors()
-    # A shell that starts the suite in the background has it ignore these, and programs inherit that.
+    # A shell that starts the suite in the background has it ignore these; programs inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     world = World()
