@@ -12,7 +12,9 @@ import errno
 import inspect
 from typing import Any
 
+from .fair import Fair
 from .fifo import Fifo
+from .mlfq import Mlfq
 from .policy import NICE_MAX, NICE_MIN, Plan, Policy, Row, Task
 from .priority import Priority
 from .rr import RoundRobin
@@ -21,7 +23,9 @@ __all__ = [
     "NICE_MAX",
     "NICE_MIN",
     "POLICIES",
+    "Fair",
     "Fifo",
+    "Mlfq",
     "Plan",
     "Policy",
     "Priority",
@@ -33,7 +37,9 @@ __all__ = [
     "takes",
 ]
 
-POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (Fifo, RoundRobin, Priority)}
+POLICIES: dict[str, type[Policy]] = {
+    cls.name: cls for cls in (Fifo, RoundRobin, Priority, Mlfq, Fair)
+}
 
 
 def make(name: str, **options: Any) -> Policy:
@@ -65,6 +71,8 @@ def change(old: Policy, name: str, **options: Any) -> Policy:
     `old` is then as it was (it always is: it's read only).
     """
     new = make(name, **options)
+    for task in old.waiting:
+        new.wait(task)
     for row in old.snapshot():
         take = new.adopt if row.state == "R" else new.add
         take(old.task(row.id))

@@ -7,7 +7,8 @@ Subclasses say which level a task is in and how many tokens a quantum has. The r
 - a task that has used up its quantum gives way to a ready one of its own level, the longest
   running first, and goes to the tail; if nobody waits, it begins a new quantum;
 - a task stopped for another reason goes to the head of its level with the rest of its quantum;
-- when the core has lost slots, the same choice says who leaves.
+- when the core has lost slots, the same choice says who leaves;
+- a task that others wait for is in the best of their levels, if that is better than its own.
 
 Every operation is O(1) in the number of tasks; `plan` is O(slots) when a quantum has ended.
 """
@@ -16,11 +17,12 @@ from __future__ import annotations
 
 import errno
 from abc import abstractmethod
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 
 from .buckets import Buckets
 from .policy import Plan, Policy, Task
+from .waiters import Waiters
 
 DEFAULT_QUANTUM = 64  # tokens
 
@@ -43,6 +45,7 @@ class Levels(Policy):
             raise OSError(errno.EINVAL, f"quantum {quantum}: a quantum is 1 token or more")
         self._quantum = quantum
         self._entries: dict[int, _Entry] = {}
+        self._waiters = Waiters()
         self._ready = Buckets(levels)
         self._running = Buckets(levels)
         self._expired: set[int] = set()  # running tasks at the end of their quantum
@@ -56,6 +59,15 @@ class Levels(Policy):
     def quantum(self) -> int | None:
         """Tokens in a quantum; None when tasks run to completion."""
         return self._quantum
+
+    def limit(self, level: int) -> int | None:
+        """Tokens in a quantum of this level; None when tasks run to completion."""
+        return self._quantum
+
+    @property
+    def waiting(self) -> Iterable[Task]:
+        """The requests that wait for others."""
+        return self._waiters
 
     @property
     def running(self) -> Set[int]:
@@ -71,6 +83,10 @@ class Levels(Policy):
     def task(self, id: int) -> Task:
         """The task, with its present nice."""
         return self._entries[id].task
+
+    def standing(self, id: int) -> tuple[int, float]:
+        """The level that a task is in."""
+        return self._entries[id].level, 0.0
 
     def used(self, id: int) -> int:
         """Tokens of the present quantum that are spent."""
@@ -104,17 +120,27 @@ class Levels(Policy):
         self._expired.discard(id)
         return entry.task
 
+    def wait(self, task: Task) -> None:
+        """Lend a task's level to what it waits for."""
+        if task.id in self._entries:
+            raise ValueError(f"task {task.id} is here: it can't wait")
+        self._waiters.add(task)
+        self._relevel(self._waiters.before(task))
+
+    def unwait(self, id: int) -> Task:
+        """Take back what a task has lent."""
+        before = self._waiters.before(task := self._waiters.remove(id))
+        self._relevel(before)
+        return task
+
     def renice(self, id: int, nice: int) -> None:
         """Move a task to its new level, where it counts as the one that came last."""
+        if id in self._waiters:
+            self.wait(replace(self.unwait(id), nice=nice))
+            return
         entry = self._entries[id]
         entry.task = replace(entry.task, nice=nice)
-        level = self.level(entry.task)
-        if level == entry.level:
-            return
-        entry.level = level
-        queue = self._running if id in self._running.ids else self._ready
-        queue.discard(id)
-        queue.push(level, id)
+        self._place(entry)
 
     def charge(self, id: int, prefill: int, decode: int) -> None:
         """Spend the quantum of a running task; what a stopped one still reports is not counted."""
@@ -122,7 +148,8 @@ class Levels(Policy):
         if id not in self._running.ids:
             return
         entry.used += prefill + decode
-        if self._quantum is not None and entry.used >= self._quantum:
+        limit = self.limit(entry.level)
+        if limit is not None and entry.used >= limit:
             self._expired.add(id)
 
     def plan(self, slots: int) -> Plan:
@@ -144,10 +171,36 @@ class Levels(Policy):
     def _enter(self, task: Task) -> _Entry:
         if task.id in self._entries:
             raise ValueError(f"task {task.id} is already here")
-        entry = self._entries[task.id] = _Entry(task, self.level(task))
+        if task.id in self._waiters:
+            raise ValueError(f"task {task.id} still waits for others")
+        entry = self._entries[task.id] = _Entry(task, self._due(task))
         return entry
 
+    def _due(self, task: Task) -> int:
+        """The level of a task with what it inherits."""
+        return min(map(self.level, [task, *self._waiters.behind(task.id)]))
+
+    def _relevel(self, ids: Iterable[int]) -> None:
+        for id in ids:
+            if id in self._entries:
+                self._place(self._entries[id])
+
+    def _place(self, entry: _Entry) -> None:
+        """Move a task to the level that it belongs to now, as the last there."""
+        level = self._due(entry.task)
+        if level == entry.level:
+            return
+        entry.level = level
+        id = entry.task.id
+        queue = self._running if id in self._running.ids else self._ready
+        queue.discard(id)
+        queue.push(level, id)
+
+    def _look(self) -> None:
+        """Make sure that the head of the ready ones is the one to run next."""
+
     def _start(self) -> int:
+        self._look()
         id = self._ready.first()
         self._ready.discard(id)
         self._run(id)
@@ -183,6 +236,7 @@ class Levels(Policy):
 
     def _victim(self, stopped: dict[int, None]) -> int | None:
         """The running task that must give way to the next ready one, if any must."""
+        self._look()
         best, worst = self._ready.lowest(), self._running.highest()
         if best is None or worst is None or self._ready.first() in stopped:
             return None

@@ -15,7 +15,7 @@ What must hold:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Set
+from collections.abc import Hashable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -29,6 +29,8 @@ class Task:
 
     id: the sequence (context id). nice: -20 (first) to 19 (last).
     prompt_tokens: how many are to be computed before the first token comes.
+    group: with whom it shares, where a policy gives shares to groups; empty: with its uid's.
+    waits_for: ids of requests that must be done before it (see `Policy.wait`).
     """
 
     id: int
@@ -36,6 +38,13 @@ class Task:
     nice: int
     uid: int
     prompt_tokens: int
+    group: str = ""
+    waits_for: tuple[int, ...] = ()
+
+    @property
+    def party(self) -> Hashable:
+        """The group that it belongs to."""
+        return self.group or self.uid
 
     def __post_init__(self) -> None:
         if not NICE_MIN <= self.nice <= NICE_MAX:
@@ -58,7 +67,9 @@ class Row:
     """One task as `aiosctl sched` shows it.
 
     state: R running, Q queued. used: tokens of the present quantum, spent.
-    place: 0 is next in the queue; None while running.
+    place: 0 is next in the queue; None while running. level: of a policy that has levels, 0 is
+    the best. virtual: of a policy that counts it, the agent's weighted tokens, ahead of those of
+    the one that was last given a slot (negative: behind).
     """
 
     id: int
@@ -67,6 +78,8 @@ class Row:
     state: Literal["R", "Q"]
     used: int
     place: int | None
+    level: int = 0
+    virtual: float = 0.0
 
 
 class Policy(ABC):
@@ -96,8 +109,28 @@ class Policy(ABC):
         """A task finished, was cancelled or suspended, ready or running; nothing of it is kept."""
 
     @abstractmethod
+    def wait(self, task: Task) -> None:
+        """A request came that can't run before those in `task.waits_for` are done.
+
+        It is not one of the tasks yet; but those inherit its importance, whether they are here
+        already or come later, and so does what they wait for. OSError(EDEADLK) for a circle.
+        """
+
+    @abstractmethod
+    def unwait(self, id: int) -> Task:
+        """A request waits no more: what it waited for is done (`add` it now), or it is cancelled.
+
+        Nothing is inherited from it any longer.
+        """
+
+    @property
+    @abstractmethod
+    def waiting(self) -> Iterable[Task]:
+        """The requests that wait for others."""
+
+    @abstractmethod
     def renice(self, id: int, nice: int) -> None:
-        """Change a task's nice (-20..19)."""
+        """Change a task's nice (-20..19); of one that waits for others too."""
 
     @abstractmethod
     def charge(self, id: int, prefill: int, decode: int) -> None:
@@ -146,4 +179,9 @@ class Policy(ABC):
     def _row(self, id: int, place: int | None) -> Row:
         task = self.task(id)
         state: Literal["R", "Q"] = "R" if place is None else "Q"
-        return Row(id, task.aid, task.nice, state, self.used(id), place)
+        level, virtual = self.standing(id)
+        return Row(id, task.aid, task.nice, state, self.used(id), place, level, virtual)
+
+    def standing(self, id: int) -> tuple[int, float]:
+        """A task's level and virtual tokens, for `Row`."""
+        return 0, 0.0

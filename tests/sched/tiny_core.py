@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from aiosd.sched import Plan, Policy, Task
 
 
-def a_task(id: int, nice: int = 0, prompt: int = 0, aid: int = 1) -> Task:
-    return Task(id=id, aid=aid, nice=nice, uid=1000, prompt_tokens=prompt)
+def a_task(id: int, nice: int = 0, prompt: int = 0, aid: int = 1, uid: int = 1000) -> Task:
+    return Task(id=id, aid=aid, nice=nice, uid=uid, prompt_tokens=prompt)
 
 
 @dataclass
@@ -42,10 +42,12 @@ class TinyCore:
         self.started: list[int] = []
         self.stops = 0
 
-    def add(self, id: int, decode: int, prompt: int = 0, nice: int = 0) -> None:
+    def add(
+        self, id: int, decode: int, prompt: int = 0, nice: int = 0, aid: int = 1, uid: int = 1000
+    ) -> None:
         self.work.setdefault(id, Work(prompt, decode))
         self.known.add(id)
-        self.policy.add(a_task(id, nice, self.work[id].prompt))
+        self.policy.add(a_task(id, nice, self.work[id].prompt, aid, uid))
 
     def remove(self, id: int) -> None:
         self.policy.remove(id)

@@ -1,0 +1,393 @@
+"""Fair shares: who has received least for its weight runs next, as in CFS, counted in tokens.
+
+Groups (a user's agents, unless told otherwise) share evenly, agents within a group by the weight
+of their nice, requests within an agent evenly; at each of these the lowest virtual counter is next.
+Prompt and reply tokens are charged at their cost; tokens found in a cache are never computed, so
+nobody is charged for them.
+
+- A quantum is paid in advance and what is left of it given back: several slots can then be filled
+  at once by the counters alone.
+- At the end of its quantum a request gives way to one whose group, agent or request (whichever
+  they differ in first) is behind it. One that has just come need not wait for that: it takes the
+  slot of one that it would be behind even when it had had its quantum.
+- Whoever comes back after having had nothing to do is behind by no more than `credit`, and so is
+  whoever runs all the time and is still behind (it can't use more than a slot).
+- A request that others wait for is queued with each of their agents as well as with its own, under
+  the waiter's weight. Whichever is next first runs it, and pays for it.
+
+What holds of two agents of one group that have requests all the time, on one slot: since both had,
+their weighted tokens, S/w, differ by no more than `credit` and the larger of their (Q + L)/w, with
+Q the quantum and L what a batch computes beyond it (a slice of a prompt). So nobody starves: the
+next request of an agent starts at the latest when each other agent has received that much.
+
+Every operation is O(log n) in the number of requests; `plan` is O(slots) besides.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from .levels import DEFAULT_QUANTUM
+from .policy import Plan, Policy, Task
+from .shares import Node
+from .waiters import Waiters
+from .weights import share
+
+CREDIT: Final = 256
+"""Weighted tokens that one who comes back may be behind the others."""
+
+_TURN: Final = 1 << 20  # of a rank: what the group's counter is worth, against the agent's
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A task's place with an agent: its counter among the requests, and what a token counts."""
+
+    virtual: float
+    share: float
+
+
+@dataclass(slots=True)
+class _Entry:
+    """payer: the agent that pays for the present quantum; None while queued.
+
+    left: what is paid in advance and not used yet, in cost.
+    """
+
+    task: Task
+    seats: dict[Node, _Seat] = field(default_factory=dict)
+    payer: Node | None = None
+    left: float = 0.0
+    used: int = 0
+
+
+class Fair(Policy):
+    """Virtual token counters weighted by nice; see the head of this file."""
+
+    name = "fair"
+
+    def __init__(
+        self,
+        quantum: int = DEFAULT_QUANTUM,
+        groups: bool = True,
+        credit: int = CREDIT,
+        prefill_cost: float = 1.0,
+        decode_cost: float = 1.0,
+    ) -> None:
+        """quantum, credit: in cost, as tokens are. groups: share among groups first.
+
+        prefill_cost, decode_cost: what a token of a prompt and of a reply counts.
+        """
+        if quantum < 1:
+            raise OSError(errno.EINVAL, f"quantum {quantum}: a quantum is 1 token or more")
+        if credit < 0 or min(prefill_cost, decode_cost) <= 0:
+            raise OSError(errno.EINVAL, "credit is 0 or more, and costs are more than 0")
+        self._quantum = quantum
+        self._groups = groups
+        self._costs = (prefill_cost, decode_cost)
+        self._root = Node(credit)
+        self._entries: dict[int, _Entry] = {}
+        self._running: dict[int, None] = {}
+        self._expired: dict[int, None] = {}  # running tasks that have used their quantum
+        self._waiters = Waiters()
+        self._fresh = False  # something came that may take a slot before a quantum's end
+
+    @property
+    def running(self) -> Set[int]:
+        """A live view of the ids on the core."""
+        return self._running.keys()
+
+    @property
+    def waiting(self) -> Iterable[Task]:
+        """The requests that wait for others."""
+        return self._waiters
+
+    def __len__(self) -> int:
+        return len(self._entries) - len(self._running)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._entries
+
+    def task(self, id: int) -> Task:
+        """The task, with its present nice."""
+        return self._entries[id].task
+
+    def used(self, id: int) -> int:
+        """Tokens of the present quantum that are spent."""
+        return self._entries[id].used
+
+    def standing(self, id: int) -> tuple[int, float]:
+        """No level; how far the agent is ahead of the one that was last given a slot."""
+        agent = self._payer(self._entries[id])
+        assert agent.parent is not None
+        return 0, agent.virtual - agent.parent.clock
+
+    def order(self) -> Iterator[int]:
+        """The ready ids, as they would start if each computed a quantum and nobody came."""
+        return iter(dict.fromkeys(id for id, _ in self._turns(self._root)))
+
+    def rank(self, id: int) -> int:
+        """The counter of the group (or agent) first, then of the agent (or request) within it."""
+        entry = self._entries[id]
+        payer = self._payer(entry)
+        lead = self._lead(entry, payer)
+        within = int(lead[1] - payer.path()[0].clock) + _TURN // 2
+        return int(lead[0]) * _TURN + min(max(within, 0), _TURN - 1)
+
+    def add(self, task: Task) -> None:
+        """Queue a task with its agent, after the agent's requests that have had as little."""
+        self._queue(self._enter(task))
+
+    def adopt(self, task: Task) -> None:
+        """Take a running task as one that has just started."""
+        entry = self._enter(task)
+        self._run(entry, self._payer(entry))
+
+    def remove(self, id: int) -> Task:
+        """Forget a task; what it didn't use is given back."""
+        entry = self._entries.pop(id)
+        if entry.payer is None:
+            self._unqueue(entry)
+        else:
+            self._halt(entry)
+        for agent in entry.seats:
+            agent.leave()
+        return entry.task
+
+    def wait(self, task: Task) -> None:
+        """Queue what a task waits for with the task's agent too."""
+        if task.id in self._entries:
+            raise ValueError(f"task {task.id} is here: it can't wait")
+        self._waiters.add(task)
+        self._reseat(self._waiters.before(task))
+
+    def unwait(self, id: int) -> Task:
+        """Take what a task waited for out of its agent's queue."""
+        before = self._waiters.before(task := self._waiters.remove(id))
+        self._reseat(before)
+        return task
+
+    def renice(self, id: int, nice: int) -> None:
+        """Count a task's tokens by its new weight from now on."""
+        if id in self._waiters:
+            self.wait(replace(self.unwait(id), nice=nice))
+            return
+        entry = self._entries[id]
+        entry.task = replace(entry.task, nice=nice)
+        self._reseat([id])
+
+    def charge(self, id: int, prefill: int, decode: int) -> None:
+        """Take tokens from what was paid in advance, and what is beyond that from the payer."""
+        entry = self._entries[id]
+        cost = prefill * self._costs[0] + decode * self._costs[1]
+        over = max(0.0, cost - entry.left)
+        entry.left = max(0.0, entry.left - cost)
+        if over:
+            self._pay(entry, self._payer(entry), over)
+        if entry.payer is not None:
+            entry.used += prefill + decode
+            if not entry.left:
+                self._expired[id] = None
+
+    def plan(self, slots: int) -> Plan:
+        """Fill the slots from the lowest counters on, and give way to those that are behind."""
+        if slots < 0:
+            raise ValueError(f"a core has 0 slots or more, not {slots}")
+        stopped: dict[int, None] = {}
+        started: list[int] = []
+        while len(self._running) > slots:
+            stopped[self._stop(self._foremost(self._running))] = None
+        while len(self._running) < slots and len(self):
+            started.append(self._start(*self._next()))
+        for id in self._expired:
+            self._choose(self._entries[id])
+        while (swap := self._swap(stopped)) is not None:
+            victim, entry, agent = swap
+            stopped[self._stop(victim)] = None
+            started.append(self._start(entry, agent))
+        self._renew()
+        return Plan(tuple(stopped), tuple(started))
+
+    # Tasks and their seats.
+
+    def _enter(self, task: Task) -> _Entry:
+        if task.id in self._entries:
+            raise ValueError(f"task {task.id} is already here")
+        if task.id in self._waiters:
+            raise ValueError(f"task {task.id} still waits for others")
+        entry = self._entries[task.id] = _Entry(task)
+        self._sit(entry)
+        self._fresh = True
+        return entry
+
+    def _agent(self, task: Task) -> Node:
+        above = self._root.child(task.party) if self._groups else self._root
+        return above.child(task.aid)
+
+    def _sit(self, entry: _Entry) -> None:
+        """Seat a task with its agent and with those of all who wait for it."""
+        wanted: dict[Node, float] = {}
+        for task in (entry.task, *self._waiters.behind(entry.task.id)):
+            agent = self._agent(task)
+            wanted[agent] = min(share(task.nice), wanted.get(agent, share(task.nice)))
+        before, entry.seats = entry.seats, {}
+        for agent, tokens in wanted.items():
+            seat = before.pop(agent, None)
+            if seat is None:
+                agent.enter()
+            entry.seats[agent] = _Seat(agent.clock if seat is None else seat.virtual, tokens)
+        for agent in before:
+            agent.leave()
+
+    def _reseat(self, ids: Iterable[int]) -> None:
+        """Seat tasks anew whose nice, or those who wait for them, have changed."""
+        for entry in [self._entries[id] for id in ids if id in self._entries]:
+            if entry.payer is None:
+                self._unqueue(entry)
+                self._sit(entry)
+                self._queue(entry)
+            else:
+                self._pay(entry, entry.payer, -entry.left)
+                self._sit(entry)
+                self._choose(entry)
+                self._pay(entry, self._payer(entry), entry.left)
+            self._fresh = True
+
+    def _choose(self, entry: _Entry) -> None:
+        """Let that agent pay for a running task, of those that it sits with, whose turn it is."""
+        if len(entry.seats) > 1 or entry.payer not in entry.seats:
+            entry.payer = min(entry.seats, key=lambda agent: self._lead(entry, agent, 0.0))
+
+    def _queue(self, entry: _Entry) -> None:
+        for agent, seat in entry.seats.items():
+            agent.queue.push(entry.task.id, seat.virtual)
+            agent.sort()
+
+    def _unqueue(self, entry: _Entry) -> None:
+        for agent in entry.seats:
+            agent.queue.discard(entry.task.id)
+            agent.sort()
+
+    def _payer(self, entry: _Entry) -> Node:
+        """The agent that pays; of a queued task, its own: always the first that it sits with."""
+        return next(iter(entry.seats)) if entry.payer is None else entry.payer
+
+    def _pay(self, entry: _Entry, agent: Node, cost: float) -> None:
+        """Charge a request, its agent and that one's group; a negative cost is given back."""
+        seat = entry.seats[agent]
+        seat.virtual += cost
+        if entry.task.id in agent.queue:
+            agent.queue.push(entry.task.id, seat.virtual)
+        for node in agent.path():
+            node.pay(cost * seat.share if node is agent else cost)
+
+    # Slots.
+
+    def _next(self) -> tuple[_Entry, Node]:
+        """The queued task that is next, and the agent whose turn it is."""
+        node = self._root
+        while node.ready:
+            node = node.ready.first()
+        return self._entries[node.queue.first()], node
+
+    def _start(self, entry: _Entry, agent: Node) -> int:
+        self._unqueue(entry)
+        self._run(entry, agent)
+        return entry.task.id
+
+    def _run(self, entry: _Entry, agent: Node) -> None:
+        entry.payer = agent
+        self._running[entry.task.id] = None
+        self._advance(entry, agent)
+
+    def _advance(self, entry: _Entry, agent: Node) -> None:
+        """Begin a quantum, paid in advance."""
+        for node in agent.path():
+            node.tick()
+        agent.clock = max(agent.clock, entry.seats[agent].virtual)
+        entry.used = 0
+        entry.left = self._quantum
+        self._pay(entry, agent, entry.left)
+
+    def _halt(self, entry: _Entry) -> None:
+        """Take a task off its slot and give back what it didn't use."""
+        assert entry.payer is not None
+        self._pay(entry, entry.payer, -entry.left)
+        entry.payer, entry.left, entry.used = None, 0.0, 0
+        del self._running[entry.task.id]
+        self._expired.pop(entry.task.id, None)
+
+    def _stop(self, id: int) -> int:
+        entry = self._entries[id]
+        self._halt(entry)
+        self._queue(entry)
+        return id
+
+    def _renew(self) -> None:
+        """Give those whose quantum is over, and for whom nobody takes over, another one."""
+        for id in self._expired:
+            entry = self._entries[id]
+            agent = self._payer(entry)
+            for node in agent.path():
+                node.catch_up()
+            self._advance(entry, agent)
+        self._expired.clear()
+        self._fresh = False
+
+    # Who is ahead of whom.
+
+    def _lead(self, entry: _Entry, agent: Node, left: float | None = None) -> tuple[float, ...]:
+        """Counters from the group down to the request, without what is paid and not used."""
+        left = entry.left if left is None else left
+        seat = entry.seats[agent]
+        above = [
+            node.virtual - left * (seat.share if node is agent else 1) for node in agent.path()
+        ]
+        return (*above, seat.virtual - left)
+
+    def _foremost(self, ids: Iterable[int]) -> int:
+        """Of running tasks, the one that is furthest ahead."""
+        entries = (self._entries[id] for id in ids)
+        return max(entries, key=lambda entry: self._lead(entry, self._payer(entry))).task.id
+
+    def _swap(self, stopped: dict[int, None]) -> tuple[int, _Entry, Node] | None:
+        """The running task that must give way, if one must, for which one, at whose cost."""
+        if not len(self) or not (self._expired or (self._fresh and self._running)):
+            return None
+        entry, agent = self._next()
+        if entry.task.id in stopped:
+            return None
+        if self._expired:
+            victim = self._foremost(self._expired)
+            if self._is_behind(entry, agent, victim, 0.0):
+                return victim, entry, agent
+        if self._fresh:
+            victim = self._foremost(self._running)
+            if self._is_behind(entry, agent, victim, self._quantum):
+                return victim, entry, agent
+        return None
+
+    def _is_behind(self, entry: _Entry, agent: Node, other: int, advance: float) -> bool:
+        """Whether a queued task is behind a running one, even if it had `advance` more."""
+        running = self._entries[other]
+        payer = self._payer(running)
+        lead = self._lead(running, payer)
+        seat = entry.seats[agent]
+        for mine, its, ahead in zip(agent.path(), payer.path(), lead, strict=False):
+            if mine is not its:
+                return mine.virtual + advance * (seat.share if mine is agent else 1) < ahead
+        return seat.virtual + advance < lead[-1]
+
+    def _turns(self, node: Node) -> list[tuple[int, float]]:
+        """The queued ids below a node, as they would start, and what a token of each counts."""
+        if not node.ready:
+            return [(id, self._entries[id].seats[node].share) for id in node.queue]
+        turns = []
+        for place, child in enumerate(node.ready):
+            for turn, (id, tokens) in enumerate(self._turns(child)):
+                cost = self._quantum * (tokens if not child.ready else 1)
+                turns.append((child.virtual + turn * cost, place, turn, id, tokens))
+        return [(id, tokens) for *_, id, tokens in sorted(turns)]
