@@ -1,8 +1,9 @@
 """A worker's main loop: take the kernel's commands, compute one batch, report it, again.
 
-Each turn is one device call: a prefill slice of the sequence with the lowest rank, or one decode
-step of every sequence that has a known token to compute. While both wait they take turns, so an
-urgent arrival waits at most one slice and one decode step. Commands take effect between two turns;
+Each turn is one device call: a prefill chunk of the sequence with the lowest rank, or one decode
+step of every sequence that has a known token to compute. While both wait, a slice of prefill (chunks
+of one grid size in all: one of a long prompt, or several short prompts) and a decode step take
+turns, so an urgent arrival waits at most for one of each. Commands take effect between two turns;
 with nothing to compute the loop sleeps on its inbox.
 
 What must hold: an error of one sequence ends that sequence (`Lost`) and no other. Every command
@@ -36,10 +37,11 @@ class Loop:
         self._grid = setup.grid
         self._inbox = inbox
         self._send = send
-        self._slots = Slots(setup.slots)
+        self._low, self._high = runner.info.low, runner.info.high
+        self._slots = Slots(setup.slots, self._low)
         self._sequences: dict[int, Sequence] = {}
         self._order = 0
-        self._prefilled_last = False
+        self._credit = setup.grid
 
     def run(self) -> None:
         """Serve for ever; the process ends from the thread that reads the socket."""
@@ -66,17 +68,22 @@ class Loop:
         for sequence in self._sequences.values():
             if sequence.running:
                 (prefilling if sequence.prefilling else decoding).append(sequence)
-        if prefilling and not (self._prefilled_last and decoding):
-            self._prefill(min(prefilling, key=lambda s: (s.rank, s.order)))
+        first = min(prefilling, key=lambda s: (s.rank, s.order), default=None)
+        if first is not None and (not decoding or self._affords(first)):
+            self._prefill(first)
         elif decoding:
             self._decode(decoding)
+
+    def _affords(self, sequence: Sequence) -> bool:
+        """Whether a sequence's next chunk may still go before the next decode step."""
+        return sequence.chunk(self._grid) - sequence.kv <= self._credit
 
     # Batches.
 
     def _prefill(self, sequence: Sequence) -> None:
         began = time.perf_counter()
-        self._prefilled_last = True
         start, end = sequence.kv, sequence.chunk(self._grid)
+        self._credit -= end - start
         last = end == len(sequence.tokens)
         try:
             self._runner.prefill(sequence.slot, sequence.tokens[start:end], start, last)
@@ -88,9 +95,18 @@ class Loop:
         self._report([(sequence.cid, p.PREFILL, start, end)], ended, began)
 
     def _decode(self, decoding: list[Sequence]) -> None:
-        began = time.perf_counter()
-        self._prefilled_last = False
+        self._credit = self._grid
         self._compact(decoding)
+        decoding.sort(key=lambda s: s.slot)
+        # Equal parts: none is then so small that it would have to begin at slot 0.
+        parts = -(-len(decoding) // self._high)
+        for i in range(parts):
+            first, end = (len(decoding) * n // parts for n in (i, i + 1))
+            self._step(decoding[first:end])
+
+    def _step(self, decoding: list[Sequence]) -> None:
+        began = time.perf_counter()
+        self._compact(decoding)  # an earlier part that was refused may have moved some
         decoding.sort(key=lambda s: s.slot)
         rows = [Row(s.slot, s.tokens[s.kv], s.kv, s.kv + 1 == len(s.tokens)) for s in decoding]
         try:
@@ -135,7 +151,8 @@ class Loop:
     def _compact(self, decoding: list[Sequence]) -> None:
         """Make the sequences that decode occupy consecutive slots."""
         taken = [s.slot for s in decoding]
-        if max(taken) - min(taken) + 1 == len(taken):
+        first, width = min(taken), len(taken)
+        if max(taken) - first + 1 == width and (width >= self._low or first == 0):
             return
         sizes = {cid: s.kv + self._grid for cid, s in self._sequences.items()}
         for change in self._slots.plan([s.cid for s in decoding], sizes.__getitem__):
