@@ -43,6 +43,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     eog: probability that a token ends the text. n_ctx_train: as the model would say.
     die_after: device calls after which the process kills itself (0: never). hang: device calls
     after which a call never returns (0: never). fail_load: the model can't be opened, and why.
+    low, high: rows that a decode may have. rolls_back: whether a slot can be rolled back.
     """
 
     name: str = "fake"
@@ -54,6 +55,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     die_after: int = 0
     hang: int = 0
     fail_load: str = ""
+    low: int = 1
+    high: int = 256
+    rolls_back: bool = True
 
 
 class FakeRunner:
@@ -84,6 +88,8 @@ class FakeRunner:
             chat_template=True,
             exact=True if setup.exact else None,
             setting="fake",
+            low=self._options.low,
+            high=min(self._options.high, setup.slots),
             verdict=setup.verdict or json.dumps({"fake": True}),
             kv_bytes_per_token=ENTRY + 2,
         )
@@ -118,6 +124,8 @@ class FakeRunner:
         taken = [row.slot for row in rows]
         if taken != list(range(taken[0], taken[0] + len(taken))):
             raise ValueError(f"slots {taken} are not consecutive and ascending")
+        if len(taken) > self.info.high or (len(taken) < self.info.low and taken[0] != 0):
+            raise ValueError(f"slots {taken}: a batch of another width is needed")
         self._work(self._options.step_ms)
         for row in rows:
             self._append(row.slot, row.position, row.token, b"step")
@@ -154,7 +162,9 @@ class FakeRunner:
         self._files.read(path, kv, take)
 
     def truncate(self, slot: int, kv: int) -> None:
-        """Roll back."""
+        """Roll back; OSError(ESTALE) when told that it can't."""
+        if not self._options.rolls_back and len(self._slots[slot]) > kv:
+            raise OSError(errno.ESTALE, "this model's memory can't be rolled back")
         del self._slots[slot][kv:]
 
     def move(self, source: int, target: int) -> None:

@@ -143,15 +143,22 @@ class Vocabulary:
 
 
 class Device:
-    """One llama_context with `slots` KV streams, and the batch that feeds it."""
+    """One llama_context with `slots` KV streams, and the batch that feeds it.
 
-    def __init__(self, model: Any, setup: CoreSetup, setting: probe.Setting) -> None:
+    low: rows that a decode must have; missing ones are computed in streams of their own, which lie
+    before slot 0, and forgotten. So fewer rows than that must begin at slot 0.
+    """
+
+    def __init__(self, model: Any, setup: CoreSetup, setting: probe.Setting, low: int = 1) -> None:
         """Raises OSError(ENOMEM) when llama.cpp can't open a context of that kind."""
         threads = _threads(setup)
+        self._pads = low - 1
+        streams = setup.slots + self._pads
         params = L.llama_context_default_params()
-        params.n_ctx = setup.slots * setup.n_ctx
-        params.n_batch = params.n_ubatch = max(setup.grid, setup.slots)
-        params.n_seq_max, params.kv_unified = setup.slots, False
+        params.n_ctx = streams * setup.n_ctx
+        params.n_batch = params.n_ubatch = max(setup.grid, streams)
+        params.n_seq_max, params.kv_unified = streams, False
+        params.swa_full = True  # or what left the window would be missing after a roll-back
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = int(setting.flash)
         params.type_k, params.type_v = KV_TYPES[setting.kv_k], KV_TYPES[setting.kv_v]
@@ -165,6 +172,7 @@ class Device:
         self._open_batch(params.n_batch)
         self._pace = Pace([threads])
         self.seconds = 0.0
+        self.rolls_back = True
 
     def adapt(self, counts: Sequence[int]) -> None:
         """Use any of these thread counts, as the machine's load allows; the first to begin with."""
@@ -199,18 +207,43 @@ class Device:
         n = len(tokens)
         self._tokens[:n] = tokens
         self._positions[:n] = self._offsets[:n] + start
-        self._slots[:n] = slot
+        self._slots[:n] = slot + self._pads
         self._wanted[:n] = 0
         self._wanted[n - 1] = want
         self._decode(n)
 
-    def decode(self, rows: Sequence[Row]) -> None:
-        """Compute one token of each row."""
-        n = len(rows)
+    def decode(self, rows: Sequence[Row]) -> list[int]:
+        """Compute one token of each row; returns the rows whose logits are kept, in order."""
         table = np.array(rows, np.int32)
+        if self._pads:
+            return self._decode_padded(table)
+        n = len(rows)
         self._slots[:n], self._tokens[:n] = table[:, 0], table[:, 1]
         self._positions[:n], self._wanted[:n] = table[:, 2], table[:, 3]
         self._decode(n)
+        return [i for i, row in enumerate(rows) if row.want]
+
+    def _decode_padded(self, table: npt.NDArray[np.int32]) -> list[int]:
+        """Decode with the rows that are missing. The padding's logits have negative numbers.
+
+        All logits are kept, wanted or not: what is not kept is not computed either, and the last
+        layers would see fewer rows.
+        """
+        missing = max(0, self._pads + 1 - len(table))
+        if missing and table[0, 0] != 0:
+            raise ValueError(f"{len(table)} rows from slot {table[0, 0]} can't be padded")
+        n = missing + len(table)
+        self._slots[:n] = self._offsets[:n] + (self._pads - missing)
+        self._tokens[:missing] = self._positions[:missing] = 0
+        self._slots[missing:n] = table[:, 0] + self._pads
+        self._tokens[missing:n], self._positions[missing:n] = table[:, 1], table[:, 2]
+        self._wanted[:n] = 1
+        try:
+            self._decode(n)
+        finally:
+            for stream in range(self._pads - missing, self._pads):
+                L.llama_memory_seq_rm(self._memory, stream, -1, -1)
+        return list(range(-missing, len(table)))
 
     def _decode(self, n: int) -> None:
         self._batch.n_tokens = n
@@ -228,29 +261,38 @@ class Device:
         pointer = L.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(pointer, (count, self._n_vocab))
 
-    def chunk(self, slot: int, tokens: Sequence[int], start: int) -> bytes:
-        """For the probe: compute a chunk; its last logits."""
-        self.prefill(slot, tokens, start, True)
-        return self.logits(1).tobytes()
+    def chunk(self, slot: int, tokens: Sequence[int], start: int) -> None:
+        """For the probe: compute a chunk."""
+        self.prefill(slot, tokens, start, False)
 
-    def step(self, rows: Sequence[tuple[int, int, int]]) -> bytes:
-        """For the probe: decode (slot, token, position) rows; the first one's logits."""
+    def step(self, rows: Sequence[tuple[int, int, int]]) -> list[bytes]:
+        """For the probe: decode (slot, token, position) rows; the bytes of each row's logits."""
         self.decode([Row(*row, True) for row in rows])
-        return self.logits(1).tobytes()
+        return [row.tobytes() for row in self.logits(len(rows))]
+
+    def state(self, slot: int) -> bytes:
+        """For the probe: a copy of the slot's KV."""
+        self._copy_out(slot, self._scratch[0])
+        return ctypes.string_at(self._scratch[0].address, self._scratch[0].used)
+
+    def set_state(self, slot: int, state: bytes) -> None:
+        """For the probe: make the slot's KV that copy."""
+        self._scratch[0].fill(state)
+        self._copy_in(slot, self._scratch[0])
 
     def state_size(self, slot: int) -> int:
         """Bytes that a snapshot of the slot takes."""
-        return int(L.llama_state_seq_get_size(self._ctx, slot))
+        return int(L.llama_state_seq_get_size(self._ctx, slot + self._pads))
 
     def take_out(self, slot: int, address: int, size: int) -> int:
         """Copy the slot's state to memory; the bytes written, 0 on failure."""
         target = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
-        return int(L.llama_state_seq_get_data(self._ctx, target, size, slot))
+        return int(L.llama_state_seq_get_data(self._ctx, target, size, slot + self._pads))
 
     def put_in(self, slot: int, address: int, size: int) -> int:
         """Make the slot's state that in memory; the bytes read, 0 on failure."""
         source = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
-        return int(L.llama_state_seq_set_data(self._ctx, source, size, slot))
+        return int(L.llama_state_seq_set_data(self._ctx, source, size, slot + self._pads))
 
     def copy(self, source: int, target: int) -> None:
         """Make target's KV a copy of source's."""
@@ -276,13 +318,16 @@ class Device:
             raise RuntimeError(f"slot {slot}: its state could not be copied in")
 
     def truncate(self, slot: int, kv: int) -> None:
-        """Roll back to kv positions; OSError(ENOTSUP) when the model's memory can't."""
-        if not L.llama_memory_seq_rm(self._memory, slot, kv, -1):
-            raise OSError(errno.ENOTSUP, "this model's memory can't be rolled back")
+        """Roll back to kv positions; OSError(ESTALE) when the model's memory can't."""
+        stream, end = slot + self._pads, L.llama_memory_seq_pos_max(self._memory, slot + self._pads)
+        if end < kv:
+            return
+        if not self.rolls_back or not L.llama_memory_seq_rm(self._memory, stream, kv, -1):
+            raise OSError(errno.ESTALE, "this model's memory can't be rolled back; start from none")
 
     def clear(self, slot: int) -> None:
         """Forget the slot's KV."""
-        L.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        L.llama_memory_seq_rm(self._memory, slot + self._pads, -1, -1)
 
     def close(self) -> None:
         """Free the context."""
@@ -303,6 +348,12 @@ class _Scratch:
         self.size = size + size // 4
         self._memory = mmap.mmap(-1, self.size)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+    def fill(self, data: bytes) -> None:
+        """Hold this data."""
+        self.reserve(len(data))
+        ctypes.memmove(self.address, data, len(data))
+        self.used = len(data)
 
 
 class Sampler:
@@ -400,12 +451,14 @@ class LlamaRunner:
         for extra in [e for e in self._models if e != setting.extra]:
             L.llama_model_free(self._models.pop(extra))
         model = self._model(setting.extra)
-        self._device = Device(model, setup, setting)
+        low, high = (verdict.low, verdict.high) if verdict else (1, setup.slots)
+        self._device = Device(model, setup, setting, low)
         self._device.adapt(verdict.threads if verdict else choices(_threads(setup)))
+        self._device.rolls_back = verdict is None or verdict.rolls_back
         self._vocabulary = Vocabulary(model)
         self._sampler = Sampler(self._vocabulary.size)
         self._rows: list[int] = []
-        fingerprint = hashlib.sha256(f"{key} {setting}".encode()).hexdigest()[:32]
+        fingerprint = hashlib.sha256(f"{key} {setting} {low}".encode()).hexdigest()[:32]
         self._files = SnapshotFiles(fingerprint, 2 * setup.slots + 8)
         self.encode, self.piece = self._vocabulary.encode, self._vocabulary.piece
         self.is_eog = self._vocabulary.is_eog
@@ -420,7 +473,9 @@ class LlamaRunner:
             n_ctx_train=int(L.llama_model_n_ctx_train(model)),
             chat_template=self._vocabulary.has_template,
             exact=verdict.exact if verdict else None,
-            setting=str(setting),
+            setting=f"{setting}{_rows(low, high, setup.slots)}",
+            low=low,
+            high=high,
             verdict=probe.dump(verdict) if verdict else "",
             kv_bytes_per_token=self._warm_up(),
         )
@@ -452,12 +507,19 @@ class LlamaRunner:
         return self._models[extra]
 
     def _warm_up(self) -> int:
-        """Touch the weights and the buffers once; returns a snapshot's bytes per position."""
-        device, tokens = self._device, [10 + i for i in range(min(16, self._setup.grid))]
-        device.prefill(0, tokens, 0, True)
-        full = device.state_size(0)
+        """Touch the weights and the buffers once; returns what a position adds to a snapshot.
+
+        A recurrent state is as large after one position as after a thousand: what counts is how
+        the second half of the positions is added, not that there are any.
+        """
+        device, half = self._device, min(16, self._setup.grid // 2)
+        tokens = [10 + i for i in range(2 * half)]
+        device.prefill(0, tokens[:half], 0, True)
+        begun = device.state_size(0)
+        device.prefill(0, tokens[half:], half, True)
+        added = device.state_size(0) - begun
         device.clear(0)
-        return (full - device.state_size(0)) // len(tokens)
+        return added // half
 
     @property
     def device_seconds(self) -> float:
@@ -471,8 +533,7 @@ class LlamaRunner:
 
     def decode(self, rows: Sequence[Row]) -> None:
         """Compute one step."""
-        self._rows = [i for i, row in enumerate(rows) if row.want]
-        self._device.decode(rows)
+        self._rows = self._device.decode(rows)
 
     def sample(self, draws: Sequence[Draw]) -> list[int]:
         """Choose a token for each draw."""
@@ -515,6 +576,11 @@ def _silence() -> None:
 
 def _threads(setup: CoreSetup) -> int:
     return setup.threads or os.cpu_count() or 1
+
+
+def _rows(low: int, high: int, slots: int) -> str:
+    """What a setting says of its batches: nothing when any will do."""
+    return "" if (low, high) == (1, slots) else f", rows {low}-{high}"
 
 
 def _text(read: Any, *arguments: Any) -> str:

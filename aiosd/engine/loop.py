@@ -1,10 +1,11 @@
 """A worker's main loop: take the kernel's commands, compute one batch, report it, again.
 
 Each turn is one device call: a prefill chunk of the sequence with the lowest rank, or one decode
-step of every sequence that has a known token to compute. While both wait, a slice of prefill (chunks
-of one grid size in all: one of a long prompt, or several short prompts) and a decode step take
-turns, so an urgent arrival waits at most for one of each. Commands take effect between two turns;
-with nothing to compute the loop sleeps on its inbox.
+step of every sequence that has a known token to compute (in parts, where the device has the same
+bits for few rows only). While both wait, a slice of prefill (chunks of one grid size in all: one of
+a long prompt, or several short prompts) and a decode step take turns, so an urgent arrival waits at
+most for one of each. Commands take effect between two turns; with nothing to compute the loop
+sleeps on its inbox.
 
 What must hold: an error of one sequence ends that sequence (`Lost`) and no other. Every command
 that names a sequence is answered: with its event, or with Lost when there is no such sequence.

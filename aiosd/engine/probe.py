@@ -1,13 +1,16 @@
 """Which way of running a model is exact, and which of those is the fastest. Measured at load.
 
-A setting is exact when a sequence's logits have the same bits whatever else is decoded beside it:
-at every width from one row to all slots, with short and long neighbours, in a short and in a long
-context. That depends on the model's weights and shape, the build and the CPU, so it is tried and
-not assumed; the verdict is remembered by the kernel.
+A setting is exact for a range of batch widths when a sequence's logits have the same bits at each
+of them, in whichever row it sits, beside long and short neighbours, in a short and in a long
+context, and after its KV was copied out and in. That depends on the model's weights and shape, the
+build and the CPU, so it is tried and not assumed; the verdict is remembered by the kernel. Widths
+that differ from the rest are kept out of use: a batch of fewer rows than `low` is padded, one of
+more than `high` is computed in parts.
 
 What is known of llama.cpp on a CPU: flash attention with K and V as f16 splits the KV range when
 one row decodes alone over 512 or more padded cells, and then differs from wider batches; K as q8_0
-avoids that path. Without flash attention a long context decodes at half the speed.
+avoids that path. F16 and F32 weights differ between one row and more. Without flash attention a
+long context decodes at half the speed.
 
 Several prompts in one prefill call were tried as well: with this model's weights the logits had
 the same bits as alone (8 of 8 prompts of 20-60 tokens, each setting), but 313 tokens took 0.72 s
@@ -17,6 +20,7 @@ together and 0.71 s apart, so a prefill stays one sequence's chunk.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +28,13 @@ from typing import Protocol
 
 import msgspec
 
-LONG = 520  # tokens; above 512, and so in 768 padded cells
-SHORT = 40
-ENOUGH_S = 5.0  # once an exact setting is known, others are tried for no longer than this
+LENGTHS = (520, 40, 440)  # of the contexts tried; above 512 is in 768 padded cells
+TOKENS = [10 + (i * 7919) % 241 for i in range(max(LENGTHS))]
+ENOUGH_S = 2.0  # once an exact setting is known, others are tried for no longer than this
 ALL_WIDTHS = 8  # up to here every width is tried
+
+Bits = dict[int, bytes]
+"""A digest of the logits of each context tried, by its length."""
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -46,15 +53,26 @@ class Setting(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """What a probe found, for the model, build, CPU and slots that `key` names.
 
-    decode_rate: tokens/s with every slot decoding in a long context. threads: counts that give
-    the same bits, so that one may be changed for another between two calls; most first.
+    low, high: rows of a decode among which all widths give the same bits. decode_rate, lone_rate:
+    tokens/s with every slot decoding, and with one. threads: counts that give the same bits, so
+    that one may be changed for another between two calls; most first. rolls_back: whether a tail
+    of the model's KV can be removed and computed again with the same bits.
     """
 
     key: str
     setting: Setting
     exact: bool
+    low: int
+    high: int
     decode_rate: float
+    lone_rate: float
     threads: list[int]
+    rolls_back: bool
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """The greater the better; speed alone counts as much as speed in a crowd."""
+        return self.exact, self.decode_rate * self.lone_rate
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -69,24 +87,28 @@ class Shape(msgspec.Struct, frozen=True):
 class Bench(Protocol):
     """A context opened with one setting, as far as a probe needs it."""
 
-    def chunk(self, slot: int, tokens: Sequence[int], start: int) -> bytes:
-        """Compute one chunk; the bytes of its last logits."""
+    def chunk(self, slot: int, tokens: Sequence[int], start: int) -> None:
+        """Compute one chunk."""
         ...
 
     def adapt(self, counts: Sequence[int]) -> None:
         """Use these thread counts, the first of them to begin with."""
         ...
 
-    def step(self, rows: Sequence[tuple[int, int, int]]) -> bytes:
-        """Decode (slot, token, position) rows; the bytes of the first row's logits."""
+    def step(self, rows: Sequence[tuple[int, int, int]]) -> list[bytes]:
+        """Decode (slot, token, position) rows; the bytes of each row's logits."""
         ...
 
-    def copy(self, source: int, target: int) -> None:
-        """Make target's KV a copy of source's."""
+    def state(self, slot: int) -> bytes:
+        """A copy of the slot's KV."""
+        ...
+
+    def set_state(self, slot: int, state: bytes) -> None:
+        """Make the slot's KV that copy."""
         ...
 
     def truncate(self, slot: int, kv: int) -> None:
-        """Roll back."""
+        """Roll back; OSError when the model's memory can't."""
         ...
 
     def close(self) -> None:
@@ -128,8 +150,9 @@ def recall(verdict: str, key: str) -> Verdict | None:
 def probe(open_bench: Opener, kv: tuple[str, str], shape: Shape) -> Verdict:
     """Try settings and return the fastest exact one, or the fastest when none is exact.
 
-    open_bench may raise OSError for a setting that the model can't have; when it does so for
-    every setting, so does this function.
+    Ends with the first group that holds one which is exact up to all slots. open_bench may raise
+    OSError for a setting that the model can't have; when it does so for every setting, so does
+    this function.
     """
     began = time.perf_counter()
     found: list[Verdict] = []
@@ -145,72 +168,146 @@ def probe(open_bench: Opener, kv: tuple[str, str], shape: Shape) -> Verdict:
                 continue
             found.append(examine(bench, setting, shape))
             bench.close()
-        if any(v.exact for v in found):
+        if any(v.exact and v.high == shape.slots for v in found):
             break
     if not found:
         raise refused or OSError("no setting to try")
-    return max(found, key=lambda v: (v.exact, v.decode_rate))
+    return max(found, key=lambda v: v.rank)
 
 
 def examine(bench: Bench, setting: Setting, shape: Shape) -> Verdict:
     """Try one setting. The contexts are made-up tokens."""
     slots, most = shape.slots, shape.threads[0]
     bench.adapt([most])
-    tokens = [10 + (i * 7919) % 241 for i in range(LONG)]
-    for start in range(0, LONG, shape.grid):
-        last = bench.chunk(0, tokens[start : start + shape.grid], start)
-    bench.truncate(0, start)
-    steady = [most]
-    for count in shape.threads[1:]:
-        bench.adapt([count])
-        if bench.chunk(0, tokens[start:], start) == last:
-            steady.append(count)
-        bench.truncate(0, start)
+    states = _contexts(bench, shape.grid)
+    direct = _digest(bench.step([_row(0, max(LENGTHS))])[0])
+    rolls_back = _rolls_back(bench, states, shape.grid)
+    threads = [n for n in shape.threads if _prefills_alike(bench, states, shape.grid, n)]
     bench.adapt([most])
-    bench.chunk(0, tokens[start:], start)
-    for slot in range(1, slots):
-        bench.copy(0, slot)
-        bench.truncate(slot, _neighbour(slot))
-    exact, rate = True, 0.0
-    for length in (LONG, SHORT):
-        bench.truncate(0, length)
-        alike, best, same = _compare(bench, length, slots, steady)
-        exact, rate, steady = exact and alike, max(rate, best), same
-    return Verdict(shape.key, setting, exact, round(rate, 1), steady)
-
-
-def _compare(
-    bench: Bench, length: int, slots: int, threads: list[int]
-) -> tuple[bool, float, list[int]]:
-    """(the same bits at every width?, tokens/s at full width, thread counts with these bits)."""
-    seen: set[bytes] = set()
-    rate = 0.0
+    bits: dict[int, Bits] = {}
+    seconds: dict[int, float] = {}
     for width in widths(slots):
-        began = time.perf_counter()
-        seen.add(_decode(bench, length, width))
-        if width == slots:
-            rate = slots / (time.perf_counter() - began)
+        bits[width], seconds[width] = _decode(bench, states, width)
+    restores = most in threads and bits[1].get(max(LENGTHS)) == direct
+    chosen = choose(bits, seconds, slots) if restores else None
+    low, high = chosen or (1, slots)
+    threads = _decode_alike(bench, states, (low, high, bits[high]), threads) if chosen else [most]
+    crowd, lone = slots / _turn(seconds, slots, high), 1 / seconds[low]
+    return Verdict(
+        key=shape.key,
+        setting=setting,
+        exact=chosen is not None,
+        low=low,
+        high=high,
+        decode_rate=round(crowd, 1),
+        lone_rate=round(lone, 1),
+        threads=threads,
+        rolls_back=rolls_back,
+    )
+
+
+def choose(bits: dict[int, Bits], seconds: dict[int, float], slots: int) -> tuple[int, int] | None:
+    """The fastest range (low, high) of widths that agree, by what each width tried gave and took.
+
+    None when there is none. A range must let any number of sequences be split into parts of low to
+    high rows, or reach up to all slots.
+    """
+    ranges = []
+    for found, group in itertools.groupby(sorted(bits), key=bits.__getitem__):
+        alike = list(group)
+        low, high = alike[0], alike[-1]
+        if found and (high == slots or high >= 2 * low - 1):
+            ranges.append((low, high))
+    if not ranges:
+        return None
+    return min(ranges, key=lambda r: _turn(seconds, slots, r[1]) * seconds[r[0]])
+
+
+def _turn(seconds: dict[int, float], slots: int, high: int) -> float:
+    """Seconds for one token of each slot, `high` rows at a time."""
+    return seconds[high] * slots / high if high < slots else seconds[slots]
+
+
+def _contexts(bench: Bench, grid: int) -> dict[int, bytes]:
+    """KV of each length, prefilled in slot 0; the longest stays there."""
+    states: dict[int, bytes] = {}
+    for start, end in _chunks(0, grid):
+        bench.chunk(0, TOKENS[start:end], start)
+        if end in LENGTHS:
+            states[end] = bench.state(0)
+    return states
+
+
+def _chunks(start: int, grid: int) -> list[tuple[int, int]]:
+    """Chunks from `start` to the longest context, cut at the grid and at each context's end."""
+    longest = max(LENGTHS)
+    cuts = {start, *range(0, longest, grid), *LENGTHS}
+    ordered = sorted(cut for cut in cuts if cut >= start)
+    return list(itertools.pairwise(ordered))
+
+
+def _prefills_alike(bench: Bench, states: dict[int, bytes], grid: int, threads: int) -> bool:
+    """Whether the last chunks, after a restore and with so many threads, give the same KV."""
+    bench.adapt([threads])
+    start = sorted(LENGTHS)[-2]
+    bench.set_state(0, states[start])
+    return _finish(bench, states, grid, start)
+
+
+def _rolls_back(bench: Bench, states: dict[int, bytes], grid: int) -> bool:
+    """Whether the longest context in slot 0, cut back, gives the same KV again."""
+    start = sorted(LENGTHS)[-2]
+    try:
+        bench.truncate(0, start)
+    except OSError:
+        return False
+    return _finish(bench, states, grid, start)
+
+
+def _finish(bench: Bench, states: dict[int, bytes], grid: int, start: int) -> bool:
+    for begin, end in _chunks(start, grid):
+        bench.chunk(0, TOKENS[begin:end], begin)
+    return bench.state(0) == states[max(LENGTHS)]
+
+
+def _decode_alike(
+    bench: Bench, states: dict[int, bytes], found: tuple[int, int, Bits], threads: list[int]
+) -> list[int]:
+    """The thread counts that decode the same bits; found: low, high and the bits to compare."""
+    low, high, bits = found
     same = threads[:1]
     for count in threads[1:]:
         bench.adapt([count])
-        if {_decode(bench, length, width) for width in {1, slots}} <= seen:
+        some = {low, min(low + 1, high), high}
+        if all(_decode(bench, states, width)[0] == bits for width in some):
             same.append(count)
     bench.adapt(threads[:1])
-    return len(seen) == 1, rate, same
+    return same
 
 
-def _decode(bench: Bench, length: int, width: int) -> bytes:
-    """A digest of the first row's logits with width - 1 neighbours; leaves no trace."""
-    rows = [(0, 99, length)] + [(s, 100 + s, _neighbour(s)) for s in range(1, width)]
-    digest = hashlib.sha1(bench.step(rows)).digest()
-    for slot, _, position in rows:
-        bench.truncate(slot, position)
-    return digest
+def _decode(bench: Bench, states: dict[int, bytes], width: int) -> tuple[Bits, float]:
+    """(bits of each context, none when they depend on the row it sits in; the least seconds)."""
+    bits: Bits = {}
+    seconds = []
+    for shift in range(len(LENGTHS)):
+        lengths = [LENGTHS[(row + shift) % len(LENGTHS)] for row in range(width)]
+        for slot, length in enumerate(lengths):
+            bench.set_state(slot, states[length])
+        began = time.perf_counter()
+        logits = bench.step([_row(slot, length) for slot, length in enumerate(lengths)])
+        seconds.append(time.perf_counter() - began)
+        for length, row in zip(lengths, logits, strict=True):
+            if bits.setdefault(length, digest := _digest(row)) != digest:
+                return {}, min(seconds)
+    return bits, min(seconds)
 
 
-def _neighbour(slot: int) -> int:
-    """How long the context beside the one examined is: long and short ones in turn."""
-    return LONG - 1 - (slot * 97) % (LONG - 2)
+def _row(slot: int, length: int) -> tuple[int, int, int]:
+    return slot, 11 + length % 89, length
+
+
+def _digest(logits: bytes) -> bytes:
+    return hashlib.sha1(logits).digest()
 
 
 def widths(slots: int) -> list[int]:

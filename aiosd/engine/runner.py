@@ -4,7 +4,8 @@ Two things implement it: `llama.py` (llama.cpp) and `fake.py` (no model, same ru
 decides what is computed and when; a runner only does it. Errors that concern one sequence are
 OSError with an errno and a sentence; anything else is a broken invariant and ends the worker.
 
-What must hold: rows of a decode sit in ascending consecutive slots; a prefill never crosses a
+What must hold: rows of a decode sit in ascending consecutive slots, at most `info.high` of them;
+fewer than `info.low` begin at slot 0 (the runner adds what is missing); a prefill never crosses a
 multiple of the grid; prefill and decode never share a call. `encode` alone may be called from
 another thread.
 """
@@ -20,7 +21,10 @@ from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What `Loaded` tells the kernel about an open model; the fields mean what they mean there."""
+    """What `Loaded` tells the kernel about an open model; the fields mean what they mean there.
+
+    low, high: rows that a decode may have so that its bits are always the same.
+    """
 
     name: str
     fingerprint: str
@@ -30,6 +34,8 @@ class ModelInfo:
     chat_template: bool
     exact: bool | None
     setting: str
+    low: int
+    high: int
     verdict: str
     kv_bytes_per_token: int
 
@@ -94,7 +100,7 @@ class Runner(Protocol):
         ...
 
     def truncate(self, slot: int, kv: int) -> None:
-        """Roll the slot back to its first kv positions."""
+        """Roll the slot back to its first kv positions; OSError(ESTALE) when that can't be."""
         ...
 
     def move(self, source: int, target: int) -> None:

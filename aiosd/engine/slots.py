@@ -1,8 +1,10 @@
 """Which slot a sequence sits in. Pure: no device, no clock.
 
 llama.cpp decodes rows in one batch only when their slots are consecutive and ascending, so the
-sequences that decode must form one block; all others may sit anywhere. A copy of a sequence's KV
-costs time in proportion to its length: the plan is the one that copies the fewest tokens.
+sequences that decode must form one block; all others may sit anywhere. A block of fewer sequences
+than `low` begins at slot 0, where the runner can add the rows that are missing. A copy of a
+sequence's KV costs time in proportion to its length: the plan is the one that copies the fewest
+tokens.
 
 `Slots` holds the occupants by number of slot; whoever carries out a plan tells it so step by step
 with `move` and `swap`.
@@ -26,8 +28,9 @@ class Change:
 class Slots:
     """The occupants of a core's slots: cid or None by slot number."""
 
-    def __init__(self, count: int) -> None:
-        """count: number of slots."""
+    def __init__(self, count: int, low: int = 1) -> None:
+        """count: number of slots; low: rows that a batch should have at least."""
+        self._low = low
         self.occupants: list[int | None] = [None] * count
 
     def free(self) -> list[int]:
@@ -97,7 +100,7 @@ class Slots:
         members = [cid in inside for cid in self.occupants]
         total = sum(w for w, member in zip(weights, members, strict=True) if member)
         best: tuple[int, int | None] = (-1, None)
-        for start in range(len(self.occupants) - width + 1):
+        for start in range(len(self.occupants) - width + 1 if width >= self._low else 1):
             span = range(start, start + width)
             cost = total + sum(-weights[s] if members[s] else weights[s] for s in span)
             if best[1] is None or cost < best[0]:

@@ -53,6 +53,32 @@ def test_nothing_that_happens_to_a_sequence_shows(
     assert len({finish for _, _, finish in expected}) == 2
 
 
+@pytest.mark.parametrize(("low", "high"), [(2, 3), (3, 5)])
+def test_batches_keep_to_the_widths_that_give_the_same_bits(
+    start: Start, tmp_path: Path, low: int, high: int
+) -> None:
+    setup = fake_setup(slots=8, step_ms=1, low=low, high=high)
+    solo = start(fake_setup(slots=8))
+    expected = [alone(solo, s) for s in crowd(GREEDY)]
+    assert Churn(partial(start, setup), tmp_path, 3, kills=2).run(crowd(GREEDY)) == expected
+
+
+def test_a_slot_that_cant_be_rolled_back_is_computed_anew(start: Start) -> None:
+    worker = start(fake_setup(eog=0.0, rolls_back=False))
+    first = sequence(1, 30, most=20)
+    worker.admit(first)
+    worker.finish(first)
+    shorter = sequence(1, 30, most=20)
+    shorter.runs = first.runs[:1]
+    worker.admit(shorter, 29)
+    worker.finish(shorter)
+    assert shorter.lost is not None and shorter.lost.errno == errno.ESTALE
+    shorter.lost = None
+    worker.admit(shorter)
+    worker.finish(shorter)
+    assert result(shorter) == result(first)
+
+
 def test_how_a_range_was_computed_matters_to_the_fake(start: Start) -> None:
     """Or the test above would prove nothing."""
     worker = start()
