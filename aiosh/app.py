@@ -31,6 +31,7 @@ PARTS: Final = {
     "top": ("top",),
     "output": ("logs", "attach", "history", "watch"),
     "cores": ("cores", "models", "sched", "mem", "ctx"),
+    "simulate": ("simulate",),
     "system": ("info", "syscall", "man"),
     "demo": ("demo",),
 }
@@ -92,6 +93,7 @@ def _part(words: list[str]) -> str:
 
 def execute(words: list[str], name: str = NAME) -> int:
     """Run one command and return its exit status; messages go to stderr after `name:`."""
+    words = words[1:] if words[:2] == ["sched", "simulate"] else words
     try:
         commands = group(_part(words))
         with commands.make_context(name, words) as context:
