@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -118,7 +118,7 @@ class Daemon:
         places = ["--state-dir", str(self.state_dir), "--runtime-dir", str(self.runtime_dir)]
         return [sys.executable, "-m", "aiosd", "--config", str(self.config), *places, *more]
 
-    def start(self) -> Daemon:
+    def start(self) -> Self:
         """Start the process and return once it says that it is ready."""
         path = str(self.state_dir / "notify")
         with suppress(FileNotFoundError):
@@ -172,7 +172,7 @@ class Daemon:
         statm = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii")
         return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
