@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosd import sched
+from aiosd.sched import Fair, Task
 from tests.sched.tiny_core import TinyCore, a_task
 
 names = st.sampled_from(sorted(sched.POLICIES))
@@ -24,6 +25,8 @@ events = st.lists(
         st.tuples(st.just("suspend"), st.integers(0, 1000)),
         st.tuples(st.just("resume"), st.integers(0, 1000)),
         st.tuples(st.just("renice"), st.integers(0, 1000), nices),
+        st.tuples(st.just("wait"), st.integers(0, 1000), nices),
+        st.tuples(st.just("unwait"), st.integers(0, 1000)),
         st.tuples(st.just("slots"), st.integers(0, 5)),
         st.tuples(st.just("change"), names),
     ),
@@ -39,11 +42,12 @@ class Machine:
         self.core = TinyCore(sched.make(name, quantum=quantum), slots=2, grid=16)
         self.due: dict[int, int] = {}
         self.suspended: list[int] = []
+        self.waiters = 0
 
     def add(self, decode: int, prompt: int, nice: int) -> None:
         id = len(self.due) + 1
         self.due[id] = decode + prompt
-        self.core.add(id, decode, prompt, nice)
+        self.core.add(id, decode, prompt, nice, aid=id % 7, uid=id % 3)
 
     def step(self, times: int) -> None:
         for _ in range(times):
@@ -65,6 +69,20 @@ class Machine:
         if self.core.known:
             self.core.policy.renice(sorted(self.core.known)[pick % len(self.core.known)], nice)
 
+    def wait(self, pick: int, nice: int) -> None:
+        """Somebody comes who waits for a task, or for one that waits itself."""
+        ids = [*sorted(self.due), *(task.id for task in self.core.policy.waiting)]
+        if ids:
+            self.waiters += 1
+            on = (ids[pick % len(ids)],)
+            task = Task(10_000 + self.waiters, pick % 9, nice, pick % 3, 0, waits_for=on)
+            self.core.policy.wait(task)
+
+    def unwait(self, pick: int) -> None:
+        waiting = sorted(task.id for task in self.core.policy.waiting)
+        if waiting:
+            self.core.policy.unwait(waiting[pick % len(waiting)])
+
     def slots(self, slots: int) -> None:
         self.core.slots = slots
 
@@ -77,6 +95,9 @@ class Machine:
             self.resume(0)
         for step in self.core.run():
             assert step <= sum(self.due.values()), "no progress"
+        if isinstance(self.core.policy, Fair):
+            root = self.core.policy._root
+            assert (root.busy, len(root.ready)) == (0, 0), "somebody seems to be here still"
 
 
 @settings(max_examples=150, deadline=None)
@@ -147,7 +168,7 @@ def test_priority_never_runs_a_worse_while_a_better_waits(
 ) -> None:
     machine = Machine("priority", quantum)
     for what, *args in happenings:
-        if what != "change":
+        if what not in ("change", "wait"):
             getattr(machine, what)(*args)
         machine.core.plan()
         policy = machine.core.policy
