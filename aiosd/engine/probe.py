@@ -189,10 +189,10 @@ def examine(bench: Bench, setting: Setting, shape: Shape) -> Verdict:
     for width in widths(slots):
         bits[width], seconds[width] = _decode(bench, states, width)
     restores = most in threads and bits[1].get(max(LENGTHS)) == direct
-    chosen = choose(bits, seconds, slots) if restores else None
+    chosen = choose(bits, slots) if restores else None
     low, high = chosen or (1, slots)
     threads = _decode_alike(bench, states, (low, high, bits[high]), threads) if chosen else [most]
-    crowd, lone = slots / _turn(seconds, slots, high), 1 / seconds[low]
+    crowd, lone = high / seconds[high], 1 / seconds[low]
     return Verdict(
         key=shape.key,
         setting=setting,
@@ -206,11 +206,12 @@ def examine(bench: Bench, setting: Setting, shape: Shape) -> Verdict:
     )
 
 
-def choose(bits: dict[int, Bits], seconds: dict[int, float], slots: int) -> tuple[int, int] | None:
-    """The fastest range (low, high) of widths that agree, by what each width tried gave and took.
+def choose(bits: dict[int, Bits], slots: int) -> tuple[int, int] | None:
+    """The cheapest range (low, high) of widths that agree, by the bits of each width tried.
 
     None when there is none. A range must let any number of sequences be split into parts of low to
-    high rows, or reach up to all slots.
+    high rows, or reach up to all slots. What the widths cost here and now does not count: on a
+    busy machine that is chance, and another range means other bits.
     """
     ranges = []
     for found, group in itertools.groupby(sorted(bits), key=bits.__getitem__):
@@ -218,14 +219,15 @@ def choose(bits: dict[int, Bits], seconds: dict[int, float], slots: int) -> tupl
         low, high = alike[0], alike[-1]
         if found and (high == slots or high >= 2 * low - 1):
             ranges.append((low, high))
-    if not ranges:
-        return None
-    return min(ranges, key=lambda r: _turn(seconds, slots, r[1]) * seconds[r[0]])
+    return min(ranges, key=lambda r: _cost(slots, r[1]) * _cost(r[0], r[1]), default=None)
 
 
-def _turn(seconds: dict[int, float], slots: int, high: int) -> float:
-    """Seconds for one token of each slot, `high` rows at a time."""
-    return seconds[high] * slots / high if high < slots else seconds[slots]
+def _cost(rows: int, high: int) -> float:
+    """What decoding so many rows costs in parts of `high` rows at most.
+
+    A step of n rows takes as long as 7 + 3 n: the weights are read once, whatever n.
+    """
+    return 7 * -(-rows // high) + 3 * rows
 
 
 def _contexts(bench: Bench, grid: int) -> dict[int, bytes]:
