@@ -121,9 +121,12 @@ def test_a_context_goes_on_after_eviction_cancel_and_a_dead_worker(bench: MakeBe
     asyncio.run(main())
 
 
-def test_a_cancelled_goal_leaves_the_tokens_that_were_seen(bench: MakeBench) -> None:
+@pytest.mark.parametrize("rolls_back", [True, False])
+def test_a_cancelled_goal_leaves_the_tokens_that_were_seen(
+    bench: MakeBench, rolls_back: bool
+) -> None:
     async def main() -> None:
-        async with bench(step_ms=1) as b:
+        async with bench(step_ms=1, rolls_back=rolls_back) as b:
             await b.core.start()
             sequence, result = await b.submit("cancel me " * 10, max_tokens=400)
             await result.reach(5)
