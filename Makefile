@@ -40,7 +40,7 @@ bench: setup-bench
 
 man: setup-run
 	$(BIN)/python -m aiosd.abi.manual man/man2
-	$(BIN)/python -m aiosd.abi.bindings
+	$(BIN)/python -m aiosd.abi.bindings > build.calls && mv build.calls sdk/aios/calls.py
 
 constraints: setup-dev
 	$(BIN)/python .ci/constraints.py

@@ -180,7 +180,7 @@ class ExitStatus(Record, frozen=True):
 class Wait(Call, frozen=True):
     """Wait for a child (or, with rights, any agent) to end, and reap it.
 
-    aid 0 waits for any child. timeout 0 with hang False answers None when none has ended yet.
+    aid 0 waits for any child. timeout 0 answers None at once when none has ended yet.
     """
 
     aid: Annotated[int, Meta(ge=0, description="agent id; 0: any child")] = 0
@@ -324,7 +324,7 @@ class SetSched(Call, frozen=True):
     """Change the scheduling policy while running; nothing in flight is lost."""
 
     policy: Annotated[
-        str, Meta(max_length=32, description="fifo, rr, priority; empty: unchanged")
+        str, Meta(max_length=32, description="fifo, rr, priority, mlfq or fair; empty: unchanged")
     ] = ""
     quantum: Annotated[int, Meta(ge=0, le=1_000_000, description="tokens; 0: unchanged")] = 0
 

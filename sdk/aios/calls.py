@@ -264,7 +264,7 @@ class SyncCalls:
     ) -> ExitStatus | None:
         """Wait for a child (or, with rights, any agent) to end, and reap it.
 
-        aid 0 waits for any child. timeout 0 with hang False answers None when none has ended yet.
+        aid 0 waits for any child. timeout 0 answers None at once when none has ended yet.
 
         aid: agent id; 0: any child.
         timeout: seconds; none: for ever.
@@ -398,7 +398,7 @@ class SyncCalls:
     def set_sched(self, *, policy: str = "", quantum: int = 0) -> Sched:
         """Change the scheduling policy while running; nothing in flight is lost.
 
-        policy: fifo, rr, priority; empty: unchanged.
+        policy: fifo, rr, priority, mlfq or fair; empty: unchanged.
         quantum: tokens; 0: unchanged.
         """
         answer: Sched = self._call(SetSched(policy=policy, quantum=quantum))
@@ -1445,7 +1445,7 @@ class AsyncCalls:
     ) -> ExitStatus | None:
         """Wait for a child (or, with rights, any agent) to end, and reap it.
 
-        aid 0 waits for any child. timeout 0 with hang False answers None when none has ended yet.
+        aid 0 waits for any child. timeout 0 answers None at once when none has ended yet.
 
         aid: agent id; 0: any child.
         timeout: seconds; none: for ever.
@@ -1579,7 +1579,7 @@ class AsyncCalls:
     async def set_sched(self, *, policy: str = "", quantum: int = 0) -> Sched:
         """Change the scheduling policy while running; nothing in flight is lost.
 
-        policy: fifo, rr, priority; empty: unchanged.
+        policy: fifo, rr, priority, mlfq or fair; empty: unchanged.
         quantum: tokens; 0: unchanged.
         """
         answer: Sched = await self._call(SetSched(policy=policy, quantum=quantum))
