@@ -7,6 +7,10 @@ Layout: a header of 64 bytes (magic, positions, payload size, fingerprint digest
 llama.cpp wrote. The header is cleared before a write and written after it: a file whose writer was
 killed half-way is refused, as is one of another model, build or setting. Nothing unverified reaches
 llama.cpp, which would abort the process.
+
+A file that somebody else cuts short is noticed before it is used, and written or refused as any
+other. Cut in the millisecond of a copy it ends the worker (SIGBUS), which costs a replay and no
+more: reading it with `pread` instead would cost every switch another copy.
 """
 
 from __future__ import annotations

@@ -88,3 +88,33 @@ def test_a_payload_that_is_not_accepted_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="refused") as refused:
         files.read(str(path), 3, lambda address, size: 0)
     assert refused.value.errno == errno.EIO
+
+
+def test_a_mapped_file_that_is_cut_short_is_refused_and_can_be_written_again(
+    tmp_path: Path,
+) -> None:
+    files, path = SnapshotFiles("core", 2), tmp_path / "a"
+    for length in (0, 20, 4096):
+        write(files, path, b"x" * 100_000)
+        os.truncate(path, length)
+        assert refusal(files, path) == errno.ESTALE
+        os.truncate(path, length)
+        write(files, path, b"y" * 100_000)
+        assert read(files, path) == b"y" * 100_000
+
+
+def test_a_full_file_system_is_an_error_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, path = SnapshotFiles("core", 2), tmp_path / "a"
+    write(files, path, b"x" * 1000)
+
+    def full(fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    for target in (path, tmp_path / "b"):
+        with pytest.raises(OSError, match="No space"):
+            write(files, target, b"y" * 100_000)
+    assert read(files, path) == b"x" * 1000
+    assert write(files, path, b"z") == HEADER.size + 1  # there is room for a short one
