@@ -453,7 +453,7 @@ class LlamaRunner:
         model = self._model(setting.extra)
         low, high = (verdict.low, verdict.high) if verdict else (1, setup.slots)
         self._device = Device(model, setup, setting, low)
-        self._device.adapt(verdict.threads if verdict else choices(_threads(setup)))
+        self._device.adapt(verdict.threads if verdict else _choices(setup))
         self._device.rolls_back = verdict is None or verdict.rolls_back
         self._vocabulary = Vocabulary(model)
         self._sampler = Sampler(self._vocabulary.size)
@@ -487,7 +487,7 @@ class LlamaRunner:
         verdict = probe.recall(setup.verdict, key)
         if verdict is None:
             kv = (setup.kv_k, setup.kv_v)
-            shape = probe.Shape(key, setup.slots, setup.grid, choices(_threads(setup)))
+            shape = probe.Shape(key, setup.slots, setup.grid, _choices(setup))
             verdict = probe.probe(self._open_bench, kv, shape)
         return verdict, verdict.setting
 
@@ -575,7 +575,12 @@ def _silence() -> None:
 
 
 def _threads(setup: CoreSetup) -> int:
-    return setup.threads or os.cpu_count() or 1
+    return setup.threads or len(os.sched_getaffinity(0))
+
+
+def _choices(setup: CoreSetup) -> list[int]:
+    """Thread counts to try. One that waits for a GPU looks as one on a crowded machine does."""
+    return [_threads(setup)] if setup.gpu_layers else choices(_threads(setup))
 
 
 def _rows(low: int, high: int, slots: int) -> str:

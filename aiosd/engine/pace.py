@@ -7,6 +7,10 @@ take ten times as long. Then fewer threads are faster: as many as there are core
 workers on 2 cores take 51 ms a step each so, and 110-150, at times 1,500, without.
 
 Spinning makes it easy to see: undisturbed, a call uses all its threads' time.
+
+The counts given are those that the probe has found to give the same bits, in prefill (the whole KV
+of a chunk is compared) and decode, so nothing needs to be recorded when one is changed for another.
+A core that does not ask for exactness may change among all.
 """
 
 from __future__ import annotations
