@@ -437,8 +437,7 @@ class Inference:
         if runs(context):
             return (0, -1, "", cid, generation)
         if cid in core.policy and cid not in core.policy.running:
-            place = core.policy.position(cid)
-            return (1, -1 if place is None else place, f"core:{core.name}", cid, generation)
+            return (1, core.place(cid), f"core:{core.name}", cid, generation)
         if cid in core.policy:
             return (1, 0, f"core:{core.name}", cid, generation)
         why = "reader" if "reader" in context.sequence.holds else f"core:{core.name}"

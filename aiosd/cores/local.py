@@ -87,6 +87,7 @@ class LocalCore:
         self._last_ticket = 0
         self._deaths = 0
         self._scheduled = False
+        self._places: dict[int, int] | None = None
         self.draining = False
         self._rate = Rate(RATE_SPAN)
         self._watchdog: asyncio.TimerHandle | None = None
@@ -304,6 +305,19 @@ class LocalCore:
         return self._rate.value(time.monotonic())
 
     # Scheduling.
+
+    def place(self, cid: int) -> int:
+        """Return a sequence's place in the run queue, 0 is next; -1 when it doesn't queue.
+
+        All places are counted once a turn of the loop, so that a list of all agents costs one walk.
+        """
+        if self._places is None:
+            self._places = {id: place for place, id in enumerate(self.policy.order())}
+            self._loop.call_soon(self._forget_places)
+        return self._places.get(cid, -1)
+
+    def _forget_places(self) -> None:
+        self._places = None
 
     def _enqueue(self, sequence: Sequence) -> None:
         pending = len(sequence.tokens) - sequence.kv
