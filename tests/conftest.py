@@ -59,6 +59,7 @@ def world() -> Iterator[World]:
     # A shell that starts the suite in the background has it ignore these; programs inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     world = World()
     patch = pytest.MonkeyPatch()
     patch.setenv(RUN, uuid.uuid4().hex)

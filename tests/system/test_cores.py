@@ -224,7 +224,7 @@ def test_the_policy_changes_while_requests_run(make: MakeDaemon) -> None:
         wanted = [w.begin(f"writer {i}", max_tokens=120) for i, w in enumerate(writers)]
         for step in ("rr", "priority", "fifo", "rr"):
             sched = person.call(SetSched(policy=step, quantum=4))
-            assert sched.policy == step and sched.policies == ["fifo", "rr", "priority"]
+            assert sched.policy == step and {"fifo", "rr", "priority"} <= set(sched.policies)
             running = [row for row in sched.rows if row.state == "R"]
             queued = sorted(row.place for row in sched.rows if row.state == "Q")
             assert len(running) <= 2 and queued == list(range(len(queued)))
