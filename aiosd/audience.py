@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from aiosd.abi.process import Watched
+from aiosd.abi.process import Attach, Watched
+from aiosd.access import Caller
+
+if TYPE_CHECKING:
+    from aiosd.proc import ProcessTable
+    from aiosd.session import Stream
 
 WATCHED_MOST: Final = 4096  # pieces that a slow watcher may be behind
 
@@ -46,16 +51,17 @@ class Watcher:
 class Audience:
     """All watchers, by the agent that they watch."""
 
-    def __init__(self) -> None:
+    def __init__(self, table: ProcessTable) -> None:
+        self._table = table
         self._of: dict[int, set[Watcher]] = {}
 
-    def join(self, aid: int) -> Watcher:
-        """Begin to watch an agent; whoever watches must `leave`."""
+    def _join(self, aid: int) -> Watcher:
+        """Begin to watch an agent; whoever watches must leave."""
         watcher = Watcher()
         self._of.setdefault(aid, set()).add(watcher)
         return watcher
 
-    def leave(self, aid: int, watcher: Watcher) -> None:
+    def _leave(self, aid: int, watcher: Watcher) -> None:
         """Watch no longer."""
         mine = self._of.get(aid, set())
         mine.discard(watcher)
@@ -74,3 +80,13 @@ class Audience:
         """An agent has ended: those who watch it get what there is, and the end."""
         for watcher in self._of.pop(aid, ()):
             watcher.close()
+
+    async def sys_attach(self, caller: Caller, args: Attach, stream: Stream) -> None:
+        """Stream what an agent's requests produce until it ends."""
+        aid = self._table.get(args.aid).aid
+        watcher = self._join(aid)
+        try:
+            while (piece := await watcher.get()) is not None:
+                await stream.send(piece)
+        finally:
+            self._leave(aid, watcher)

@@ -10,12 +10,12 @@ than the configured number, the longest unused idle one making room; with its ag
 from __future__ import annotations
 
 import errno
-import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from aiosd.abi import inference as abi
+from aiosd.access import Access, Caller
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import Place, Sequence
 
@@ -72,17 +72,15 @@ class Context:
 
 
 class Contexts:
-    """All contexts of this kernel, by id and by agent."""
+    """All contexts of this kernel, by id and by agent. new_cid: gives an id never given before."""
 
-    def __init__(self, max_per_agent: int) -> None:
+    def __init__(self, new_cid: Callable[[], int], access: Access, max_per_agent: int) -> None:
         self.max_per_agent = max_per_agent
+        self._new_cid = new_cid
+        self._access = access
         self._all: dict[int, Context] = {}
         self._of: dict[int, dict[int, Context]] = {}
-        self._ids = itertools.count(1)
-
-    def boot(self, last: int) -> None:
-        """Begin after the last id that was ever given."""
-        self._ids = itertools.count(last + 1)
+        access.context_owner = self.owner
 
     def __iter__(self) -> Iterator[Context]:
         return iter(list(self._all.values()))
@@ -106,7 +104,7 @@ class Contexts:
     def create(self, core: LocalCore, aid: int, uid: int, nice: int) -> Context:
         """Make an empty context on a core; raises OSError(EAGAIN) when the agent has too many."""
         self._make_room(aid)
-        sequence = Sequence(cid=next(self._ids), aid=aid, uid=uid, nice=nice)
+        sequence = Sequence(cid=self._new_cid(), aid=aid, uid=uid, nice=nice)
         context = Context(sequence, core)
         core.add(sequence)
         self._all[context.cid] = context
@@ -146,6 +144,29 @@ class Contexts:
                 "([context] max_per_agent); wait for a request to end",
             )
         self.forget(min(idle, key=lambda context: context.used))
+
+    # System calls.
+
+    def sys_list_contexts(self, caller: Caller, args: abi.ListContexts) -> list[abi.Context]:
+        """List contexts that the caller may see."""
+        found = self.of(args.aid) if args.aid else self
+        return [
+            context.row() for context in found if self._access.may_see(caller, context.sequence.aid)
+        ]
+
+    def sys_get_context(self, caller: Caller, args: abi.GetContext) -> abi.Context:
+        """Describe one context."""
+        return self.get(args.context).row()
+
+    def sys_clr_context(self, caller: Caller, args: abi.ClrContext) -> None:
+        """Forget a context."""
+        context = self.get(args.context)
+        if context.busy:
+            raise OSError(
+                errno.EBUSY,
+                f"clr_context: context {context.cid} is at work; cancel its request first",
+            )
+        self.forget(context)
 
 
 def runs(context: Context) -> bool:

@@ -1,4 +1,4 @@
-"""Inference: llm_generate and the contexts it works on, for all agents.
+"""Inference: llm_generate, for all agents.
 
 Takes a request through its rooms: is the caller an agent, may it queue, on which core and context,
 what are its tokens; then the core has it until it ends. Also hears from the process table what
@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import itertools
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -22,7 +21,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from aiosd.abi import inference as abi
-from aiosd.abi import process as abi_process
 from aiosd.access import Access, Caller
 from aiosd.audience import Audience
 from aiosd.config import Config
@@ -33,6 +31,7 @@ from aiosd.engine.protocol import Goal, Sampling
 from aiosd.generation import Generation, check, unbuilt
 from aiosd.keys import Kept, Keys
 from aiosd.process import ASLEEP, Activity, Process
+from aiosd.series import Series
 
 if TYPE_CHECKING:
     from aiosd.db import Connection, Database
@@ -61,7 +60,11 @@ class _Answer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Inference:
-    """All generations of this kernel, and the contexts they work on."""
+    """All generations of this kernel.
+
+    managers: the objects whose sys_ methods serve the calls about generations, the contexts that
+    they work on, and the audience that follows them.
+    """
 
     def __init__(
         self,
@@ -72,28 +75,28 @@ class Inference:
         access: Access,
         cores: Cores,
     ) -> None:
-        self.contexts = Contexts(config.context.max_per_agent)
+        self._rids = Series(db, "request")
+        self._cids = Series(db, "context")
+        self.contexts = Contexts(self._cids.take, access, config.context.max_per_agent)
         self.cores = cores
         self.requests = 0  # generations in flight
         self._config = config
         self._db = db
         self._events = events
         self._table = table
-        self._access = access
         self._active: dict[int, dict[int, Generation]] = {}
         self._keys = Keys()
         self._rates: dict[int, Rate] = {}
-        self._audience = Audience()
-        self._ids = itertools.count(1)
-        access.context_owner = self.contexts.owner
+        self._audience = Audience(table)
+        self.managers = (self, self.contexts, self._audience)
 
     async def boot(self) -> None:
         """Go on with the numbers of requests and contexts where the last kernel stopped."""
-        rows = await self._db.read(
-            lambda db: list(db.query("select max(id) as rid, max(cid) as cid from requests"))
-        )
-        self._ids = itertools.count((rows[0]["rid"] or 0) + 1)
-        self.contexts.boot(rows[0]["cid"] or 0)
+        await asyncio.gather(self._rids.boot(), self._cids.boot())
+
+    async def close(self) -> None:
+        """Leave the next kernel the numbers to go on with."""
+        await asyncio.gather(self._rids.close(), self._cids.close())
 
     def reload(self, config: Config) -> None:
         """Take on the limits of a configuration that was read again."""
@@ -150,7 +153,7 @@ class Inference:
                 self._keys.drop(kept)
             raise
         generation = Generation(
-            next(self._ids), process.aid, args, context, self._started, self._token, self._ended
+            self._rids.take(), process.aid, args, context, self._started, self._token, self._ended
         )
         context.busy = True
         context.core.requests += 1
@@ -169,6 +172,7 @@ class Inference:
         return generation
 
     def _admit(self, aid: int) -> None:
+        self._rids.check()
         mine, total, limits = len(self._active.get(aid, ())), self.requests, self._config.agents
         if mine >= limits.max_queue_per_agent:
             raise OSError(
@@ -445,40 +449,6 @@ class Inference:
 
     def _of(self, aid: int) -> list[Generation]:
         return list(self._active.get(aid, {}).values())
-
-    # Other calls.
-
-    async def sys_attach(self, caller: Caller, args: abi_process.Attach, stream: Stream) -> None:
-        """Stream what an agent's requests produce until it ends."""
-        if not self._table.get(args.aid).alive:
-            return
-        watcher = self._audience.join(args.aid)
-        try:
-            while (piece := await watcher.get()) is not None:
-                await stream.send(piece)
-        finally:
-            self._audience.leave(args.aid, watcher)
-
-    def sys_list_contexts(self, caller: Caller, args: abi.ListContexts) -> list[abi.Context]:
-        """List contexts that the caller may see."""
-        found = self.contexts.of(args.aid) if args.aid else self.contexts
-        return [
-            context.row() for context in found if self._access.may_see(caller, context.sequence.aid)
-        ]
-
-    def sys_get_context(self, caller: Caller, args: abi.GetContext) -> abi.Context:
-        """Describe one context."""
-        return self.contexts.get(args.context).row()
-
-    def sys_clr_context(self, caller: Caller, args: abi.ClrContext) -> None:
-        """Forget a context."""
-        context = self.contexts.get(args.context)
-        if context.busy:
-            raise OSError(
-                errno.EBUSY,
-                f"clr_context: context {context.cid} is at work; cancel its request first",
-            )
-        self.contexts.forget(context)
 
 
 async def _repeat(body: bytes, args: abi.LlmGenerate, stream: Stream) -> abi.Generation:

@@ -138,11 +138,12 @@ class Kernel:
             self.config, self.db, self.events, self.table, self.access, self.machine.cores
         )
         self.table.listener = self.inference
-        self.dispatcher.bind(system, *self.table.managers, self.machine, self.inference)
+        self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)
 
     async def _recover(self) -> None:
-        self._undo.push_async_callback(self.table.close)
         await self.inference.boot()  # numbers go on where the last kernel stopped
+        self._undo.push_async_callback(self.inference.close)
+        self._undo.push_async_callback(self.table.close)
         await self.table.boot()
         self._undo.push_async_callback(self.machine.cores.close)
         await self.machine.boot()  # cores begin to load; requests wait for them

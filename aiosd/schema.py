@@ -106,7 +106,16 @@ def keyed_births(db: Connection) -> None:
     db.execute("alter table agents add column birth_key text not null default ''")
 
 
-MIGRATIONS: Final[list[Migration]] = [first_boot, keyed_births]
+def numbered_series(db: Connection) -> None:
+    """Keep the marks of what is numbered in `meta`: no request or context has a number twice."""
+    for name, column in (("request", "id"), ("context", "cid")):
+        db.execute(
+            f"insert into meta (key, value) select ?, coalesce(max({column}), 0) + 1 from requests",
+            (f"next.{name}",),
+        )
+
+
+MIGRATIONS: Final[list[Migration]] = [first_boot, keyed_births, numbered_series]
 
 
 def last_aid(db: Connection) -> int:

@@ -7,12 +7,14 @@ a cancel. Copies share their beginning. In the end every story is told again, al
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import signal
 
 import pytest
 
+from aiosd.access import Access
 from aiosd.context import Context, Contexts
 from tests.cores.conftest import Bench, MakeBench, Result, within
 
@@ -53,7 +55,7 @@ class Chaos:
         self.b = b
         self.rng = random.Random(seed)
         self.kills = kills
-        self.contexts = Contexts(max_per_agent=1000)
+        self.contexts = Contexts(itertools.count(1).__next__, Access(0), max_per_agent=1000)
         self.stories: list[Story] = []
         self.killed: set[int] = set()
 
