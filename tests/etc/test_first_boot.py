@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "etc" / "first-boot"
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0  # a loaded machine starts a process in a second or more
 
 # A daemon that is ready when its socket's place exists, and says how it ended.
 DAEMON = """#!/bin/sh
@@ -30,10 +30,9 @@ while :; do sleep 0.05; done
 CONTROL = """#!/bin/sh
 case "$1 $2" in
 "info --wait")
-    n=0
     until [ -e "$AIOS_SOCKET" ]; do
-        [ "$3" -gt 0 ] && [ $n -lt 20 ] || exit 125
-        n=$((n + 1)); sleep 0.05
+        [ "$3" -gt 0 ] && [ ! -e "$TRACE.broken" ] || exit 125
+        sleep 0.05
     done ;;
 "demo ")
     echo "demo $AIOS_STATE_DIR" >> "$TRACE"
@@ -141,7 +140,8 @@ def test_a_daemon_that_never_gets_ready_is_explained(boot: Boot) -> None:
 def test_an_interrupted_demo_stops_the_daemon(boot: Boot, sent: signal.Signals) -> None:
     boot.set("slow")
     with boot.start() as script:
-        wait_until(lambda: "demo" in boot.events())
+        wait_until(lambda: "demo" in boot.events() or script.poll() is not None)
+        assert script.poll() is None
         os.killpg(script.pid, sent)  # as a terminal does: the whole foreground group
         assert script.wait(DEADLINE_SECONDS) == 128 + sent
     assert boot.events() == ["started", "demo", "stopped"]
