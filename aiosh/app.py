@@ -91,9 +91,18 @@ def _part(words: list[str]) -> str:
     return ""
 
 
+def _spelled(words: list[str]) -> list[str]:
+    """Return a command as we have it: `sched simulate` and `sched set POLICY` are two words."""
+    if words[:2] == ["sched", "simulate"]:
+        return words[1:]
+    if words[:2] == ["sched", "set"] and len(words) > 2:
+        return ["sched", *words[2:]]
+    return words
+
+
 def execute(words: list[str], name: str = NAME) -> int:
     """Run one command and return its exit status; messages go to stderr after `name:`."""
-    words = words[1:] if words[:2] == ["sched", "simulate"] else words
+    words = _spelled(words)
     try:
         commands = group(_part(words))
         with commands.make_context(name, words) as context:

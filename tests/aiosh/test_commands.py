@@ -198,7 +198,9 @@ def test_the_policy_changes_while_running(ctl: Run) -> None:
     assert ctl("sched", "priority", "-q", "32").status == 0
     state = json.loads(ctl("sched", "--json").out)
     assert (state["policy"], state["quantum"]) == ("priority", 32)
-    assert ctl("sched", "rr", "-q", "64").status == 0
+    assert ctl("sched", "set", "rr", "-q", "64").status == 0
+    assert json.loads(ctl("sched", "--json").out)["policy"] == "rr"
+    assert ctl("sched", "set").status == 1
     assert ctl("sched", "no-such-policy").status == 1
 
 
