@@ -133,7 +133,7 @@ class Kernel:
             self.config, self.db, self.events, self.access, partial(Spawner, agents_dir)
         )
         self.table.on_settled(self.dispatcher.forget_agent)
-        self.machine = Machine(self.config, self.db, self.events)
+        self.machine = Machine(self.config, self.db, self.events, self.access)
         self.inference = Inference(
             self.config, self.db, self.events, self.table, self.access, self.machine.cores
         )

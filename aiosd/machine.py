@@ -14,7 +14,7 @@ import msgspec
 from aiosd import sched
 from aiosd.abi import cores as abi
 from aiosd.abi import process as abi_process
-from aiosd.access import Caller
+from aiosd.access import Access, Caller
 from aiosd.config import Config
 from aiosd.config import Core as CoreConfig
 from aiosd.cores.dispatcher import Cores, default_name, setup_key
@@ -32,10 +32,11 @@ OPTIONS: Final = ("gpu_layers", "grid", "kv_k", "kv_v", "nice")
 class Machine:
     """The cores of this kernel, as its callers see them."""
 
-    def __init__(self, config: Config, db: Database, events: Events) -> None:
+    def __init__(self, config: Config, db: Database, events: Events, access: Access) -> None:
         self.cores = Cores(config, self, self._known_verdict)
         self._db = db
         self._events = events
+        self._access = access
         self._verdicts: dict[str, str] = {}
 
     async def boot(self) -> None:
@@ -111,7 +112,7 @@ class Machine:
             await self.cores.remove(args.name)
 
     def sys_get_sched(self, caller: Caller, args: abi_process.GetSched) -> abi_process.Sched:
-        """Return the policy and the queues."""
+        """Return the policy, and of the queues what the caller may see."""
         rows = [
             abi_process.SchedRow(
                 aid=row.aid,
@@ -124,6 +125,7 @@ class Machine:
             )
             for core in self.cores
             for row in core.policy.snapshot()
+            if self._access.may_see(caller, row.aid)
         ]
         return abi_process.Sched(
             policy=self.cores.policy,

@@ -236,6 +236,20 @@ def test_the_policy_changes_while_requests_run(make: MakeDaemon) -> None:
         assert person.call(GetSched()).preemptions > 0
 
 
+def test_the_queues_show_what_the_caller_may_see(make: MakeDaemon) -> None:
+    daemon = make(config())
+    with Writer(daemon, "a") as a, Writer(daemon, "b") as b, daemon.connect() as person:
+        wanted = {w: w.begin(max_tokens=4000) for w in (a, b)}
+        for writer, one in wanted.items():
+            writer.read_tokens(one, 1)
+        with Writer(daemon, credential=a.credential) as mine:
+            assert {row.aid for row in mine.call(GetSched()).rows} == {a.aid}
+        assert {row.aid for row in person.call(GetSched()).rows} == {a.aid, b.aid}
+        for writer, one in wanted.items():
+            writer.cancel(one)
+            writer.finish(one)
+
+
 def test_a_reload_changes_the_policy(make: MakeDaemon) -> None:
     daemon = make(config(sched='policy = "fifo"'))
     with Watcher(daemon, "kernel.reload") as watcher, daemon.connect() as person:
