@@ -26,7 +26,7 @@ from aiosd.audience import Audience
 from aiosd.config import Config
 from aiosd.context import Context, Contexts, runs
 from aiosd.cores.dispatcher import Cores
-from aiosd.cores.local import Rate
+from aiosd.cores.rate import Rate
 from aiosd.engine.protocol import Goal, Sampling
 from aiosd.generation import Generation, check, unbuilt
 from aiosd.keys import Kept, Keys

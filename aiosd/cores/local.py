@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import math
 import time
 from typing import Final, Protocol
 
@@ -23,6 +22,7 @@ import msgspec
 from aiosd import sched
 from aiosd.cores.buffers import Buffers
 from aiosd.cores.placement import Placement
+from aiosd.cores.rate import Rate
 from aiosd.cores.sequence import Place, Sequence
 from aiosd.cores.worker import Worker
 from aiosd.engine import protocol
@@ -460,21 +460,3 @@ class LocalCore:
             self.placement.finished(sequence)
             self._dequeue(sequence)
         sink.token(token)
-
-
-class Rate:
-    """Events per second, averaged over about `span` seconds with exponential forgetting."""
-
-    def __init__(self, span: float) -> None:
-        self._span = span
-        self._level = 0.0
-        self._at = 0.0
-
-    def add(self, count: int, now: float) -> None:
-        """Count events at a time (monotonic seconds)."""
-        self._level = self.value(now) + count / self._span
-        self._at = now
-
-    def value(self, now: float) -> float:
-        """The rate at a time."""
-        return self._level * math.exp(-(now - self._at) / self._span)
