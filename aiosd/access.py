@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import hmac
 import secrets
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
@@ -130,8 +129,3 @@ def new_credential() -> str:
 def digest(credential: str) -> str:
     """Return what is stored of a credential: its SHA-256 in hex (the secret has full entropy)."""
     return hashlib.sha256(credential.encode()).hexdigest()
-
-
-def same(credential: str, stored: str) -> bool:
-    """Compare a credential with a stored digest in constant time."""
-    return hmac.compare_digest(digest(credential), stored)

@@ -72,16 +72,6 @@ class Stream:
         self._limit = limit
         self.on_cancel: Callable[[str], None] | None = None
 
-    @property
-    def open(self) -> bool:
-        """Whether the reader's connection still stands."""
-        return self._session.open
-
-    @property
-    def slow(self) -> bool:
-        """Whether the reader is behind, so that the next `send` will wait."""
-        return not self._session.port.writable()
-
     async def send(self, chunk: object) -> None:
         """Send one chunk; waits while the reader is slow.
 
