@@ -353,7 +353,7 @@ def _agent_path(config: Config) -> list[str]:
     """Return where agents are looked for by name: the configured places, then those we bring."""
     here = Path(__file__).resolve().parent
     own = [place for place in (here / "agents", here.parent / "agents") if place.is_dir()]
-    return [*config.agents.path, *map(str, own[:1])]
+    return list(dict.fromkeys([*config.agents.path, *map(str, own[:1])]))
 
 
 def _name(program: str) -> str:
