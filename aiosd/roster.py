@@ -75,7 +75,7 @@ class Roster:
         """Return the process, also one that has ended and is kept; ESRCH when there is none."""
         process = self._processes.get(aid)
         if process is None:
-            raise ProcessLookupError(errno.ESRCH, f"there is no agent {aid}; list_agents has all")
+            raise ProcessLookupError(errno.ESRCH, f"there is no agent {aid}; `ps -a` lists all")
         return process
 
     def get_alive(self, aid: int) -> Process:

@@ -102,7 +102,7 @@ def _spelled(words: list[str]) -> list[str]:
 
 def execute(words: list[str], name: str = NAME) -> int:
     """Run one command and return its exit status; messages go to stderr after `name:`."""
-    words = _spelled(words)
+    words, link.door = _spelled(words), name
     try:
         commands = group(_part(words))
         with commands.make_context(name, words) as context:

@@ -10,6 +10,7 @@ is then never noticed. What must hold: whatever fails here says in one sentence 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 ENDED = frozenset("ZX")
 """States of agents whose process is over."""
+
+
+door = "aiosctl"
+"""Whose name messages begin with: aiosctl's or aiosh's."""
 
 
 class Failure(Exception):
@@ -62,6 +67,11 @@ def kernel() -> Iterator[Kernel]:
             yield connection
     except (ConnectionResetError, ConnectionAbortedError, ConnectionRefusedError) as error:
         raise Unreachable(sentence(error)) from error
+
+
+def complain(sentence: str) -> None:
+    """Print a message to stderr after the name of the door that the command came through."""
+    print(f"{door}: {sentence}", file=sys.stderr)
 
 
 def sentence(error: OSError) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from aiosd.abi.process import Started
 
 app = typer.Typer()
+UNSTARTED = {errno.ENOENT: 127, errno.EACCES: 126}
+"""The shells' exit statuses for a program that isn't there or can't be executed."""
 OWN_OPTIONS_FIRST = {"allow_interspersed_args": False}
 """Options after the program's name are the program's."""
 
@@ -51,7 +53,8 @@ def run(
     """Run a program as an agent and follow it: its output, and its exit status.
 
     Ctrl-C sends it INT (again: TERM, then KILL), Ctrl-Z suspends it. The status is the
-    program's own, or 128+n when signal n ended it.
+    program's own, or 128+n when signal n ended it; 127 when there is no such program, 126 when
+    it can't be executed.
     """
     variables = dict(_variable(word) for word in env or [])
     _attend(lambda: spawn(program, name=name, nice=nice, cwd=cwd, env=variables), detach, json)
@@ -80,10 +83,16 @@ def spawn(
 ) -> Started:
     """Start an agent as this user would: paths are relative to here. Raises OSError, Failure."""
     where = os.path.abspath(os.path.expanduser(cwd)) if cwd else os.getcwd()
+    if not os.path.isdir(where):
+        raise link.Failure(f"--cwd {where}: there is no such directory")
+    words = [_absolute(argv[0]), *argv[1:]]
     with link.kernel() as kernel:
-        return kernel.spawn(
-            [_absolute(argv[0]), *argv[1:]], name=name, nice=nice, cwd=where, env=env or {}
-        )
+        try:
+            return kernel.spawn(words, name=name, nice=nice, cwd=where, env=env or {})
+        except OSError as error:
+            if error.errno not in UNSTARTED:
+                raise
+            raise link.Failure(link.sentence(error), UNSTARTED[error.errno]) from error
 
 
 def _absolute(program: str) -> str:
@@ -198,10 +207,10 @@ def _each(agents: list[str], deed: Any) -> None:
                 raise
             except OSError as error:
                 failed += 1
-                print(f"aiosctl: {word}: {link.sentence(error)}", file=sys.stderr)
+                link.complain(link.sentence(error))
             except link.Failure as error:
                 failed += 1
-                print(f"aiosctl: {error}", file=sys.stderr)
+                link.complain(str(error))
     if failed:
         raise typer.Exit(1)
 

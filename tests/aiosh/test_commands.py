@@ -64,8 +64,11 @@ def test_a_path_is_relative_to_where_the_user_is(
 
 def test_run_says_which_program_there_is_not(ctl: Run) -> None:
     result = ctl("run", "no-such-program-here")
-    assert result.status == 1
+    assert result.status == 127
     assert "no-such-program-here" in result.err
+    assert ctl("run", "./no-such-file.py").status == 127
+    assert ctl("run", "/etc/passwd").status == 126
+    assert ctl("run", "-C", "/no/such/directory", "ls").status == 1
 
 
 def test_run_in_json_ends_with_how_it_ended(ctl: Run) -> None:

@@ -51,6 +51,12 @@ def test_an_unknown_word_brings_the_nearest(aiosh: Run) -> None:
     assert "'suspend'" in result.err
 
 
+def test_messages_come_from_the_shell(aiosh: Run) -> None:
+    result = aiosh("-c", "kill 999999")
+    assert result.status == 1
+    assert result.err.startswith("aiosh: kill: there is no agent 999999")
+
+
 def test_jobs_of_a_script(aiosh: Run) -> None:
     result = aiosh("-c", "run -- sh -c 'echo hi; exec sleep 100' &\njobs\nkill -9 %1\nfg")
     first, job, line, output = result.out.splitlines()
