@@ -219,9 +219,11 @@ class Generation:
         self.finish = finish
         self.ended = time.monotonic()
         self.stop_clock()
-        self._on_end(self)
-        self._over.set()
-        self._wake()
+        try:
+            self._on_end(self)
+        finally:  # whatever its owner makes of it, who waits is answered
+            self._over.set()
+            self._wake()
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []

@@ -12,7 +12,6 @@ asked for, until some time after its end (keys.KEEP_S).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import time
@@ -341,17 +340,8 @@ class Inference:
         self._keys.keep(kept, msgspec.msgpack.encode(answer))
 
     def _account(self, generation: Generation) -> None:
-        """Charge the agent and record the request."""
+        """Charge the agent and record the request; when the disk can't follow, in memory alone."""
         timing = generation.timing()
-        fresh = max(0, generation.prompt_tokens - generation.cached_tokens)
-        self._table.account(
-            generation.aid,
-            tokens_in=fresh,
-            tokens_out=len(generation.tokens),
-            cached=generation.cached_tokens,
-            waiting_s=timing.waiting_s,
-            turnaround_s=timing.turnaround_s,
-        )
         row = generation.record()
         rid, keep = generation.rid, self._config.history.keep_requests
 
@@ -360,9 +350,19 @@ class Inference:
             if rid % SWEEP == 0:
                 db.execute("delete from requests where id <= ?", (rid - keep,))
 
-        with contextlib.suppress(BlockingIOError):  # the disk is far behind: the totals hold
+        try:
+            self._table.account(
+                generation.aid,
+                tokens_in=max(0, generation.prompt_tokens - generation.cached_tokens),
+                tokens_out=len(generation.tokens),
+                cached=generation.cached_tokens,
+                waiting_s=timing.waiting_s,
+                turnaround_s=timing.turnaround_s,
+            )
             self._db.write_soon(write)
-        self._table.note("request.end", generation.aid, row)
+            self._table.note("request.end", generation.aid, row)
+        except OSError as error:
+            log.warning("request %d is not on record: %s", rid, error)
 
     # What becomes of agents (process.Listener).
 

@@ -6,6 +6,7 @@ Tells watchers and the log what happens to cores, and remembers what their probe
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,8 @@ from aiosd.cores.sequence import Sequence
 if TYPE_CHECKING:
     from aiosd.db import Database
     from aiosd.events import Events
+
+log = logging.getLogger(__name__)
 
 OPTIONS: Final = ("gpu_layers", "grid", "kv_k", "kv_v", "nice")
 """What add_core's options may set of a core that has a model."""
@@ -66,7 +69,10 @@ class Machine:
             return
         self._verdicts[key] = verdict
         row = {"key": key, "verdict": verdict, "t": time.time()}
-        self._db.write_soon(lambda db: db.table("verdicts").upsert(row, pk="key"))
+        try:
+            self._db.write_soon(lambda db: db.table("verdicts").upsert(row, pk="key"))
+        except OSError as error:
+            log.warning("core %s is probed again next time: %s", core.name, error)
 
     def _known_verdict(self, key: str) -> str:
         return self._verdicts.get(key, "")

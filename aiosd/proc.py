@@ -221,7 +221,10 @@ class ProcessTable:
         if process is not None and not process.unborn and not process.pid:
             process.pid = pid
             process.started = shim.started or time.time()
-            self._roster.save_soon(process)
+            try:
+                self._roster.save_soon(process)
+            except OSError as error:  # its next row that is written has the pid too
+                log.warning("the start of agent %d is not on record: %s", process.aid, error)
 
     def on_exec_failed(self, shim: Shim, record: ExitRecord) -> None:
         """The program could not be run: its birth fails, or failed under an earlier kernel."""
