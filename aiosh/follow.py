@@ -79,6 +79,8 @@ def follow(begin: Callable[[], int], *, skip: int = 0, json: bool = False) -> in
             ended = _to_the_end(here, json)
     except _Stop:
         raise Suspended(here.aid, here.shown) from None
+    if here.interrupts and leave_on_stop:
+        print(file=sys.stderr)  # the terminal has just shown ^C where the prompt would come
     if json:
         print_json_line(ended)
     return _passed_on(ended)

@@ -159,7 +159,7 @@ class Top:
         free = Condition(lambda: self.question is None)
 
         @keys.add("c-c")
-        @keys.add("q", filter=free)
+        @keys.add("q", filter=free & Condition(lambda: not self.help))
         def _(event: KeyPressEvent) -> None:
             event.app.exit()
 
