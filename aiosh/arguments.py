@@ -10,5 +10,8 @@ from aiosh import offers
 
 Json = Annotated[bool, typer.Option("--json", help="data as JSON on stdout")]
 Agent = Annotated[str, typer.Argument(help="aid or name", autocompletion=offers.agents)]
+Kept = Annotated[
+    str, typer.Argument(help="aid or name, ended or not", autocompletion=offers.all_agents)
+]
 Agents = Annotated[list[str], typer.Argument(help="aids or names", autocompletion=offers.agents)]
 CoreName = Annotated[str, typer.Argument(help="name of the core", autocompletion=offers.cores)]

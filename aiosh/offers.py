@@ -60,6 +60,14 @@ def agents(incomplete: str) -> Offers:
     return _matching([(str(row.aid), f"{row.name} {row.state}") for row in rows], incomplete)
 
 
+def all_agents(incomplete: str) -> Offers:
+    """Offer agents that have ended too, for what was kept of them."""
+    rows = _asked("ended", lambda kernel: kernel.list_agents(all=True))
+    if incomplete and not incomplete.isdecimal():
+        return _matching(sorted({(row.name, "") for row in rows}), incomplete)
+    return _matching([(str(row.aid), f"{row.name} {row.state}") for row in rows], incomplete)
+
+
 def kill_words(incomplete: str) -> Offers:
     """Offer signals after a dash, living agents otherwise."""
     from aiosh import signals

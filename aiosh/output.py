@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aiosh import link, offers, tables
-from aiosh.arguments import Agent, Json
+from aiosh.arguments import Agent, Json, Kept
 
 if TYPE_CHECKING:
     from aiosd.abi.process import Happening, Watched
@@ -20,7 +20,7 @@ app = typer.Typer()
 
 @app.command()
 def logs(
-    agent: Agent,
+    agent: Kept,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until it ends")] = False,
     tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="only the last N records")] = 0,
     json: Json = False,
@@ -60,12 +60,23 @@ def _show_piece(piece: Watched) -> None:
         print(tables.paint(note, "dim"), file=sys.stderr, flush=True)
 
 
+SAID = ("aid", "t_submit", "t_start", "t_end")
+"""Data of the kernel's own that a line has said already: who, and when in seconds since 1970."""
+
+
 def data_words(data: dict[str, object]) -> str:
-    """Return an event's data as key=value words."""
+    """Return an event's data as key=value words, without what is empty or said already."""
     return " ".join(
-        f"{key}={value if isinstance(value, str | int) else jsonlib.dumps(tables.plain(value))}"
+        f"{key}={_value(value)}"
         for key, value in data.items()
+        if key not in SAID and value is not None and value != ""
     )
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value) if isinstance(value, str | int) else jsonlib.dumps(tables.plain(value))
 
 
 HAPPENINGS: list[tables.Column[Happening]] = [
@@ -79,7 +90,7 @@ HAPPENINGS: list[tables.Column[Happening]] = [
 @app.command()
 def history(
     agent: Annotated[
-        str, typer.Argument(help="aid or name; default: all", autocompletion=offers.agents)
+        str, typer.Argument(help="aid or name; default: all", autocompletion=offers.all_agents)
     ] = "",
     kind: Annotated[str, typer.Option("--kind", "-k", help="prefix of the kind: agent.exit")] = "",
     since: Annotated[

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from aiosh.output import data_words
 from tests.aiosh.conftest import Run, door, surroundings
 from tests.daemon import PATIENCE, Daemon
 
@@ -158,6 +159,19 @@ def test_history_tells_what_happened(ctl: Run) -> None:
     assert "agent.exit" in kinds
     (ended,) = json.loads(ctl("history", "--json", "-k", "agent.exit", aid).out)
     assert ended["data"]["code"] == 4
+
+
+def test_an_events_data_is_short_for_people() -> None:
+    data = {
+        "id": 4,
+        "aid": 7,
+        "t_end": 1795237692.74,
+        "error": "",
+        "signal": None,
+        "waiting_s": 1e-3,
+    }
+    assert data_words(data) == "id=4 waiting_s=0.001"
+    assert data_words({"argv": ["a", "b"], "code": 0}) == 'argv=["a", "b"] code=0'
 
 
 def test_an_agent_generates_and_is_counted(ctl: Run) -> None:
