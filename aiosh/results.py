@@ -118,27 +118,39 @@ TIMES: Final[list[Column[Line]]] = [
 SCORES: Final[list[Column[Line]]] = [
     Column("CORE", lambda line: line.core, least=9),
     Column("AGENT", lambda line: line.agent),
-    Column("BLEU", lambda line: _score(line.bleu, "bleu"), right=True),
-    Column("SIMILARITY", lambda line: _score(line.similarity, "similarity"), right=True),
+    Column("BLEU", lambda line: _score(line.bleu), right=True),
+    Column("SIMILARITY", lambda line: _score(line.similarity), right=True),
     Column("SAME-TEXTS", lambda line: f"{line.same_texts}/{line.replies}", right=True),
     Column("SAME-TOKENS", lambda line: f"{line.same_tokens}/{line.replies}", right=True),
 ]
 
 
-def _score(value: float | None, kind: str) -> str:
-    return f"{value:.4f}" if value is not None else f"({scores.MISSING[kind]})"
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _unscored(lines: list[Line]) -> list[str]:
+    """Return what to install for the scores that could not be computed."""
+    return [
+        f"{kind.upper()} takes another package: {scores.MISSING[kind]}"
+        for kind in ("bleu", "similarity")
+        if any(getattr(line, kind) is None for line in lines)
+    ]
 
 
 def report(blocks: list[Block], sched: Sched, trials: int) -> None:
     """Print both tables, and per core how long all agents took."""
     lines = [line for block in blocks for line in block.lines]
     policy = f"{sched.policy}, quantum {sched.quantum} tokens"
-    print(f"Table 5: seconds, mean±deviation of {trials} trials; waiting and turnaround are means")
+    times = "one trial" if trials == 1 else f"{trials} trials"
+    print(f"Table 5: seconds, mean±deviation of {times}; waiting and turnaround are means")
     print(f"over an agent's requests. Sequential (SEQ) against concurrent under {policy} (CON).")
     tables.show(TIMES, lines, json=False)
     print()
     print("Table 4: concurrent replies against the solo run's (1.0 is identical).")
     tables.show(SCORES, lines, json=False)
+    for line in _unscored(lines):
+        print(line)
     print()
     for block in blocks:
         print(
