@@ -90,6 +90,7 @@ def _is_path(model: str) -> bool:
     return "/" in model or model.endswith(".gguf") or os.path.exists(model)
 
 
+@core_app.command("rm", hidden=True)
 @core_app.command()
 def remove(name: CoreName) -> None:
     """Remove a core at once; requests on it end as cancelled."""
