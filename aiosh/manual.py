@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import textwrap
+from difflib import get_close_matches
+from typing import Final
 
 from aiosd.abi import describe
 from aiosd.abi.call import GENERAL_ERRORS, Syscall
 from aiosd.abi.table import BY_NAME, TABLE
+
+PAGES: Final = ("aiosd", "aiosctl", "aiosh", "aiosd.toml", "aios", "aios-syscalls")
+"""The pages that are not about one system call."""
 
 
 def page(name: str) -> str | None:
@@ -15,6 +20,12 @@ def page(name: str) -> str | None:
         return _listing()
     call = BY_NAME.get(name)
     return None if call is None else _page(call)
+
+
+def hint(name: str) -> str:
+    """Return where to look instead of a page that there is not."""
+    near = get_close_matches(name, [*BY_NAME, *PAGES], 1)
+    return f"did you mean {near[0]!r}?" if near else "`man syscalls` lists the system calls"
 
 
 def _listing() -> str:

@@ -216,7 +216,7 @@ def man(
 
     text = manual.page(page)
     if text is None:
-        raise link.Failure(f"there is no manual page {page!r}; `help` lists the commands")
+        raise link.Failure(f"there is no manual page {page!r}; {manual.hint(page)}")
     if sys.stdout.isatty():
         import pydoc
 
@@ -228,9 +228,11 @@ def man(
 def _page(name: str, section: str) -> str:
     """Return the file of a manual page in the installation or the checkout, or nothing."""
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Section 2 itself is Linux's: kill(2) is not ours.
+    sections = ["2aios" if section == "2" else section] if section else ["1", "2aios", "5", "7"]
     for base in (os.path.join(here, "man"), os.path.join(sys.prefix, "share", "man")):
-        for number in [section] if section else ["1", "2", "5", "7"]:
-            for folder in (f"man{number}", ""):
+        for number in sections:
+            for folder in (f"man{number[0]}", ""):
                 for suffix in ("", ".gz"):
                     path = os.path.join(base, folder, f"{name}.{number}{suffix}")
                     if os.path.isfile(path):

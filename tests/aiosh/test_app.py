@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from aiosh import app
+from aiosh import app, system
 from aiosh.words import Plain
 from tests.aiosh.conftest import Run, surroundings
 
@@ -96,6 +96,14 @@ def test_man_shows_what_the_table_says(ctl: Run) -> None:
     assert page.status == 0
     assert "suspend" in page.out.lower()
     assert ctl("man", "nothing_such").status == 1
+    assert "did you mean 'llm_generate'" in ctl("man", "llmgenerate").err
+
+
+def test_man_finds_each_page() -> None:
+    assert system._page("aiosctl", "").endswith("man1/aiosctl.1")
+    assert system._page("kill", "").endswith("man2/kill.2aios")
+    assert system._page("kill", "2") == system._page("kill", "2aios") != ""
+    assert system._page("kill", "1") == ""
 
 
 def test_words_become_the_values_that_typer_makes_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
