@@ -97,7 +97,7 @@ class Contexts:
         """Return a context; raises FileNotFoundError that says what may have become of it."""
         context = self._all.get(cid)
         if context is None:
-            reason = "it was cleared, made room for newer ones, or ended with its agent"
+            reason = "it was cleared, made room for newer ones, or ended with its agent or aiosd"
             raise FileNotFoundError(errno.ENOENT, f"no context {cid}: {reason}")
         return context
 
