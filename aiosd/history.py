@@ -77,6 +77,7 @@ class History:
             f"select id, t, aid, kind, data from events where {' and '.join(where)} "
             "order by id desc limit ?"
         )
+        await self._roster.db.flush()  # what watchers were told of is there
         rows = await self._roster.db.read(
             lambda db: db.execute(query, [*values, args.limit]).fetchall()
         )
