@@ -1,7 +1,9 @@
 """Who may do what: identities, credentials, and the one place where access is decided.
 
-The dispatcher asks `Access.permit` before any handler runs; handlers don't check again. Identity
-is the uid that the socket reports and, for an agent, its credential; never a pid.
+The dispatcher asks `Access.permit` before any handler runs. A handler asks again, `over` or
+`may_see`, only where the answer depends on more than the call's capability: what a list shows,
+which agent a status is about. Identity is the uid that the socket reports and, for an agent, its
+credential; never a pid.
 
 The rules, until grants say otherwise: a person (a connection that is no agent) may act on the
 agents of the same uid, and root and the daemon's owner on all; an agent may act on itself and its

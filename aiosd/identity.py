@@ -33,7 +33,7 @@ UNCLAIMED: Final = 600.0
 
 
 class Identities:
-    """Makes connections into agents. `admit` of the table checks room and nice beforehand."""
+    """Makes connections into agents, and ends agents that have lost theirs."""
 
     def __init__(self, roster: Roster, reaper: Reaper) -> None:
         self._roster = roster
