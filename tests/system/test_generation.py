@@ -255,21 +255,21 @@ def test_a_deadline_returns_the_partial_text(daemon: Daemon) -> None:
         reply = a.ask(deadline=0.15, **LONG)
         assert (reply.finish_reason, reply.reason) == ("cancelled", "deadline")
         assert 0 < len(reply.token_ids) < 1000
-        assert 0.14 <= reply.timing.turnaround_s < 2
+        assert 0.14 <= reply.timing.turnaround_s < PATIENCE / 4
         assert a.ask(deadline=0, **LONG).reason == "deadline"
         assert a.ask(deadline=60, max_tokens=3).finish_reason == "length"
 
 
 def test_a_deadline_does_not_count_while_suspended(daemon: Daemon) -> None:
     with Writer(daemon) as a, Writer(daemon, "b") as b, daemon.connect() as person:
-        wanted = a.begin(deadline=0.5, **LONG)
+        wanted = a.begin(deadline=1.0, **LONG)
         a.read_tokens(wanted, 2)
         person.call(SuspendAgent(a.aid))
-        assert b.ask(deadline=1.0, **LONG).reason == "deadline"  # a second goes by
+        assert b.ask(deadline=1.1, **LONG).reason == "deadline"  # more than a second goes by
         assert agent(person, a.aid).state == "T" and info(daemon).requests == 1
         person.call(ResumeAgent(a.aid))
         reply = a.finish(wanted)
-        assert reply.reason == "deadline" and reply.timing.turnaround_s > 1.4
+        assert reply.reason == "deadline" and reply.timing.turnaround_s > 2.0
 
 
 def test_cancel_while_queued(daemon: Daemon) -> None:
