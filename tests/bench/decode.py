@@ -66,13 +66,14 @@ def _compare(
         beside.append(tokens)
         return rate
 
-    fast, slow = interleave(rounds, at_once, one_by_one)
+    (fast, slow), noise = interleave(rounds, at_once, one_by_one)
     yield Ratio(
         bench="decode",
         what=f"tokens/s, {what} / one after the other",
         rounds=divide(fast, slow),
         limit=limit,
         at_most=False,
+        noise=noise,
         figures={"at once/s": median(fast), "one by one/s": median(slow)},
     )
     pairs = [(a, b) for x, y in zip(alone, beside, strict=True) for a, b in zip(x, y, strict=True)]

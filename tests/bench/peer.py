@@ -38,7 +38,7 @@ def run(rounds: int) -> Iterator[Ratio]:
             for side in (exact, inexact, server):
                 side.together(prompts(99, COUNT))
             sides = (_timed(exact.together), _timed(inexact.together), _timed(server.together))
-            ours, loose, theirs = interleave(rounds or ROUNDS, *sides)
+            (ours, loose, theirs), noise = interleave(rounds or ROUNDS, *sides)
     for name, limit, rates in (("exact core", 0.95, ours), ("exact = false", 1.0, loose)):
         yield Ratio(
             bench="peer",
@@ -46,6 +46,7 @@ def run(rounds: int) -> Iterator[Ratio]:
             rounds=divide(rates, theirs),
             limit=limit,
             at_most=False,
+            noise=noise,
             figures={"ours/s": median(rates), "theirs/s": median(theirs)},
         )
 

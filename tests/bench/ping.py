@@ -84,7 +84,7 @@ def run(rounds: int) -> Iterator[Ratio]:
 def _measure(echo: Echo, kernel: Kernel, rounds: int, where: str) -> Iterator[Ratio]:
     ours, theirs = Pinger(kernel.client().sock), Pinger(echo.connect())
     ours.one_by_one()
-    ping, bare, slow, fast = interleave(
+    (ping, bare, slow, fast), noise = interleave(
         rounds,
         ours.one_by_one,
         theirs.one_by_one,
@@ -96,6 +96,7 @@ def _measure(echo: Echo, kernel: Kernel, rounds: int, where: str) -> Iterator[Ra
         what=f"ping p50 / bare echo p50{where}",
         rounds=divide(ping, bare),
         limit=1.5,
+        noise=noise,
         figures={"ping µs": median(ping) * 1e6, "echo µs": median(bare) * 1e6},
     )
     yield Ratio(
@@ -104,6 +105,7 @@ def _measure(echo: Echo, kernel: Kernel, rounds: int, where: str) -> Iterator[Ra
         rounds=divide(fast, slow),
         limit=3.0,
         at_most=False,
+        noise=noise,
         figures={"pipelined/s": median(fast), "one at a time/s": median(slow)},
     )
 

@@ -1,7 +1,8 @@
 """A ratio: what a benchmark gives back, and how ratios are taken, judged and shown.
 
-This machine is never quiet, so no figure counts by itself: both sides of a ratio are measured in
-turns within one run, each round gives one ratio, and the median of the rounds is judged.
+No machine is quiet for long, so no figure counts by itself: both sides of a ratio are measured in
+turns within one run, each round gives one ratio, and the median of the rounds is judged (the worst,
+where a claim is about each single time).
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.quiet import Rounds
+
 
 class Ratio(msgspec.Struct, kw_only=True):
     """One claim and what was measured of it.
 
     what: the two sides, as "ours / theirs". limit: what the median of `rounds` may be at most, or
-    must be at least (at_most False); None when it only informs. figures: medians of the two sides
-    and whatever else explains the ratio, with the unit in the name.
+    must be at least (at_most False); None when it only informs. worst: the worst round is judged,
+    where the claim is about each single time. noise: see quiet.Rounds. figures: medians of the two
+    sides and whatever else explains the ratio, with the unit in the name.
     """
 
     bench: str
@@ -28,11 +32,15 @@ class Ratio(msgspec.Struct, kw_only=True):
     rounds: list[float]
     limit: float | None = None
     at_most: bool = True
+    worst: bool = False
+    noise: float = 0.0
     figures: dict[str, float] = {}
 
     @property
     def value(self) -> float:
-        """The median of the rounds."""
+        """What is judged: the median of the rounds, or the worst."""
+        if self.worst:
+            return max(self.rounds) if self.at_most else min(self.rounds)
         return median(self.rounds)
 
     @property
@@ -46,21 +54,27 @@ class Ratio(msgspec.Struct, kw_only=True):
         """Return all of it as plain values, for JSON."""
         known: dict[str, Any] = msgspec.to_builtins(self)
         return known | {
-            "median": self.value,
+            "median": median(self.rounds),
             "min": min(self.rounds),
             "max": max(self.rounds),
             "held": self.held,
         }
 
 
-def interleave(rounds: int, *sides: Callable[[], float]) -> list[list[float]]:
-    """Measure every side once a round, in turns whose order alternates; one list per side."""
-    taken: list[list[float]] = [[] for _ in sides]
+def interleave(rounds: int, *sides: Callable[[], float]) -> tuple[list[list[float]], float]:
+    """Measure every side once a round, in turns whose order alternates.
+
+    Returns one list per side, and the noise of the rounds (see quiet.py).
+    """
+    taken = Rounds[list[float]](rounds)
     numbered = list(enumerate(sides))
-    for turn in range(rounds):
+    for turn in taken:
+        values = [0.0] * len(sides)
         for number, side in numbered if turn % 2 == 0 else reversed(numbered):
-            taken[number].append(side())
-    return taken
+            values[number] = side()
+        taken.add(values)
+    kept = taken.quietest()
+    return [[values[number] for values in kept] for number in range(len(sides))], taken.noise
 
 
 def divide(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
@@ -76,6 +90,7 @@ def show(ratios: Sequence[Ratio], console: Console) -> None:
     for name in ("median", "min", "max", "limit"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
+    table.add_column("noise", justify="right", no_wrap=True)
     table.add_column("figures", overflow="fold")
     for ratio in ratios:
         table.add_row(*_cells(ratio))
@@ -85,8 +100,11 @@ def show(ratios: Sequence[Ratio], console: Console) -> None:
 def _cells(ratio: Ratio) -> list[str]:
     limit, verdict = "", ""
     if ratio.limit is not None:
-        limit = f"{'≤' if ratio.at_most else '≥'} {ratio.limit:.4g}"
+        sign = "≤" if ratio.at_most else "≥"
+        limit = f"{'each ' if ratio.worst else ''}{sign} {ratio.limit:.4g}"
         verdict = "[green]ok[/]" if ratio.held else "[red]MISSED[/]"
-    spread = [f"{x:.3g}" for x in (ratio.value, min(ratio.rounds), max(ratio.rounds))]
+    rounds = ratio.rounds
+    spread = [f"{x:.3g}" for x in (median(rounds), min(rounds), max(rounds))]
     figures = ", ".join(f"{name} {value:.4g}" for name, value in ratio.figures.items())
-    return [ratio.bench, ratio.what, *spread, limit, verdict, figures]
+    noise = f"{ratio.noise:.0f} %"
+    return [ratio.bench, ratio.what, *spread, limit, verdict, noise, figures]

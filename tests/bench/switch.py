@@ -19,6 +19,7 @@ from aiosd.cores.local import LocalCore
 from aiosd.engine import protocol
 from aiosd.engine.protocol import DECODE, PREFILL, Event
 from tests.bench.bare import bare_core, submit
+from tests.bench.quiet import Rounds
 from tests.bench.ratio import Ratio
 
 ROUNDS = 9
@@ -68,19 +69,17 @@ async def _measure(rounds: int) -> Ratio:
         heard = Recorder(core)
         words = "The keeper of the lighthouse wrote about the storm in the harbour. " * 120
         tokens = (await core.tokenize(words, "", True, False))[:LENGTH]
-        ratios, computing, saving, restoring = [], [], [], []
-        for turn in range(rounds + 1):
-            again, save, restore = await _round(core, heard, tokens, turn)
-            if turn:  # the first one warms buffers up
-                ratios.append((save + restore) / again)
-                computing.append(again)
-                saving.append(save)
-                restoring.append(restore)
+        await _round(core, heard, tokens, 0)  # warms buffers up
+        taken = Rounds[tuple[float, float, float]](rounds)
+        for turn in taken:
+            taken.add(await _round(core, heard, tokens, turn + 1))
+    computing, saving, restoring = zip(*taken.quietest(), strict=True)
     return Ratio(
         bench="switch",
         what=f"snapshot + evict + restore / computing {LENGTH} tokens",
-        rounds=ratios,
+        rounds=[(save + restore) / again for again, save, restore in taken.quietest()],
         limit=0.002,
+        noise=taken.noise,
         figures={
             "compute ms": median(computing) * 1e3,
             "save ms": median(saving) * 1e3,
