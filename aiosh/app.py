@@ -113,6 +113,7 @@ def execute(words: list[str], name: str = NAME) -> int:
     except ClickException as error:
         return complain(name, getattr(error, "format_message", error.__str__)(), _status(error))
     except (KeyboardInterrupt, typer.Abort):
+        link.below_the_key()
         return 130
     except link.Failure as error:
         return complain(name, str(error), error.status)

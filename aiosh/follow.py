@@ -79,8 +79,6 @@ def follow(begin: Callable[[], int], *, skip: int = 0, json: bool = False) -> in
             ended = _to_the_end(here, json)
     except _Stop:
         raise Suspended(here.aid, here.shown) from None
-    if here.interrupts and leave_on_stop:
-        print(file=sys.stderr)  # the terminal has just shown ^C where the prompt would come
     if json:
         print_json_line(ended)
     return _passed_on(ended)
@@ -159,6 +157,7 @@ def _keys(here: Foreground) -> Iterator[None]:
 def _interrupt(here: Foreground) -> None:
     name = INTERRUPTS[min(here.interrupts, len(INTERRUPTS) - 1)]
     here.interrupts += 1
+    link.below_the_key()
     if here.aid:
         _pass(here.aid, name)
     elif here.interrupts > 1:

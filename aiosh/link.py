@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ def kernel() -> Iterator[Kernel]:
 def complain(sentence: str) -> None:
     """Print a message to stderr after the name of the door that the command came through."""
     print(f"{door}: {sentence}", file=sys.stderr)
+
+
+def below_the_key() -> None:
+    """Begin a new line where a terminal has just shown ^C; fit for a signal handler."""
+    with suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\n")
 
 
 def sentence(error: OSError) -> str:

@@ -102,6 +102,13 @@ def test_ctrl_c_ends_the_agent_not_the_shell(shell: Terminal) -> None:
     shell.expect("sig:INT")
 
 
+def test_ctrl_c_ends_what_only_watches(shell: Terminal) -> None:
+    shell.press(SLEEPER + " & logs -f sleeper\r")
+    shell.expect("begun")
+    shell.press(CTRL_C)
+    shell.expect(r"\^C\r?\n(?s:.*)aios\(1\)> ")
+
+
 def test_a_job_that_ended_is_announced(shell: Terminal) -> None:
     shell.press(SLEEPER + " &\r")
     shell.expect(r"aios\(1\)> ")
