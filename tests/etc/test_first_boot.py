@@ -22,7 +22,7 @@ DAEMON = """#!/bin/sh
 trap 'rm -f "$AIOS_SOCKET"; echo stopped >> "$TRACE"; exit 0' TERM
 echo $$ > "$TRACE.pid"
 echo started >> "$TRACE"
-[ ! -e "$TRACE.broken" ] || { echo "no such model" >&2; exit 1; }
+[ ! -e "$TRACE.broken" ] || { echo "no such model" >&2; : > "$TRACE.told"; exit 1; }
 : > "$AIOS_SOCKET"
 while :; do sleep 0.05; done
 """
@@ -31,7 +31,7 @@ CONTROL = """#!/bin/sh
 case "$1 $2" in
 "info --wait")
     until [ -e "$AIOS_SOCKET" ]; do
-        [ "$3" -gt 0 ] && [ ! -e "$TRACE.broken" ] || exit 125
+        [ "$3" -gt 0 ] && [ ! -e "$TRACE.told" ] || exit 125
         sleep 0.05
     done ;;
 "demo ")
