@@ -59,6 +59,8 @@ def lighten(command: Any, parent: Any = None) -> Any:
     """
     context = command.context_class(command, parent=parent, **command.context_settings)
     for param in command.get_params(context):  # --help among them
+        if getattr(param, "is_flag", False):
+            param.metavar = ""  # typer's help writes <bool> there, as if a flag took a word
         descriptor = getattr(param, "type_descriptor", None)
         kind = KINDS.get(getattr(descriptor, "annotation", None))
         if kind is not None and getattr(param, "_runtime_param", 0) is None:

@@ -99,6 +99,12 @@ def test_man_shows_what_the_table_says(ctl: Run) -> None:
     assert "did you mean 'llm_generate'" in ctl("man", "llmgenerate").err
 
 
+def test_help_shows_no_word_behind_a_flag(ctl: Run) -> None:
+    page = ctl("logs", "--help")
+    assert "--follow" in page.out
+    assert "bool" not in page.out.lower()
+
+
 def test_man_finds_each_page() -> None:
     assert system._page("aiosctl", "").endswith("man1/aiosctl.1")
     assert system._page("kill", "").endswith("man2/kill.2aios")
