@@ -29,7 +29,9 @@ CORES: Final[list[Column[Core]]] = [
     Column("QUEUE", lambda core: str(core.queued), right=True),
     Column("HELD", lambda core: str(core.resident), right=True),
     Column("N_CTX", lambda core: str(core.n_ctx), right=True),
-    Column("IN/OUT", lambda c: f"{tables.count(c.tokens_in)}/{tables.count(c.tokens_out)}"),
+    Column(
+        "IN/OUT", lambda c: f"{tables.count(c.tokens_in)}/{tables.count(c.tokens_out)}", right=True
+    ),
     Column("TOK/S", lambda core: f"{core.tokens_per_s:.1f}", right=True),
     Column("KV", lambda core: tables.size(core.kv_bytes), right=True),
     Column("RSS", lambda core: tables.size(core.rss), right=True),
