@@ -499,6 +499,18 @@ def test_contexts_go_with_their_agent(daemon: Daemon) -> None:
             person.call(GetContext(cids[0]))
 
 
+def test_no_number_is_given_again_after_a_sigkill(make: Any) -> None:
+    daemon = make(CORE)
+    with Writer(daemon) as a, Watcher(daemon, "request.submit") as watcher:
+        a.read_tokens(a.begin(**LONG), 1)
+        lost = watcher.await_event("request.submit").data
+        daemon.stop(signal.SIGKILL)
+    daemon.start()
+    with Writer(daemon, "b") as b:
+        reply = b.ask(max_tokens=1)
+        assert reply.request > lost["request"] and reply.context > lost["context"]
+
+
 # Limits and mistakes.
 
 
