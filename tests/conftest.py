@@ -29,7 +29,7 @@ import pytest
 from aiosd.config import load
 
 RUN = "AIOS_TEST_RUN"
-GRACE_SECONDS = 5.0  # for processes that are about to end when the last test does
+GRACE_SECONDS = 15.0  # for processes that are about to end when the last test does
 # Opened once by a library, kept for the life of the process, and no concern of ours.
 HARMLESS = ("/dev/null", "/dev/urandom", "/dev/random")
 
