@@ -113,6 +113,8 @@ class Shell:
         return status
 
     def _unknown(self, word: str) -> int:
+        if word.startswith("!"):
+            return app.complain(NAME, f"{word}: ! is for a whole line, from its beginning", 127)
         near = get_close_matches(word, self.names(), 1)
         hint = f"did you mean {near[0]!r}?" if near else "`help` lists the commands"
         return app.complain(NAME, f"there is no command {word!r}; {hint}", 127)

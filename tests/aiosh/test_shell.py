@@ -49,6 +49,7 @@ def test_an_unknown_word_brings_the_nearest(aiosh: Run) -> None:
     result = aiosh("-c", "suspnd 3")
     assert result.status == 127
     assert "'suspend'" in result.err
+    assert "whole line" in aiosh("-c", "kill -l > /dev/null; !ls").err
 
 
 def test_messages_come_from_the_shell(aiosh: Run) -> None:
