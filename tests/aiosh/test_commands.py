@@ -194,7 +194,8 @@ def test_cores_and_models(ctl: Run) -> None:
     (core,) = json.loads(ctl("cores", "--json").out)
     assert (core["name"], core["state"], core["slots"]) == ("fake", "ready", 4)
     assert ctl("cores").rows()[0][:4] == ["fake", "ready", "yes", "0/4"]
-    assert ctl("cores", "list").out == ctl("cores").out
+    # Rates and memory may change between the two.
+    assert ctl("cores", "list").rows()[0][:4] == ctl("cores").rows()[0][:4]
     assert ctl("models").rows()[0][:2] == ["fake", "fake"]
 
 
