@@ -118,6 +118,8 @@ def test_the_pages_of_the_commands_name_every_command_and_option() -> None:
 def _commands(group: Any) -> list[str]:
     named = []
     for name, command in group.commands.items():
+        if command.hidden:  # another word for one that is named
+            continue
         named.append(name)
         named += [option for parameter in command.params for option in parameter.opts[:1]
                   if option.startswith("--")]  # fmt: skip
