@@ -33,6 +33,7 @@ import llama_cpp
 import llama_cpp.llama_chat_format
 
 from aiosd.engine import gguf, probe
+from aiosd.engine.idle import Idle
 from aiosd.engine.pace import Pace, choices
 from aiosd.engine.prompt import Template, segments
 from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
@@ -171,6 +172,7 @@ class Device:
         self._scratch = [_Scratch(), _Scratch()]
         self._open_batch(params.n_batch)
         self._pace = Pace([threads])
+        self._idle = Idle()
         self.seconds = 0.0
         self.rolls_back = True
 
@@ -251,6 +253,8 @@ class Device:
         result = L.llama_decode(self._ctx, self._batch)
         now = perf_counter()
         self.seconds = now - began
+        if self._pace.resting and (idle := self._idle.cores(now)) is not None:
+            self._pace.room(idle)
         if self._pace.after(self.seconds, process_time() - cpu, now) != threads:
             self._set_threads(self._pace.threads)
         if result:

@@ -2,10 +2,11 @@
 
 Each turn is one device call: a prefill chunk of the sequence with the lowest rank, or one decode
 step of every sequence that has a known token to compute (in parts, where the device has the same
-bits for few rows only). While both wait, a slice of prefill (chunks of one grid size in all: one of
-a long prompt, or several short prompts) and a decode step take turns, so an urgent arrival waits at
-most for one of each. Commands take effect between two turns; with nothing to compute the loop
-sleeps on its inbox.
+bits for few rows only). While both wait, a slice of prefill (one grid size of tokens) and a decode
+step take turns; chunks that complete their prompts may go up to EAGER slices further, since each of
+them makes the steps that follow wider. The lowest rank goes first in every call, so an urgent
+arrival waits at most for a slice and a decode step. Commands take effect between two turns; with
+nothing to compute the loop sleeps on its inbox.
 
 What must hold: an error of one sequence ends that sequence (`Lost`) and no other. Every command
 that names a sequence is answered: with its event, or with Lost when there is no such sequence.
@@ -17,11 +18,14 @@ import errno
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Final
 
 from aiosd.engine import protocol as p
 from aiosd.engine.runner import Draw, Row, Runner
 from aiosd.engine.sequence import Sequence, check
 from aiosd.engine.slots import Slots
+
+EAGER: Final = 3
 
 
 class Loop:
@@ -77,7 +81,9 @@ class Loop:
 
     def _affords(self, sequence: Sequence) -> bool:
         """Whether a sequence's next chunk may still go before the next decode step."""
-        return sequence.chunk(self._grid) - sequence.kv <= self._credit
+        end = sequence.chunk(self._grid)
+        eager = EAGER * self._grid if end == len(sequence.tokens) else 0
+        return end - sequence.kv <= self._credit + eager
 
     # Batches.
 

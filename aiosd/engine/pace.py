@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 CROWDED = 0.7  # a call that got less of its threads' time than this was disturbed
+ROOM = 0.8  # of a core that stands idle is enough for one more thread
 PATIENCE = 2  # disturbed calls in a row before threads are given up
 FIRST_REST_S = 0.5
 LONGEST_REST_S = 8.0
@@ -35,9 +36,19 @@ class Pace:
         self._rest = FIRST_REST_S
         self._until = 0.0
 
+    @property
+    def resting(self) -> bool:
+        """Whether threads have been given up."""
+        return self.threads < self._choices[0]
+
+    def room(self, idle: float) -> None:
+        """So many cores stand idle just now: when all threads find one, the rest is over."""
+        if idle >= ROOM * (self._choices[0] - self.threads):
+            self._until = 0.0
+
     def after(self, wall: float, cpu: float, now: float) -> int:
         """A call took `wall` seconds and `cpu` seconds of CPU; returns threads for the next."""
-        if self.threads < self._choices[0] and now >= self._until:
+        if self.resting and now >= self._until:
             self.threads, self._disturbed = self._choices[0], PATIENCE - 1
         elif self.threads > self._choices[-1] and cpu < CROWDED * wall * self.threads:
             self._disturbed, self._calm = self._disturbed + 1, 0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
+
+from aiosd.engine.idle import GLANCE_S, Idle
 from aiosd.engine.pace import LONGEST_REST_S, PATIENCE, Pace, choices
 
 
@@ -53,3 +57,26 @@ def test_as_many_threads_as_there_are_cores_to_be_had() -> None:
     assert pace.threads == 4
     assert Pace(choices(1)).after(1.0, 0.1, 1.0) == 1
     assert choices(6) == [6, 3, 1]
+
+
+def test_a_rest_ends_as_soon_as_there_is_room() -> None:
+    pace = Pace(choices(2))
+    now = run(pace, 1.1, 0.0, 5.0)
+    while not pace.resting:
+        now = run(pace, 1.1, now, 0.03)
+    pace.room(0.1)
+    assert pace.after(0.03, 0.03, now + 0.01) == 1
+    pace.room(0.9)
+    assert pace.after(0.03, 0.03, now + 0.02) == 2
+
+
+def test_idle_cores_are_counted_between_looks() -> None:
+    idle = Idle()
+    assert idle.cores(time.monotonic()) is None  # the first look has nothing to compare with
+    assert idle.cores(time.monotonic()) is None  # too soon
+    until = time.monotonic() + 3 * GLANCE_S
+    while time.monotonic() < until:
+        pass  # one core is busy with this
+    found = idle.cores(time.monotonic())
+    assert found is not None
+    assert 0.0 <= found <= len(os.sched_getaffinity(0)) - 0.3
