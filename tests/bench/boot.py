@@ -20,7 +20,7 @@ from tests.bench.kernel import Kernel
 from tests.bench.ratio import Ratio, divide, interleave
 from tests.daemon import ROOT
 
-ROUNDS = 7
+ROUNDS = 5
 LIMIT_MB = 80.0
 
 

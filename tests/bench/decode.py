@@ -19,7 +19,7 @@ from tests.bench.crowd import Crowd, prompts
 from tests.bench.kernel import Kernel, core
 from tests.bench.ratio import Ratio, divide, interleave
 
-ROUNDS = 5
+ROUNDS = 3
 LIVE = 8
 SLOTS = 16
 

@@ -20,7 +20,7 @@ from tests.bench.kernel import N_CTX, Kernel, core
 from tests.bench.llama_server import LlamaServer
 from tests.bench.ratio import Ratio, divide, interleave
 
-ROUNDS = 7
+ROUNDS = 5
 COUNT = 8
 
 

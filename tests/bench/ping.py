@@ -26,8 +26,8 @@ from tests.bench.kernel import Kernel, core
 from tests.bench.ratio import Ratio, divide, interleave
 from tests.daemon import Client
 
-ROUNDS = 15
-PINGS = 3000
+ROUNDS = 9
+PINGS = 2000
 WINDOW = 32
 PAYLOAD = b"0123456789abcdef"
 AGENTS = 8  # that generate in the background

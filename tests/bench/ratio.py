@@ -62,17 +62,17 @@ class Ratio(msgspec.Struct, kw_only=True):
 
 
 def interleave(rounds: int, *sides: Callable[[], float]) -> tuple[list[list[float]], float]:
-    """Measure every side once a round, in turns whose order alternates.
+    """Measure every side twice a round, in turns: forwards, then backwards.
 
-    Returns one list per side, and the noise of the rounds (see quiet.py).
+    So neither a machine that gets faster or slower meanwhile nor a place in the order favours one.
+    Returns one list per side, with the mean of each round's two, and the rounds' noise (quiet.py).
     """
     taken = Rounds[list[float]](rounds)
-    numbered = list(enumerate(sides))
-    for turn in taken:
-        values = [0.0] * len(sides)
-        for number, side in numbered if turn % 2 == 0 else reversed(numbered):
-            values[number] = side()
-        taken.add(values)
+    for _ in taken:
+        first = [side() for side in sides]
+        second = [side() for side in reversed(sides)]
+        pairs = zip(first, reversed(second), strict=True)
+        taken.add([(one + other) / 2 for one, other in pairs])
     kept = taken.quietest()
     return [[values[number] for values in kept] for number in range(len(sides))], taken.noise
 
