@@ -25,7 +25,7 @@ import msgspec
 
 from aiosd.engine.prompt import segments
 from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
-from aiosd.engine.runner import Draw, ModelInfo, Row
+from aiosd.engine.runner import Chunk, Draw, ModelInfo, Row
 from aiosd.engine.snapshot import SnapshotFiles
 
 EOG: Final = 256
@@ -90,6 +90,7 @@ class FakeRunner:
             setting="fake",
             low=self._options.low,
             high=min(self._options.high, setup.slots),
+            batch=0 if setup.exact else 4 * setup.grid,
             verdict=setup.verdict or json.dumps({"fake": True}),
             kv_bytes_per_token=ENTRY + 2,
         )
@@ -109,15 +110,24 @@ class FakeRunner:
         """True for <|end|>."""
         return token == EOG
 
-    def prefill(self, slot: int, tokens: Sequence[int], start: int, want: bool) -> None:
-        """Compute a chunk; ValueError when it leaves the grid or a gap."""
-        end = start + len(tokens)
-        if not tokens or start // self._grid != (end - 1) // self._grid:
+    def prefill(self, chunks: Sequence[Chunk]) -> None:
+        """Compute chunks; ValueError when one leaves the grid or a gap, or they are too many."""
+        total = sum(len(chunk.tokens) for chunk in chunks)
+        if len(chunks) > 1 and total > self.info.batch:
+            raise ValueError(
+                f"{len(chunks)} chunks of {total} tokens: more than a prefill may have"
+            )
+        self._work(self._options.prefill_ms * total / self._grid)
+        for chunk in chunks:
+            self._extend(chunk)
+        self._last = [self._slots[chunk.slot] if chunk.want else [] for chunk in chunks]
+
+    def _extend(self, chunk: Chunk) -> None:
+        start, end = chunk.start, chunk.start + len(chunk.tokens)
+        if not chunk.tokens or start // self._grid != (end - 1) // self._grid:
             raise ValueError(f"chunk {start}..{end} is off the grid of {self._grid}")
-        self._work(self._options.prefill_ms * len(tokens) / self._grid)
-        for position, token in enumerate(tokens, start):
-            self._append(slot, position, token, b"chunk %d %d" % (start, end))
-        self._last = [self._slots[slot]] if want else []
+        for position, token in enumerate(chunk.tokens, start):
+            self._append(chunk.slot, position, token, b"chunk %d %d" % (start, end))
 
     def decode(self, rows: Sequence[Row]) -> None:
         """Compute a step; ValueError when the slots are not consecutive and ascending."""

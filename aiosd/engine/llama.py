@@ -37,7 +37,7 @@ from aiosd.engine.idle import Idle
 from aiosd.engine.pace import Pace, choices
 from aiosd.engine.prompt import Template, segments
 from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
-from aiosd.engine.runner import Draw, ModelInfo, Row
+from aiosd.engine.runner import Chunk, Draw, ModelInfo, Row
 from aiosd.engine.snapshot import SnapshotFiles
 
 L: Any = llama_cpp  # ctypes bindings without types
@@ -45,6 +45,7 @@ L: Any = llama_cpp  # ctypes bindings without types
 KV_TYPES: Final = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30,
 }  # fmt: skip
+TOGETHER: Final = 4  # grid chunks that may share a prefill where the bits do not matter
 LOG_ERROR: Final = 4
 UNSEEDED: Final = 0xFFFFFFFF  # llama.cpp takes this seed for "choose one at random"
 
@@ -157,7 +158,8 @@ class Device:
         streams = setup.slots + self._pads
         params = L.llama_context_default_params()
         params.n_ctx = streams * setup.n_ctx
-        params.n_batch = params.n_ubatch = max(setup.grid, streams)
+        grids = 1 if setup.exact else TOGETHER
+        params.n_batch = params.n_ubatch = max(grids * setup.grid, streams)
         params.n_seq_max, params.kv_unified = streams, False
         params.swa_full = True  # or what left the window would be missing after a roll-back
         params.n_threads = params.n_threads_batch = threads
@@ -204,15 +206,19 @@ class Device:
             kind = dict(L.llama_batch._fields_)[name]
             setattr(self._batch, name, ctypes.cast(array.ctypes.data, kind))
 
-    def prefill(self, slot: int, tokens: Sequence[int], start: int, want: bool) -> None:
-        """Compute one chunk of a sequence; want: the last token's logits as row 0."""
-        n = len(tokens)
-        self._tokens[:n] = tokens
-        self._positions[:n] = self._offsets[:n] + start
-        self._slots[:n] = slot + self._pads
-        self._wanted[:n] = 0
-        self._wanted[n - 1] = want
+    def prefill(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Compute chunks; returns those whose last token's logits are kept, in order."""
+        n = 0
+        for slot, tokens, start, want in chunks:
+            end = n + len(tokens)
+            self._tokens[n:end] = tokens
+            self._positions[n:end] = self._offsets[: end - n] + start
+            self._slots[n:end] = slot + self._pads
+            self._wanted[n:end] = 0
+            self._wanted[end - 1] = want
+            n = end
         self._decode(n)
+        return [i for i, chunk in enumerate(chunks) if chunk.want]
 
     def decode(self, rows: Sequence[Row]) -> list[int]:
         """Compute one token of each row; returns the rows whose logits are kept, in order."""
@@ -267,7 +273,7 @@ class Device:
 
     def chunk(self, slot: int, tokens: Sequence[int], start: int) -> None:
         """For the probe: compute a chunk."""
-        self.prefill(slot, tokens, start, False)
+        self.prefill([Chunk(slot, tokens, start, False)])
 
     def step(self, rows: Sequence[tuple[int, int, int]]) -> list[bytes]:
         """For the probe: decode (slot, token, position) rows; the bytes of each row's logits."""
@@ -480,6 +486,7 @@ class LlamaRunner:
             setting=f"{setting}{_rows(low, high, setup.slots)}",
             low=low,
             high=high,
+            batch=0 if setup.exact else TOGETHER * setup.grid,
             verdict=probe.dump(verdict) if verdict else "",
             kv_bytes_per_token=self._warm_up(),
         )
@@ -518,9 +525,9 @@ class LlamaRunner:
         """
         device, half = self._device, min(16, self._setup.grid // 2)
         tokens = [10 + i for i in range(2 * half)]
-        device.prefill(0, tokens[:half], 0, True)
+        device.prefill([Chunk(0, tokens[:half], 0, True)])
         begun = device.state_size(0)
-        device.prefill(0, tokens[half:], half, True)
+        device.prefill([Chunk(0, tokens[half:], half, True)])
         added = device.state_size(0) - begun
         device.clear(0)
         return added // half
@@ -530,10 +537,9 @@ class LlamaRunner:
         """Time inside the last llama_decode."""
         return self._device.seconds
 
-    def prefill(self, slot: int, tokens: Sequence[int], start: int, want: bool) -> None:
-        """Compute one chunk."""
-        self._rows = [0]
-        self._device.prefill(slot, tokens, start, want)
+    def prefill(self, chunks: Sequence[Chunk]) -> None:
+        """Compute chunks."""
+        self._rows = self._device.prefill(chunks)
 
     def decode(self, rows: Sequence[Row]) -> None:
         """Compute one step."""

@@ -5,8 +5,9 @@ step of every sequence that has a known token to compute (in parts, where the de
 bits for few rows only). While both wait, a slice of prefill (one grid size of tokens) and a decode
 step take turns; chunks that complete their prompts may go up to EAGER slices further, since each of
 them makes the steps that follow wider. The lowest rank goes first in every call, so an urgent
-arrival waits at most for a slice and a decode step. Commands take effect between two turns; with
-nothing to compute the loop sleeps on its inbox.
+arrival waits at most for a slice and a decode step. Where a core need not be exact, such chunks
+share a call with the first one. Commands take effect between two turns; with nothing to compute the
+loop sleeps on its inbox.
 
 What must hold: an error of one sequence ends that sequence (`Lost`) and no other. Every command
 that names a sequence is answered: with its event, or with Lost when there is no such sequence.
@@ -21,7 +22,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from aiosd.engine import protocol as p
-from aiosd.engine.runner import Draw, Row, Runner
+from aiosd.engine.runner import Chunk, Draw, Row, Runner
 from aiosd.engine.sequence import Sequence, check
 from aiosd.engine.slots import Slots
 
@@ -73,33 +74,69 @@ class Loop:
         for sequence in self._sequences.values():
             if sequence.running:
                 (prefilling if sequence.prefilling else decoding).append(sequence)
-        first = min(prefilling, key=lambda s: (s.rank, s.order), default=None)
-        if first is not None and (not decoding or self._affords(first)):
-            self._prefill(first)
+        prefilling.sort(key=lambda s: (s.rank, s.order))
+        if prefilling and (not decoding or self._affords(prefilling[0], 0)):
+            self._prefill(self._together(prefilling))
         elif decoding:
             self._decode(decoding)
 
-    def _affords(self, sequence: Sequence) -> bool:
-        """Whether a sequence's next chunk may still go before the next decode step."""
+    def _affords(self, sequence: Sequence, before: int) -> bool:
+        """Whether a sequence's next chunk may still go before the next decode step.
+
+        before: tokens that go with it in any case.
+        """
         end = sequence.chunk(self._grid)
         eager = EAGER * self._grid if end == len(sequence.tokens) else 0
-        return end - sequence.kv <= self._credit + eager
+        return before + end - sequence.kv <= self._credit + eager
+
+    def _together(self, prefilling: list[Sequence]) -> list[Sequence]:
+        """The sequences whose next chunks share one call; the first goes in any case."""
+        chosen, total = prefilling[:1], prefilling[0].chunk(self._grid) - prefilling[0].kv
+        for sequence in prefilling[1:]:
+            size = sequence.chunk(self._grid) - sequence.kv
+            if total + size > self._runner.info.batch or not self._affords(sequence, total):
+                break
+            chosen.append(sequence)
+            total += size
+        return chosen
 
     # Batches.
 
-    def _prefill(self, sequence: Sequence) -> None:
+    def _prefill(self, sequences: list[Sequence]) -> None:
         began = time.perf_counter()
-        start, end = sequence.kv, sequence.chunk(self._grid)
-        self._credit -= end - start
-        last = end == len(sequence.tokens)
+        chunks = [self._chunk(s) for s in sequences]
         try:
-            self._runner.prefill(sequence.slot, sequence.tokens[start:end], start, last)
+            self._runner.prefill(chunks)
         except OSError as e:
-            self._lose(sequence, e)
+            self._prefill_apart(sequences, e)
             return
-        sequence.advance(end)
-        ended = self._sample([(0, sequence)]) if last else []
-        self._report([(sequence.cid, p.PREFILL, start, end)], ended, began)
+        computed, draws = [], []
+        for row, (s, chunk) in enumerate(zip(sequences, chunks, strict=True)):
+            end = chunk.start + len(chunk.tokens)
+            self._credit -= len(chunk.tokens)
+            s.advance(end)
+            computed.append((s.cid, p.PREFILL, chunk.start, end))
+            if chunk.want:
+                draws.append((row, s))
+        self._report(computed, self._sample(draws), began)
+
+    def _chunk(self, sequence: Sequence) -> Chunk:
+        start, end = sequence.kv, sequence.chunk(self._grid)
+        last = end == len(sequence.tokens)
+        return Chunk(sequence.slot, sequence.tokens[start:end], start, last)
+
+    def _prefill_apart(self, sequences: list[Sequence], error: OSError) -> None:
+        """A prefill was refused: find the sequence at fault and lose only that one."""
+        if len(sequences) == 1:
+            self._lose(sequences[0], error)
+            return
+        for sequence in sequences:
+            try:
+                self._runner.truncate(sequence.slot, sequence.kv)
+            except OSError as e:
+                self._lose(sequence, e)
+            else:
+                self._prefill([sequence])
 
     def _decode(self, decoding: list[Sequence]) -> None:
         self._credit = self._grid
@@ -143,6 +180,8 @@ class Loop:
 
     def _sample(self, draws: list[tuple[int, Sequence]]) -> list[p.Token]:
         runner, n_ctx = self._runner, self._runner.info.n_ctx
+        if not draws:
+            return []
         tokens = runner.sample([Draw(row, s.goal.sampling, s.kv) for row, s in draws])
         return [
             s.accept(token, runner.is_eog(token), runner.piece, n_ctx)

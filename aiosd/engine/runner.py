@@ -5,9 +5,10 @@ decides what is computed and when; a runner only does it. Errors that concern on
 OSError with an errno and a sentence; anything else is a broken invariant and ends the worker.
 
 What must hold: rows of a decode sit in ascending consecutive slots, at most `info.high` of them;
-fewer than `info.low` begin at slot 0 (the runner adds what is missing); a prefill never crosses a
-multiple of the grid; prefill and decode never share a call. `encode` alone may be called from
-another thread.
+fewer than `info.low` begin at slot 0 (the runner adds what is missing); a chunk of a prefill never
+crosses a multiple of the grid; the chunks of one call are of different slots, and have `info.batch`
+tokens at most; prefill and decode never share a call. `encode` alone may be called from another
+thread.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
 class ModelInfo:
     """What `Loaded` tells the kernel about an open model; the fields mean what they mean there.
 
-    low, high: rows that a decode may have so that its bits are always the same.
+    low, high: rows that a decode may have so that its bits are always the same. batch: tokens that
+    a prefill may have; 0: one chunk, whose bits would depend on the others.
     """
 
     name: str
@@ -36,8 +38,18 @@ class ModelInfo:
     setting: str
     low: int
     high: int
+    batch: int
     verdict: str
     kv_bytes_per_token: int
+
+
+class Chunk(NamedTuple):
+    """One sequence's share of a prefill: tokens from position `start`; want: the last's logits."""
+
+    slot: int
+    tokens: Sequence[int]
+    start: int
+    want: bool
 
 
 class Row(NamedTuple):
@@ -79,8 +91,8 @@ class Runner(Protocol):
         """True when the token ends a generation."""
         ...
 
-    def prefill(self, slot: int, tokens: Sequence[int], start: int, want: bool) -> None:
-        """Compute one chunk from position `start`; want: keep the last one's logits as row 0."""
+    def prefill(self, chunks: Sequence[Chunk]) -> None:
+        """Compute chunks; logits are kept under the chunk's index."""
         ...
 
     def decode(self, rows: Sequence[Row]) -> None:

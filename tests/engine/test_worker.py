@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 
 from aiosd.engine import protocol as p
@@ -188,6 +189,15 @@ def test_prefill_is_sliced_and_takes_turns_with_decode(start: Start) -> None:
     for (_, before, *_), (_, kind, _, end) in pairwise(c[0] for c in steps):
         # Only a chunk that completes its prompt follows another chunk at once.
         assert (before, kind) != (p.PREFILL, p.PREFILL) or end in (1000, 200)
+
+
+def test_short_prompts_share_a_call_where_the_bits_do_not_matter(start: Start) -> None:
+    worker = start(msgspec.structs.replace(fake_setup(prefill_ms=50), exact=False))
+    for cid in range(4):
+        worker.admit(sequence(cid, 30, most=1))
+    worker.finish(*worker.sequences.values())
+    calls = [e.computed for e in worker.events if isinstance(e, p.Step)]
+    assert max(map(len, calls)) >= 3  # those that came while the first one was computed
 
 
 def test_the_lowest_rank_is_prefilled_first(start: Start) -> None:
