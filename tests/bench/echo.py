@@ -34,6 +34,11 @@ class Echo:
             raise RuntimeError("the echo server did not start")
         return self
 
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
+
     def connect(self) -> socket.socket:
         """Return a new connection."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -110,5 +110,7 @@ async def _round(
         await heard.until_steps(6)
         steps = [s.seconds for _, s in heard.steps if s.computed[0][1] == DECODE]
         restoring.append(max(0.0, heard.steps[0][0] - began - steps[0]))
+    heard.evicted.clear()
     core.forget(sequence)
+    await heard.until_evicted(1)  # or it would go on while the next round waits for quiet
     return computing, median(saving), median(restoring)
