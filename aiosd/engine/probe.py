@@ -12,10 +12,10 @@ one row decodes alone over 512 or more padded cells, and then differs from wider
 avoids that path. F16 and F32 weights differ between one row and more. Without flash attention a
 long context decodes at half the speed.
 
-Several prompts in one prefill call were tried as well: prompts of one length take 7 to 9 % less time
-so, prompts of different lengths none (313 tokens took 0.72 s together and 0.71 s apart), because
-llama.cpp cuts such a batch where one of them ends. Where it cuts depends on the neighbours, so an
-exact core computes one sequence's chunk a call.
+Several prompts in one prefill call were tried as well: prompts of one length take 7 to 9 % less
+time so, prompts of different lengths none (313 tokens took 0.72 s together and 0.71 s apart),
+because llama.cpp cuts such a batch where one of them ends. Where it cuts depends on the neighbours,
+so an exact core computes one sequence's chunk a call.
 """
 
 from __future__ import annotations
