@@ -18,7 +18,7 @@ from collections.abc import Callable, Set
 
 from aiosd.cores.buffers import Buffers
 from aiosd.cores.sequence import Place, Sequence, Snapshot
-from aiosd.engine import protocol
+from aiosd.engine import protocol, runs
 from aiosd.engine.protocol import Command
 
 SLACK = 65_536  # bytes of a snapshot beside its KV
@@ -84,13 +84,22 @@ class Placement:
 
     def _admit(self, sequence: Sequence, rank: int) -> None:
         assert sequence.goal is not None
-        path, held = "", sequence.held
+        held, snapshot = sequence.held, None
         if sequence.place is Place.OUT:
-            path = sequence.snapshot.path if sequence.snapshot else ""
+            snapshot = sequence.snapshot
             self.switches += 1
-        work = sequence.work(held)
         self._send(
-            protocol.Admit(sequence.cid, sequence.tokens, held, path, work, sequence.goal, rank)
+            protocol.Admit(
+                sequence.cid,
+                sequence.tokens,
+                held,
+                snapshot.path if snapshot else "",
+                sequence.work(held),
+                sequence.goal,
+                rank,
+                history=runs.cut(sequence.history, held),
+                held=snapshot.kv if snapshot else 0,
+            )
         )
         sequence.slot_kv = held
         sequence.place = Place.LIVE

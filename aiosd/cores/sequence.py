@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from aiosd.engine import runs
 from aiosd.engine.protocol import DECODE, PREFILL, Goal, Run, Token
 
 
@@ -91,11 +92,7 @@ class Sequence:
             return False
         if start != self.kv:
             raise ValueError(f"context {self.cid}: computed {start}..{end}, on record {self.kv}")
-        last = self.history[-1] if self.history else None
-        if last and last.kind == kind and (kind == DECODE or start % grid == 0):
-            self.history[-1] = Run(kind, last.start, end)
-        else:
-            self.history.append(Run(kind, start, end))
+        runs.extend(self.history, kind, start, end, grid)
         self.kv = end
         return True
 
@@ -105,16 +102,16 @@ class Sequence:
         First what was computed before and is lost, in the way it was computed, then what is new:
         the prompt by prefill, what was sampled by decode.
         """
-        runs = [
+        work = [
             Run(run.kind, max(run.start, held), run.end) for run in self.history if run.end > held
         ]
         start, end = max(self.kv, held), len(self.tokens)
         prompt = min(self.goal.prompt_len, end) if self.goal else end
         if start < prompt:
-            runs.append(Run(PREFILL, start, prompt))
+            work.append(Run(PREFILL, start, prompt))
         if max(start, prompt) < end:
-            runs.append(Run(DECODE, max(start, prompt), end))
-        return runs
+            work.append(Run(DECODE, max(start, prompt), end))
+        return work
 
     @property
     def resident(self) -> bool:

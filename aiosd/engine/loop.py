@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from aiosd.engine import protocol as p
+from aiosd.engine import runs
 from aiosd.engine.runner import Chunk, Draw, Row, Runner
 from aiosd.engine.sequence import Sequence, check
 from aiosd.engine.slots import Slots
@@ -114,7 +115,7 @@ class Loop:
         for row, (s, chunk) in enumerate(zip(sequences, chunks, strict=True)):
             end = chunk.start + len(chunk.tokens)
             self._credit -= len(chunk.tokens)
-            s.advance(end)
+            s.advance(end, self._grid)
             computed.append((s.cid, p.PREFILL, chunk.start, end))
             if chunk.want:
                 draws.append((row, s))
@@ -160,7 +161,7 @@ class Loop:
             return
         computed = []
         for sequence in decoding:
-            sequence.advance(sequence.kv + 1)
+            sequence.advance(sequence.kv + 1, self._grid)
             computed.append((sequence.cid, p.DECODE, sequence.kv - 1, sequence.kv))
         draws = [(row, sequence) for row, sequence in enumerate(decoding) if rows[row].want]
         self._report(computed, self._sample(draws), began)
@@ -240,14 +241,23 @@ class Loop:
         if admit.path:
             self._runner.clear(slot)
             if admit.kv:
-                self._runner.restore(slot, admit.path, admit.kv)
+                self._restore(admit, slot)
         elif not admit.kv:
             self._runner.clear(slot)
         elif resident is None:
             raise OSError(errno.ESTALE, f"context {admit.cid} is not resident; give a snapshot")
         elif resident.kv < admit.kv or resident.tokens[: admit.kv] != admit.tokens[: admit.kv]:
             raise OSError(errno.ESTALE, f"context {admit.cid} holds other tokens; start from none")
+        elif runs.cut(resident.history, admit.kv) != admit.history:
+            text = f"context {admit.cid} was computed in another way; start from none"
+            raise OSError(errno.ESTALE, text)
         elif resident.kv > admit.kv:
+            self._runner.truncate(slot, admit.kv)
+
+    def _restore(self, admit: p.Admit, slot: int) -> None:
+        held = admit.held or admit.kv
+        self._runner.restore(slot, admit.path, held)
+        if held > admit.kv:
             self._runner.truncate(slot, admit.kv)
 
     def _apply(self, command: p.Rank | p.Park | p.Save | p.Evict) -> None:

@@ -114,9 +114,11 @@ class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag="tokenize"):
 class Admit(msgspec.Struct, frozen=True, array_like=True, tag="admit"):
     """Put a sequence in a slot (or take it up again where it is parked) and run it.
 
-    tokens: all its tokens. kv: how many of them the KV source holds: a snapshot file at `path`, or
-    the slot itself when path is "" and the sequence is resident (its KV longer than kv is rolled
-    back), or nothing (path "" and kv 0). rank orders prefill: lower first.
+    tokens: all its tokens. kv: how many of them are taken from the KV source: a snapshot file at
+    `path`, or the slot itself when path is "" and the sequence is resident (its KV longer than kv
+    is rolled back), or nothing (path "" and kv 0). rank orders prefill: lower first.
+    history: how tokens[:kv] came to be, so that the worker can say it in the snapshots it writes.
+    held: positions that the file at `path` holds, if more than kv: those after kv are rolled back.
     """
 
     cid: int
@@ -126,6 +128,8 @@ class Admit(msgspec.Struct, frozen=True, array_like=True, tag="admit"):
     work: list[Run]
     goal: Goal
     rank: int
+    history: list[Run] = []
+    held: int = 0
 
 
 class Park(msgspec.Struct, frozen=True, array_like=True, tag="park"):

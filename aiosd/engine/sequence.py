@@ -11,18 +11,23 @@ import errno
 from collections import deque
 from collections.abc import Callable
 
+from aiosd.engine import runs
 from aiosd.engine.protocol import DECODE, PREFILL, Admit, Run, Token
 from aiosd.engine.text import TextStream
 
 
 class Sequence:
-    """A resident sequence. `running` is False while it is parked."""
+    """A resident sequence. `running` is False while it is parked.
+
+    history is the record of how tokens[:kv] were computed, as the kernel keeps it.
+    """
 
     def __init__(self, admit: Admit, order: int, slot: int, piece: Callable[[int], bytes]) -> None:
         """order: number of its admission; piece: bytes of a token, to rebuild the text's state."""
         self.cid = admit.cid
         self.tokens = admit.tokens
         self.kv = admit.kv
+        self.history = list(admit.history)
         self.goal = admit.goal
         self.rank = admit.rank
         self.order = order
@@ -47,8 +52,9 @@ class Sequence:
         """The end of the next prefill chunk: cut at multiples of the grid and at the run's end."""
         return min(self._work[0][1], (self.kv // grid + 1) * grid)
 
-    def advance(self, end: int) -> None:
-        """Positions up to `end` have been computed."""
+    def advance(self, end: int, grid: int) -> None:
+        """Positions up to `end` have been computed, as the first run of its work says."""
+        runs.extend(self.history, self._work[0][0] if self._work else DECODE, self.kv, end, grid)
         self.kv = end
         while self._work and self._work[0][1] <= end:
             self._work.popleft()
@@ -78,6 +84,10 @@ def check(admit: Admit, n_vocab: int, n_ctx: int) -> None:
         raise _invalid(f"tokens: all must lie in 0..{n_vocab - 1}; was this core's model changed?")
     if not 0 <= admit.kv < known:
         raise _invalid(f"kv: {admit.kv} of {known} tokens; at least one must be left to compute")
+    if not runs.covers(admit.history, admit.kv):
+        raise _invalid(f"history: it must cover 0..{admit.kv} without gaps")
+    if admit.held and (admit.held < admit.kv or not admit.path):
+        raise _invalid(f"held: {admit.held} positions in the file, {admit.kv} wanted of it")
     if not 0 <= goal.prompt_len <= known:
         raise _invalid(f"prompt_len: {goal.prompt_len} of {known} tokens; give at most that many")
     if known - goal.prompt_len >= goal.max_tokens:

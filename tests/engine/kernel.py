@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiosd.engine import protocol as p
+from aiosd.engine import runs
 
 E = TypeVar("E")
 DEADLINE_S = 60.0
@@ -53,7 +54,9 @@ class Sequence:
 
     def admit(self, kv: int = 0, path: str = "") -> p.Admit:
         """The command that takes this sequence up from a KV source that holds kv positions."""
-        return p.Admit(self.cid, self.tokens, kv, path, self.work(kv), self.goal, self.rank)
+        history = runs.cut(self.runs, kv)
+        work = self.work(kv)
+        return p.Admit(self.cid, self.tokens, kv, path, work, self.goal, self.rank, history)
 
     def computed(self, kind: int, start: int, end: int) -> None:
         """Record a computed range; one that was computed before must come as it came then."""

@@ -174,6 +174,31 @@ def test_a_resident_sequence_is_rolled_back(start: Start) -> None:
     assert result(again) == result(whole)
 
 
+def test_a_file_that_holds_more_than_wanted_is_rolled_back(start: Start, tmp_path: Path) -> None:
+    worker, path = start(), str(tmp_path / "kv")
+    whole = sequence(1, 70)
+    worker.admit(whole)
+    worker.finish(whole)
+    held = worker.evict(1, path).kv
+    again = Sequence(1, prompt_of(70, 1), whole.goal)
+    again.runs = [p.Run(p.PREFILL, 0, 64)]
+    worker.sequences[1] = again
+    worker.send(msgspec.structs.replace(again.admit(64, path), held=held))
+    worker.finish(again)
+    assert result(again) == result(whole)
+    assert again.runs == whole.runs
+
+
+def test_a_slot_that_was_computed_in_another_way_is_not_taken_over(start: Start) -> None:
+    worker = start()
+    first = sequence(1, 70)
+    worker.admit(first)
+    worker.finish(first)
+    other = sequence(1, 70)
+    other.runs = [p.Run(p.PREFILL, 0, 40), p.Run(p.PREFILL, 40, 64)]
+    assert lost(worker, other.admit(64)) == errno.ESTALE
+
+
 def test_prefill_is_sliced_and_takes_turns_with_decode(start: Start) -> None:
     worker = start(fake_setup(eog=0.0))
     talking = sequence(1, 10, most=400)
@@ -246,10 +271,15 @@ def test_one_sequences_error_hurts_no_other(start: Start, tmp_path: Path) -> Non
     (tmp_path / "no").write_bytes(b"not a snapshot" * 100)
     right = bad.admit()
     runs = [p.Run(p.PREFILL, 0, 20), p.Run(p.PREFILL, 21, 40)]
+    known, rest = runs[:1], [p.Run(p.PREFILL, 20, 40)]
+    no, work = str(tmp_path / "no"), bad.work(20)
     for admit, number in (
-        (p.Admit(9, bad.tokens, 20, "/nowhere/kv", bad.work(20), bad.goal, 0), errno.ENOENT),
-        (p.Admit(9, bad.tokens, 20, str(tmp_path / "no"), bad.work(20), bad.goal, 0), errno.ESTALE),
-        (p.Admit(9, bad.tokens, 20, "", bad.work(20), bad.goal, 0), errno.ESTALE),
+        (p.Admit(9, bad.tokens, 20, "/nowhere/kv", work, bad.goal, 0, known), errno.ENOENT),
+        (p.Admit(9, bad.tokens, 20, no, work, bad.goal, 0, known), errno.ESTALE),
+        (p.Admit(9, bad.tokens, 20, "", work, bad.goal, 0, known), errno.ESTALE),
+        (p.Admit(9, bad.tokens, 20, "", rest, bad.goal, 0), errno.EINVAL),
+        (p.Admit(9, bad.tokens, 20, no, rest, bad.goal, 0, known, 19), errno.EINVAL),
+        (p.Admit(9, bad.tokens, 20, "", rest, bad.goal, 0, known, 21), errno.EINVAL),
         (p.Admit(9, bad.tokens, 40, "", [], bad.goal, 0), errno.EINVAL),
         (p.Admit(9, bad.tokens, 0, "", runs, bad.goal, 0), errno.EINVAL),
         (p.Admit(9, bad.tokens, 0, "", [], bad.goal, 0), errno.EINVAL),
