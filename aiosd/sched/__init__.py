@@ -15,11 +15,12 @@ from typing import Any
 from .fair import Fair
 from .fifo import Fifo
 from .mlfq import Mlfq
-from .policy import NICE_MAX, NICE_MIN, Plan, Policy, Row, Task
+from .policy import LOOK, NICE_MAX, NICE_MIN, Plan, Policy, Row, Task
 from .priority import Priority
 from .rr import RoundRobin
 
 __all__ = [
+    "LOOK",
     "NICE_MAX",
     "NICE_MIN",
     "POLICIES",

@@ -20,7 +20,7 @@ their weighted tokens, S/w, differ by no more than `credit` and the larger of th
 Q the quantum and L what a batch computes beyond it (a slice of a prompt). So nobody starves: the
 next request of an agent starts at the latest when each other agent has received that much.
 
-Every operation is O(log n) in the number of requests; `plan` is O(slots) besides.
+Every operation is O(log n) in the number of requests; `plan` is O(slots log slots) besides.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final
 
 from .levels import DEFAULT_QUANTUM
-from .policy import Plan, Policy, Task
+from .policy import LOOK, Plan, Policy, Task
 from .shares import Node
 from .waiters import Waiters
 from .weights import share
@@ -92,6 +93,9 @@ class Fair(Policy):
         self._entries: dict[int, _Entry] = {}
         self._running: dict[int, None] = {}
         self._expired: dict[int, None] = {}  # running tasks that have used their quantum
+        self._lent: dict[int, None] = {}  # running tasks in slots that are kept for `_kept`
+        self._kept: tuple[_Entry, Node] | None = None  # next, when the slots are too few for it
+        self._taken = 0  # slots
         self._waiters = Waiters()
         self._fresh = False  # something came that may take a slot before a quantum's end
 
@@ -198,16 +202,21 @@ class Fair(Policy):
             raise ValueError(f"a core has 0 slots or more, not {slots}")
         stopped: dict[int, None] = {}
         started: list[int] = []
-        while len(self._running) > slots:
-            stopped[self._stop(self._foremost(self._running))] = None
-        while len(self._running) < slots and len(self):
-            started.append(self._start(*self._next()))
+        if self._kept is None or self._kept[0].task.id not in self._entries:
+            self._lent.clear()
+        while self._taken > slots:
+            stopped[self._stop(next(self._foremost(self._running)))] = None
         for id in self._expired:
             self._choose(self._entries[id])
-        while (swap := self._swap(stopped)) is not None:
-            victim, entry, agent = swap
-            stopped[self._stop(victim)] = None
+        while len(self):
+            entry, agent = self._next()
+            victims = self._victims(entry, agent, slots - self._taken)
+            if entry.task.id in stopped or victims is None:
+                break
+            for victim in victims:
+                stopped[self._stop(victim)] = None
             started.append(self._start(entry, agent))
+        started += self._lend(slots, stopped)
         self._renew()
         return Plan(tuple(stopped), tuple(started))
 
@@ -301,6 +310,7 @@ class Fair(Policy):
     def _run(self, entry: _Entry, agent: Node) -> None:
         entry.payer = agent
         self._running[entry.task.id] = None
+        self._taken += entry.task.width
         self._advance(entry, agent)
 
     def _advance(self, entry: _Entry, agent: Node) -> None:
@@ -318,7 +328,9 @@ class Fair(Policy):
         self._pay(entry, entry.payer, -entry.left)
         entry.payer, entry.left, entry.used = None, 0.0, 0
         del self._running[entry.task.id]
+        self._taken -= entry.task.width
         self._expired.pop(entry.task.id, None)
+        self._lent.pop(entry.task.id, None)
 
     def _stop(self, id: int) -> int:
         entry = self._entries[id]
@@ -327,15 +339,42 @@ class Fair(Policy):
         return id
 
     def _renew(self) -> None:
-        """Give those whose quantum is over, and for whom nobody takes over, another one."""
-        for id in self._expired:
+        """Give those whose quantum is over, and for whom nobody takes over, another one.
+
+        But not those who are to give way to the one that slots are kept for: they pay as they go.
+        """
+        for id in list(self._expired):
+            if self._kept is not None and self._is_behind(*self._kept, id, 0.0):
+                continue
             entry = self._entries[id]
             agent = self._payer(entry)
             for node in agent.path():
                 node.catch_up()
             self._advance(entry, agent)
-        self._expired.clear()
+            del self._expired[id]
         self._fresh = False
+
+    def _lend(self, slots: int, stopped: dict[int, None]) -> dict[int, None]:
+        """Note for whom slots are kept, and start those meanwhile who fit into them."""
+        lent: dict[int, None] = {}
+        self._kept = None
+        if len(self) and self._next()[0].task.width > 1:
+            self._kept = self._next()
+        if self._taken >= slots or not len(self):
+            return lent
+        for entry, agent in list(islice(self._leading(self._root), LOOK)):
+            id, width = entry.task.id, entry.task.width
+            if id not in stopped and id not in self._running and width <= slots - self._taken:
+                lent[self._start(entry, agent)] = None
+        self._lent |= lent
+        return lent
+
+    def _leading(self, node: Node) -> Iterator[tuple[_Entry, Node]]:
+        """What is queued below a node, the first group's first agent's first request first."""
+        for child in node.ready.leading():
+            yield from self._leading(child)
+        for id in node.queue.leading():
+            yield self._entries[id], node
 
     # Who is ahead of whom.
 
@@ -348,27 +387,34 @@ class Fair(Policy):
         ]
         return (*above, seat.virtual - left)
 
-    def _foremost(self, ids: Iterable[int]) -> int:
-        """Of running tasks, the one that is furthest ahead."""
-        entries = (self._entries[id] for id in ids)
-        return max(entries, key=lambda entry: self._lead(entry, self._payer(entry))).task.id
+    def _foremost(self, ids: Iterable[int]) -> Iterator[int]:
+        """Running tasks, the one that is furthest ahead first."""
+        leads = {id: self._lead(self._entries[id], self._payer(self._entries[id])) for id in ids}
+        return iter(sorted(leads, key=leads.__getitem__, reverse=True))
 
-    def _swap(self, stopped: dict[int, None]) -> tuple[int, _Entry, Node] | None:
-        """The running task that must give way, if one must, for which one, at whose cost."""
-        if not len(self) or not (self._expired or (self._fresh and self._running)):
-            return None
-        entry, agent = self._next()
-        if entry.task.id in stopped:
-            return None
-        if self._expired:
-            victim = self._foremost(self._expired)
-            if self._is_behind(entry, agent, victim, 0.0):
-                return victim, entry, agent
-        if self._fresh:
-            victim = self._foremost(self._running)
-            if self._is_behind(entry, agent, victim, self._quantum):
-                return victim, entry, agent
+    def _victims(self, entry: _Entry, agent: Node, free: int) -> list[int] | None:
+        """Those who give way so that a queued task can start now; None if it can't."""
+        victims: list[int] = []
+        if free >= entry.task.width:
+            return victims
+        for id in self._yielding(entry, agent):
+            victims.append(id)
+            free += self._entries[id].task.width
+            if free >= entry.task.width:
+                return victims
         return None
+
+    def _yielding(self, entry: _Entry, agent: Node) -> Iterator[int]:
+        """Those running who must give way to a queued task, in that order."""
+        given = set(self._lent)
+        yield from self._lent
+        for id in self._foremost(self._expired) if self._expired else ():
+            if id not in given and self._is_behind(entry, agent, id, 0.0):
+                given.add(id)
+                yield id
+        for id in self._foremost(self._running) if self._fresh else ():
+            if id not in given and self._is_behind(entry, agent, id, self._quantum):
+                yield id
 
     def _is_behind(self, entry: _Entry, agent: Node, other: int, advance: float) -> bool:
         """Whether a queued task is behind a running one, even if it had `advance` more."""

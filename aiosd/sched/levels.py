@@ -8,9 +8,12 @@ Subclasses say which level a task is in and how many tokens a quantum has. The r
   running first, and goes to the tail; if nobody waits, it begins a new quantum;
 - a task stopped for another reason goes to the head of its level with the rest of its quantum;
 - when the core has lost slots, the same choice says who leaves;
+- slots are kept for a task at the head that needs several as `policy` says; those they are lent to
+  go back to their level right behind it;
 - a task that others wait for is in the best of their levels, if that is better than its own.
 
-Every operation is O(1) in the number of tasks; `plan` is O(slots) when a quantum has ended.
+Every operation is O(1) in the number of tasks; `plan` is O(slots) when a quantum has ended or
+slots are kept for somebody.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ import errno
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from .buckets import Buckets
-from .policy import Plan, Policy, Task
+from .policy import LOOK, Plan, Policy, Task
 from .waiters import Waiters
 
 DEFAULT_QUANTUM = 64  # tokens
@@ -49,6 +53,9 @@ class Levels(Policy):
         self._ready = Buckets(levels)
         self._running = Buckets(levels)
         self._expired: set[int] = set()  # running tasks at the end of their quantum
+        self._lent: dict[int, None] = {}  # running tasks in slots that are kept for `_kept`
+        self._kept = -1  # the task at the head, when the slots are too few for it
+        self._taken = 0  # slots
         self._stamp = 0
 
     @abstractmethod
@@ -114,10 +121,10 @@ class Levels(Policy):
 
     def remove(self, id: int) -> Task:
         """Forget a task."""
-        entry = self._entries.pop(id)
+        entry = self._entries[id]
         self._ready.discard(id)
-        self._running.discard(id)
-        self._expired.discard(id)
+        self._halt(id)
+        del self._entries[id]
         return entry.task
 
     def wait(self, task: Task) -> None:
@@ -158,13 +165,18 @@ class Levels(Policy):
             raise ValueError(f"a core has 0 slots or more, not {slots}")
         stopped: dict[int, None] = {}
         started: list[int] = []
-        while len(self._running) > slots:
-            stopped[self._stop(self._worst())] = None
-        while len(self._running) < slots and len(self._ready):
-            started.append(self._start())
-        while (victim := self._victim(stopped)) is not None:
-            stopped[self._stop(victim)] = None
-            started.append(self._start())
+        if self._kept not in self._ready.ids:
+            self._lent.clear()
+        while self._taken > slots:
+            stopped[self._stop(next(self._yielding(-1)))] = None
+        while (head := self._head(stopped)) is not None:
+            victims = self._victims(head, slots - self._taken)
+            if victims is None:
+                break
+            for victim in victims:
+                stopped[self._stop(victim)] = None
+            started.append(self._start(head))
+        started += self._lend(slots, stopped)
         self._renew()
         return Plan(tuple(stopped), tuple(started))
 
@@ -199,9 +211,14 @@ class Levels(Policy):
     def _look(self) -> None:
         """Make sure that the head of the ready ones is the one to run next."""
 
-    def _start(self) -> int:
+    def _head(self, stopped: dict[int, None]) -> int | None:
+        """The ready task that is next, if there is one that may start with this plan."""
         self._look()
-        id = self._ready.first()
+        if not len(self._ready) or (id := self._ready.first()) in stopped:
+            return None
+        return id
+
+    def _start(self, id: int) -> int:
         self._ready.discard(id)
         self._run(id)
         return id
@@ -211,40 +228,79 @@ class Levels(Policy):
         self._stamp += 1
         entry.stamp = self._stamp
         self._running.push(entry.level, id)
+        self._taken += entry.task.width
+
+    def _halt(self, id: int) -> None:
+        """Take a task off its slots, if it runs."""
+        if id in self._running.ids:
+            self._running.discard(id)
+            self._taken -= self._entries[id].task.width
+            self._expired.discard(id)
+            self._lent.pop(id, None)
 
     def _stop(self, id: int) -> int:
         entry = self._entries[id]
-        self._running.discard(id)
-        if id in self._expired:
-            self._expired.discard(id)
+        expired, lent = id in self._expired, id in self._lent
+        self._halt(id)
+        if expired:
             entry.used = 0
             self._ready.push(entry.level, id)
-        else:
-            self._ready.push_front(entry.level, id)
+            return id
+        self._ready.push_front(entry.level, id)
+        if lent and self._kept in self._ready.ids:
+            kept = self._entries[self._kept]
+            if kept.level == entry.level:
+                self._ready.discard(kept.task.id)
+                self._ready.push_front(kept.level, kept.task.id)
         return id
 
-    def _worst(self) -> int:
-        level = self._running.highest()
-        assert level is not None, "only asked while something runs"
-        expired = self._longest_expired(level)
-        return next(reversed(self._running.at(level))) if expired is None else expired
+    def _yielding(self, level: int) -> Iterator[int]:
+        """Those running who must give way to a task of a level, in that order."""
+        worst = self._running.highest()
+        for worse in range(-1 if worst is None else worst, level, -1):
+            queue = self._running.at(worse)
+            if self._expired:
+                yield from [id for id in queue if id in self._expired]
+            yield from (id for id in reversed(queue) if id not in self._expired)
+        if level >= 0 and (self._expired or self._lent):
+            queue = self._running.at(level)
+            yield from (id for id in queue if id in self._expired or id in self._lent)
 
-    def _longest_expired(self, level: int) -> int | None:
-        if not self._expired:
-            return None
-        return next((id for id in self._running.at(level) if id in self._expired), None)
+    def _victims(self, head: int, free: int) -> list[int] | None:
+        """Those who give way so that a ready task can start now; None if it can't."""
+        entry, victims = self._entries[head], list[int]()
+        if free >= entry.task.width:
+            return victims
+        for id in self._yielding(entry.level):
+            victims.append(id)
+            free += self._entries[id].task.width
+            if free >= entry.task.width:
+                return victims
+        return None
 
-    def _victim(self, stopped: dict[int, None]) -> int | None:
-        """The running task that must give way to the next ready one, if any must."""
-        self._look()
-        best, worst = self._ready.lowest(), self._running.highest()
-        if best is None or worst is None or self._ready.first() in stopped:
-            return None
-        if best < worst:
-            return self._worst()
-        return self._longest_expired(level=worst) if best == worst else None
+    def _lend(self, slots: int, stopped: dict[int, None]) -> dict[int, None]:
+        """Note for whom slots are kept, and start those meanwhile who fit into them."""
+        lent: dict[int, None] = {}
+        self._kept = -1
+        if len(self._ready) and self._entries[self._ready.first()].task.width > 1:
+            self._kept = self._ready.first()
+        if self._taken >= slots or not len(self._ready):
+            return lent
+        if self._quantum is None and self._width(self._ready.first()) <= slots:
+            return lent
+        for id in list(islice(self._ready, LOOK)):
+            if id not in stopped and self._width(id) <= slots - self._taken:
+                lent[self._start(id)] = None
+        self._lent |= lent
+        return lent
+
+    def _width(self, id: int) -> int:
+        return self._entries[id].task.width
 
     def _renew(self) -> None:
-        for id in self._expired:
-            self._entries[id].used = 0
-        self._expired.clear()
+        """Begin new quanta, but not for those who are to give way to the one that is waited for."""
+        level = self._entries[self._kept].level if self._kept >= 0 else -1
+        for id in list(self._expired):
+            if self._entries[id].level != level:
+                self._entries[id].used = 0
+                self._expired.discard(id)

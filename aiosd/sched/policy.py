@@ -9,7 +9,16 @@ What must hold:
 - a task is ready or running, never both, from `add` (or `adopt`) until `remove`;
 - `plan` decides and applies: afterwards `running` is what the core should hold;
 - no task is both stopped and started by one plan;
-- after `plan(slots)` either all slots are taken or nobody is ready.
+- the widths of what runs never exceed the slots;
+- after `plan(slots)` no slot is empty that one of the first LOOK ready tasks could have used, but
+  for those that the plan has just stopped, and for fifo, where nobody overtakes.
+
+A task that needs several slots at once (beams) waits at the head until as many are free, or taken
+by those who must give way to it: then it gets them all in one plan. Slots that come free meanwhile
+are lent to those behind it that fit in, who give way as soon as it can start; and a quantum that
+ends meanwhile is not renewed for one that must give way to it. So it waits for no more than the
+quanta of those that it found running (in fifo, until enough of them have ended: nothing is lent),
+and no slot idles. One that is wider than the core never starts: who adds it sees to that.
 """
 
 from __future__ import annotations
@@ -17,10 +26,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Set
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 NICE_MIN = -20
 NICE_MAX = 19
+
+LOOK: Final = 16
+"""Ready tasks among which one is sought that fits into slots kept for a wider one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +43,7 @@ class Task:
     prompt_tokens: how many are to be computed before the first token comes.
     group: with whom it shares, where a policy gives shares to groups; empty: with its uid's.
     waits_for: ids of requests that must be done before it (see `Policy.wait`).
+    width: how many slots it needs, all at once or none; what it is charged is for all of them.
     """
 
     id: int
@@ -40,6 +53,7 @@ class Task:
     prompt_tokens: int
     group: str = ""
     waits_for: tuple[int, ...] = ()
+    width: int = 1
 
     @property
     def party(self) -> Hashable:
@@ -49,6 +63,8 @@ class Task:
     def __post_init__(self) -> None:
         if not NICE_MIN <= self.nice <= NICE_MAX:
             raise ValueError(f"nice {self.nice} is outside {NICE_MIN}..{NICE_MAX}")
+        if self.width < 1:
+            raise ValueError(f"width {self.width}: a task needs 1 slot or more")
 
 
 @dataclass(frozen=True, slots=True)

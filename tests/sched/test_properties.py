@@ -20,7 +20,9 @@ names = st.sampled_from(sorted(sched.POLICIES))
 nices = st.integers(-20, 19)
 events = st.lists(
     st.one_of(
-        st.tuples(st.just("add"), st.integers(1, 40), st.integers(0, 200), nices),
+        st.tuples(
+            st.just("add"), st.integers(1, 40), st.integers(0, 200), nices, st.integers(1, 3)
+        ),
         st.tuples(st.just("step"), st.integers(1, 12)),
         st.tuples(st.just("suspend"), st.integers(0, 1000)),
         st.tuples(st.just("resume"), st.integers(0, 1000)),
@@ -44,10 +46,10 @@ class Machine:
         self.suspended: list[int] = []
         self.waiters = 0
 
-    def add(self, decode: int, prompt: int, nice: int) -> None:
+    def add(self, decode: int, prompt: int, nice: int, width: int) -> None:
         id = len(self.due) + 1
         self.due[id] = decode + prompt
-        self.core.add(id, decode, prompt, nice, aid=id % 7, uid=id % 3)
+        self.core.add(id, decode, prompt, nice, aid=id % 7, uid=id % 3, width=width)
 
     def step(self, times: int) -> None:
         for _ in range(times):
@@ -90,7 +92,7 @@ class Machine:
         self.core.policy = sched.change(self.core.policy, name, quantum=self.quantum)
 
     def finish(self) -> None:
-        self.core.slots = 2
+        self.core.slots = 3
         while self.suspended:
             self.resume(0)
         for step in self.core.run():
@@ -172,9 +174,12 @@ def test_priority_never_runs_a_worse_while_a_better_waits(
             getattr(machine, what)(*args)
         machine.core.plan()
         policy = machine.core.policy
-        running = [policy.task(id).nice for id in policy.running]
-        waiting = [policy.task(id).nice for id in policy.order()]
-        assert max(running, default=-20) <= min(waiting, default=19)
+        running = [policy.task(id) for id in policy.running]
+        free = machine.core.slots - sum(task.width for task in running)
+        for id in list(policy.order())[:1]:
+            head = policy.task(id)
+            worse = sum(task.width for task in running if task.nice > head.nice)
+            assert not worse or free + worse < head.width
 
 
 @pytest.mark.parametrize("name", sorted(sched.POLICIES))

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from aiosd.sched import Plan, Policy, Task
+from aiosd.sched import LOOK, Plan, Policy, Task
 
 
-def a_task(id: int, nice: int = 0, prompt: int = 0, aid: int = 1, uid: int = 1000) -> Task:
-    return Task(id=id, aid=aid, nice=nice, uid=uid, prompt_tokens=prompt)
+def a_task(
+    id: int, nice: int = 0, prompt: int = 0, aid: int = 1, uid: int = 1000, width: int = 1
+) -> Task:
+    return Task(id=id, aid=aid, nice=nice, uid=uid, prompt_tokens=prompt, width=width)
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Work:
     prompt: int
     decode: int
     got: int = 0
+    width: int = 1
 
     @property
     def left(self) -> int:
@@ -43,11 +46,18 @@ class TinyCore:
         self.stops = 0
 
     def add(
-        self, id: int, decode: int, prompt: int = 0, nice: int = 0, aid: int = 1, uid: int = 1000
+        self,
+        id: int,
+        decode: int,
+        prompt: int = 0,
+        nice: int = 0,
+        aid: int = 1,
+        uid: int = 1000,
+        width: int = 1,
     ) -> None:
-        self.work.setdefault(id, Work(prompt, decode))
+        work = self.work.setdefault(id, Work(prompt, decode, width=width))
         self.known.add(id)
-        self.policy.add(a_task(id, nice, self.work[id].prompt, aid, uid))
+        self.policy.add(a_task(id, nice, work.prompt, aid, uid, work.width))
 
     def remove(self, id: int) -> None:
         self.policy.remove(id)
@@ -63,16 +73,21 @@ class TinyCore:
         self.held = self.held - set(plan.stop) | set(plan.start)
         self.started += plan.start
         self.stops += len(plan.stop)
-        self.check()
+        self.check(plan)
         return plan
 
-    def check(self) -> None:
+    def check(self, plan: Plan) -> None:
         queue = list(self.policy.order())
         assert set(self.policy.running) == self.held
         assert self.held | set(queue) == self.known, "a task was lost"
         assert len(self.held) + len(queue) == len(self.known), "a task is there twice"
         assert len(self.policy) == len(queue)
-        assert len(self.held) == min(self.slots, len(self.known)), "not work-conserving"
+        free = self.slots - sum(self.work[id].width for id in self.held)
+        assert free >= 0, "more than the slots"
+        if queue and self.policy.name == "fifo" and self.work[queue[0]].width <= self.slots:
+            queue = queue[:1]  # nobody overtakes
+        fitting = {id for id in queue if self.work[id].width <= free} if len(queue) <= LOOK else ()
+        assert not set(fitting) - set(plan.stop), "not work-conserving"
 
     def step(self) -> None:
         """Plan, compute once, take off what is finished."""
