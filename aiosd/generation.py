@@ -60,6 +60,7 @@ class Generation:
         self.cached_tokens = 0
         self.tokens: list[int] = []
         self.texts: list[str] = []
+        self.logprobs: list[float] = []  # of each token, when they were asked for
         self.tail = ""  # text that became final with a token that is not part of the output
         self.finish = ""
         self.reason = ""
@@ -88,6 +89,8 @@ class Generation:
         if token.kept:
             self.tokens.append(token.token)
             self.texts.append(token.text)
+            if self.args.logprobs:
+                self.logprobs.append(token.logprob)
         else:
             self.tail += token.text
         self._on_token(self, token.text)
@@ -146,7 +149,12 @@ class Generation:
     def chunk(self, start: int) -> Chunk:
         """Return the tokens and the text from a token on."""
         text = "".join(self.texts[start:]) + self.tail
-        return Chunk(text=text, token_ids=self.tokens[start:], index=start)
+        return Chunk(
+            text=text,
+            token_ids=self.tokens[start:],
+            index=start,
+            logprobs=self.logprobs[start:],
+        )
 
     def read_to(self, reader: object, seen: int) -> None:
         """A reader has taken this many tokens; go on when the slowest has caught up."""
@@ -184,6 +192,7 @@ class Generation:
             core=core.name,
             request=self.rid,
             exact=bool(core.loaded and core.loaded.exact),
+            logprobs=self.logprobs,
         )
 
     def timing(self) -> Timing:
@@ -250,8 +259,14 @@ def unbuilt(args: LlmGenerate) -> None:
 
 def check(args: LlmGenerate) -> None:
     """Refuse a request that can't mean anything; raises OSError(EINVAL)."""
-    if bool(args.prompt) == bool(args.messages):
-        raise OSError(errno.EINVAL, "llm_generate: give either prompt or messages, not empty")
+    if args.prompt and args.messages:
+        raise OSError(errno.EINVAL, "llm_generate: give either prompt or messages, not both")
+    if not (args.prompt or args.messages or args.context):
+        raise OSError(
+            errno.EINVAL,
+            "llm_generate: give either prompt or messages, not empty; without both a context is "
+            "continued, and none was named",
+        )
     if args.raw and args.messages:
         raise OSError(errno.EINVAL, "llm_generate: raw goes with prompt, not with messages")
     if args.resume and not args.key:

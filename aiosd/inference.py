@@ -226,9 +226,7 @@ class Inference:
         context, args = generation.context, generation.args
         sequence = context.sequence
         try:
-            messages = msgspec.json.encode(args.messages).decode() if args.messages else ""
-            follow = bool(sequence.tokens)
-            tokens = await context.core.tokenize(args.prompt, messages, args.raw, follow)
+            tokens = await self._tokens(context, args)
             await context.core.placement.settle(sequence)
             self._submit(generation, tokens)
         except OSError as error:
@@ -236,6 +234,18 @@ class Inference:
         except Exception as error:
             log.exception("request %d can't be prepared", generation.rid)
             generation.failed(errno.EIO, f"llm_generate: the kernel failed on it: {error!r}")
+
+    async def _tokens(self, context: Context, args: abi.LlmGenerate) -> list[int]:
+        """Return the tokens that a request adds to its context; none when it only goes on."""
+        if not args.prompt and not args.messages:
+            await context.core.ready()
+            return []
+        messages = msgspec.json.encode(args.messages).decode() if args.messages else ""
+        follow = bool(context.sequence.tokens)
+        tokens = await context.core.tokenize(args.prompt, messages, args.raw, follow)
+        if not tokens:
+            raise OSError(errno.EINVAL, "llm_generate: prompt: it has no tokens")
+        return tokens
 
     def _submit(self, generation: Generation, tokens: list[int]) -> None:
         """Append the new tokens to the context and schedule it."""
@@ -247,8 +257,8 @@ class Inference:
         context.core.check()
         sequence, window = context.sequence, context.core.setup.n_ctx
         length = len(sequence.tokens) + len(tokens)
-        if not tokens:
-            raise OSError(errno.EINVAL, "llm_generate: prompt: it has no tokens")
+        if not length:
+            raise OSError(errno.EINVAL, "llm_generate: the context is empty; give a prompt")
         if length >= window:
             raise OSError(
                 errno.ENOSPC,
@@ -256,6 +266,7 @@ class Inference:
                 f"{len(sequence.tokens)}, the window of core {context.core.name} is {window}; "
                 "shorten the prompt or use a fresh context",
             )
+        sampled = 0 if tokens else sequence.reopen(context.core.setup.grid)
         generation.cached_tokens = sequence.kv
         generation.prompt_tokens = length
         wanted = args.max_tokens or process.max_tokens or window
@@ -265,8 +276,9 @@ class Inference:
         sequence.goal = Goal(
             prompt_len=length,
             max_tokens=min(wanted, window - length),
-            sampling=Sampling(args.temperature, args.top_p, args.top_k, args.min_p, args.seed),
+            sampling=_sampling(args),
             stop=list(args.stop),
+            sampled=sampled,
         )
         context.core.submit(sequence)
 
@@ -451,6 +463,24 @@ class Inference:
         return list(self._active.get(aid, {}).values())
 
 
+def _sampling(args: abi.LlmGenerate) -> Sampling:
+    """Return how a request wants its tokens chosen."""
+    return Sampling(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        seed=args.seed,
+        frequency_penalty=args.frequency_penalty,
+        presence_penalty=args.presence_penalty,
+        repeat_penalty=args.repeat_penalty,
+        penalty_window=args.penalty_window,
+        logit_bias=args.logit_bias,
+        min_tokens=args.min_tokens,
+        logprobs=args.logprobs,
+    )
+
+
 async def _repeat(body: bytes, args: abi.LlmGenerate, stream: Stream) -> abi.Generation:
     """Give a kept answer again; a stream gets what it has not received in one chunk."""
     answer = msgspec.msgpack.decode(body, type=_Answer)
@@ -459,7 +489,8 @@ async def _repeat(body: bytes, args: abi.LlmGenerate, stream: Stream) -> abi.Gen
         raise _ahead(args.resume, len(tokens))
     if args.stream and answer.texts[args.resume :]:
         text = "".join(answer.texts[args.resume :])
-        await stream.send(abi.Chunk(text, tokens[args.resume :], args.resume))
+        logprobs = answer.reply.logprobs[args.resume :]
+        await stream.send(abi.Chunk(text, tokens[args.resume :], args.resume, logprobs))
     return answer.reply
 
 

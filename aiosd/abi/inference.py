@@ -48,7 +48,7 @@ class Generation(Record, frozen=True):
     """The result of a generation. finish_reason is "stop", "length" or "cancelled".
 
     reason says why it was cancelled. context can be continued by a later request. exact says
-    whether the core promises the tokens of a solo run.
+    whether the core promises the tokens of a solo run. logprobs: of each token, when asked for.
     """
 
     text: str
@@ -67,11 +67,15 @@ class Generation(Record, frozen=True):
 
 
 class Chunk(Record, frozen=True):
-    """A piece of a streamed generation; index is the number of tokens before it."""
+    """A piece of a streamed generation; index is the number of tokens before it.
+
+    logprobs: of each token, when asked for.
+    """
 
     text: str
     token_ids: list[int]
     index: int
+    logprobs: list[float] = []
 
 
 @syscall(
@@ -81,6 +85,7 @@ class LlmGenerate(Call, frozen=True):
     """Generate text on a core: the scheduler decides when, the dispatcher where.
 
     Give a prompt (one user turn in the model's chat template; as it stands with raw) or messages.
+    Without either, a context is continued where it stands.
     """
 
     prompt: Annotated[
@@ -137,6 +142,38 @@ class LlmGenerate(Call, frozen=True):
         int, Meta(ge=0, description="with a key: index of the first token not yet received")
     ] = 0
     key: Key = ""
+    frequency_penalty: Annotated[
+        float,
+        Meta(ge=-2, le=2, description="taken off a token's logit each time it was used; 0: off"),
+    ] = 0.0
+    presence_penalty: Annotated[
+        float, Meta(ge=-2, le=2, description="taken off a used token's logit once; 0: off")
+    ] = 0.0
+    repeat_penalty: Annotated[
+        float, Meta(gt=0, le=10, description="makes used tokens less likely by a factor; 1: off")
+    ] = 1.0
+    penalty_window: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="tokens that penalties look back at, the prompt's too; 0: all",
+        ),
+    ] = 64
+    logit_bias: Annotated[
+        dict[int, Annotated[float, Meta(ge=-100, le=100)]],
+        Meta(max_length=1024, description="added to a token's logit, by token id"),
+    ] = {}
+    min_tokens: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="no end, and no stop string, before so many")
+    ] = 0
+    logprobs: Annotated[
+        bool,
+        Meta(
+            description="report each token's log-probability, in the model's own distribution: "
+            "before penalties, bias, a grammar and the temperature"
+        ),
+    ] = False
 
 
 class Embeddings(Record, frozen=True):

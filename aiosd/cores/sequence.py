@@ -106,12 +106,26 @@ class Sequence:
             Run(run.kind, max(run.start, held), run.end) for run in self.history if run.end > held
         ]
         start, end = max(self.kv, held), len(self.tokens)
-        prompt = min(self.goal.prompt_len, end) if self.goal else end
+        prompt = min(self.goal.prompt_len - self.goal.sampled, end) if self.goal else end
         if start < prompt:
             work.append(Run(PREFILL, start, prompt))
         if max(start, prompt) < end:
             work.append(Run(DECODE, max(start, prompt), end))
         return work
+
+    def reopen(self, grid: int) -> int:
+        """Leave something to compute: the logits after the last token are wanted once more.
+
+        Returns how many tokens at the end are to be decoded, being sampled ones: 0 or 1. What was
+        computed already is taken off the record as far as it has to be computed again.
+        """
+        last = self.kv - 1
+        if self.kv < len(self.tokens):
+            return int(self.kv + 1 == len(self.tokens) and self.kv > 0)
+        run = self.history[-1]
+        start = max(run.start, last // grid * grid) if run.kind == PREFILL else last
+        self.history, self.kv = runs.cut(self.history, start), start
+        return int(run.kind == DECODE)
 
     @property
     def resident(self) -> bool:

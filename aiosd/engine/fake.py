@@ -24,8 +24,8 @@ from typing import Final
 import msgspec
 
 from aiosd.engine.prompt import segments
-from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
-from aiosd.engine.runner import Chunk, Draw, ModelInfo, Row
+from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Tokenize
+from aiosd.engine.runner import Chunk, Draw, Drawn, ModelInfo, Row, Sampler
 from aiosd.engine.snapshot import SnapshotFiles
 
 EOG: Final = 256
@@ -141,9 +141,13 @@ class FakeRunner:
             self._append(row.slot, row.position, row.token, b"step")
         self._last = [self._slots[row.slot] if row.want else [] for row in rows]
 
-    def sample(self, draws: Sequence[Draw]) -> list[int]:
+    def sampler(self, goal: Goal, tokens: Sequence[int]) -> Sampler:
+        """All that the choice depends on beside the KV."""
+        return FakeSampler(goal)
+
+    def sample(self, draws: Sequence[Draw]) -> list[Drawn]:
         """The token that follows from each row's KV."""
-        return [self._choose(self._last[row], how, at) for row, how, at in draws]
+        return [self._draw(draw) for draw in draws]
 
     def save(self, slot: int, path: str, kv: int) -> int:
         """Write a real file; ValueError when the slot holds another number of positions."""
@@ -210,18 +214,47 @@ class FakeRunner:
             time.sleep(milliseconds / 1e3)
         self.device_seconds = time.perf_counter() - began
 
-    def _choose(self, held: list[tuple[int, bytes]], how: Sampling, position: int) -> int:
-        salt = msgspec.msgpack.encode((how, position)) if how.temperature > 0 else b""
-        dice = _digest(held[-1][1], salt)
+    def _draw(self, draw: Draw) -> Drawn:
+        assert isinstance(draw.sampler, FakeSampler)
+        goal, held = draw.sampler.goal, self._last[draw.row]
+        ends = len(draw.tokens) - goal.prompt_len >= goal.sampling.min_tokens
+        dice = _digest(held[-1][1], _salt(goal.sampling, draw))
+        token = self._choose(held, dice, ends)
+        return Drawn(token, -(1 + dice[6]) / 64 if goal.sampling.logprobs else 0.0)
+
+    def _choose(self, held: list[tuple[int, bytes]], dice: bytes, ends: bool) -> int:
         number = int.from_bytes(dice[:4], "little")
         following = _following([token for token, _ in held[-3:]])
         if following:
             return following[number % len(following)]
-        if number < self._options.eog * 2**32:
+        if ends and number < self._options.eog * 2**32:
             return EOG
         if dice[4] < 32:
             return WIDE[dice[5] % len(WIDE)][0]
         return LETTERS[dice[5] % len(LETTERS)]
+
+
+class FakeSampler:
+    """A sequence's sampler: it remembers nothing."""
+
+    def __init__(self, goal: Goal) -> None:
+        self.goal = goal
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that was chosen."""
+
+
+def _salt(how: Sampling, draw: Draw) -> bytes:
+    """What a choice depends on beside the KV; nothing when it is greedy and plain."""
+    parts: list[object] = []
+    if how.temperature > 0:
+        parts += [how.temperature, how.top_p, how.top_k, how.min_p, how.seed, draw.position]
+    if how.logit_bias:
+        parts.append(sorted(how.logit_bias.items()))
+    if how.frequency_penalty or how.presence_penalty or how.repeat_penalty != 1:
+        parts += [how.frequency_penalty, how.presence_penalty, how.repeat_penalty]
+        parts.append(draw.tokens[-how.penalty_window :])
+    return msgspec.msgpack.encode(parts) if parts else b""
 
 
 def _digest(*parts: bytes) -> bytes:

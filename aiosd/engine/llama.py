@@ -1,4 +1,4 @@
-"""A runner on llama.cpp: the only file that imports llama_cpp.
+"""A runner on llama.cpp; with `sampler.py` the only file that imports llama_cpp.
 
 Three parts: `Vocabulary` (tokens and chat template; used from any thread), `Device` (one
 llama_context and its batch; the probe uses it too) and `LlamaRunner`, which joins them.
@@ -20,7 +20,6 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -36,8 +35,9 @@ from aiosd.engine import gguf, probe
 from aiosd.engine.idle import Idle
 from aiosd.engine.pace import Pace, choices
 from aiosd.engine.prompt import Template, segments
-from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
-from aiosd.engine.runner import Chunk, Draw, ModelInfo, Row
+from aiosd.engine.protocol import CoreSetup, Tokenize
+from aiosd.engine.runner import Chunk, Draw, Drawn, ModelInfo, Row
+from aiosd.engine.sampler import Samplers
 from aiosd.engine.snapshot import SnapshotFiles
 
 L: Any = llama_cpp  # ctypes bindings without types
@@ -47,7 +47,6 @@ KV_TYPES: Final = {
 }  # fmt: skip
 TOGETHER: Final = 4  # grid chunks that may share a prefill where the bits do not matter
 LOG_ERROR: Final = 4
-UNSEEDED: Final = 0xFFFFFFFF  # llama.cpp takes this seed for "choose one at random"
 
 _errors: deque[str] = deque(maxlen=4)
 
@@ -72,7 +71,8 @@ class Vocabulary:
         self.size = int(L.llama_vocab_n_tokens(self._vocab))
         self._pieces: dict[int, bytes] = {}
         self._controls = self._control_words()
-        self._eog = {t for t in range(self.size) if L.llama_vocab_is_eog(self._vocab, t)}
+        self.ends = [t for t in range(self.size) if L.llama_vocab_is_eog(self._vocab, t)]
+        self._eog = set(self.ends)
         self._bos = int(L.llama_vocab_bos(self._vocab))
         self._adds_bos = bool(L.llama_vocab_get_add_bos(self._vocab)) and self._bos >= 0
         template = L.llama_model_chat_template(model, None)
@@ -366,83 +366,6 @@ class _Scratch:
         self.used = len(data)
 
 
-class Sampler:
-    """llama.cpp's own samplers; the random one is seeded anew for each position."""
-
-    def __init__(self, n_vocab: int) -> None:
-        kinds = [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
-        self._candidates = np.zeros(n_vocab, kinds)
-        self._ids = np.arange(n_vocab, dtype=np.int32)
-        self._array = L.llama_token_data_array()
-        self._chains: dict[Sampling, Any] = {}
-
-    def choose(self, logits: npt.NDArray[np.float32], how: Sampling, position: int) -> int:
-        """The token for `position` from one row of logits."""
-        if how.temperature <= 0:
-            return int(logits.argmax())  # of equals the first, as llama.cpp's greedy sampler
-        chosen, ordered = self._ids, False
-        if how.top_k <= 0 and how.top_p < 1:
-            chosen, ordered = _nucleus(logits, how.top_p), True
-            logits, how = logits[chosen], msgspec.structs.replace(how, top_p=1.0)
-        candidates, array = self._candidates[: len(chosen)], self._array
-        candidates["id"], candidates["logit"] = chosen, logits
-        array.data = ctypes.cast(candidates.ctypes.data, L.llama_token_data_p)
-        array.size, array.selected, array.sorted = len(chosen), -1, ordered
-        L.llama_sampler_apply(self._chain(how), ctypes.byref(array))
-        dice = L.llama_sampler_init_dist(position_seed(how.seed, position))
-        L.llama_sampler_apply(dice, ctypes.byref(array))
-        L.llama_sampler_free(dice)
-        return int(array.data[array.selected].id)
-
-    def _chain(self, how: Sampling) -> Any:
-        """The filters before the random choice, in llama.cpp's usual order. They hold no state."""
-        key = Sampling(how.temperature, how.top_p, how.top_k, how.min_p)
-        chain = self._chains.get(key)
-        if chain is None:
-            if len(self._chains) >= 64:
-                L.llama_sampler_free(self._chains.pop(next(iter(self._chains))))
-            chain = self._chains[key] = _open_chain(key)
-        return chain
-
-
-def _open_chain(how: Sampling) -> Any:
-    chain = L.llama_sampler_chain_init(L.llama_sampler_chain_default_params())
-    if how.top_k > 0:
-        L.llama_sampler_chain_add(chain, L.llama_sampler_init_top_k(how.top_k))
-    if how.top_p < 1:
-        L.llama_sampler_chain_add(chain, L.llama_sampler_init_top_p(how.top_p, 1))
-    if how.min_p > 0:
-        L.llama_sampler_chain_add(chain, L.llama_sampler_init_min_p(how.min_p, 1))
-    L.llama_sampler_chain_add(chain, L.llama_sampler_init_temp(how.temperature))
-    return chain
-
-
-def _nucleus(logits: npt.NDArray[np.float32], top_p: float) -> npt.NDArray[np.int32]:
-    """The most likely tokens that together reach top_p, in order.
-
-    What llama.cpp's own top-p keeps when it looks at a whole vocabulary, but sooner: that one takes
-    0.4 ms a row, and 3.7 ms where the distribution is flat. The tokens that are not even sorted
-    here are too unlikely to count: all of them together can't make up what the nucleus may lack.
-    """
-    weights = np.exp(logits - logits.max())
-    total = float(weights.sum(dtype=np.float64))
-    likely = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
-    likely = likely[np.argsort(-weights[likely])]
-    reached = np.cumsum(weights[likely], dtype=np.float64)
-    enough = int(np.searchsorted(reached, top_p * total)) + 1
-    return likely[:enough].astype(np.int32)
-
-
-def position_seed(seed: int, position: int) -> int:
-    """A 32-bit seed that depends on (seed, position) alone, well mixed (splitmix64)."""
-    mask = (1 << 64) - 1
-    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    folded = (z ^ (z >> 31)) >> 32
-    return folded if folded != UNSEEDED else 0
-
-
 class LlamaRunner:
     """A GGUF model, its slots and its samplers. See `runner.Runner`."""
 
@@ -466,7 +389,8 @@ class LlamaRunner:
         self._device.adapt(verdict.threads if verdict else _choices(setup))
         self._device.rolls_back = verdict is None or verdict.rolls_back
         self._vocabulary = Vocabulary(model)
-        self._sampler = Sampler(self._vocabulary.size)
+        self._samplers = Samplers(self._vocabulary.size, self._vocabulary.ends)
+        self.sampler = self._samplers.open
         self._rows: list[int] = []
         fingerprint = hashlib.sha256(f"{key} {setting} {low}".encode()).hexdigest()[:32]
         self._files = SnapshotFiles(fingerprint, 2 * setup.slots + 8)
@@ -545,15 +469,11 @@ class LlamaRunner:
         """Compute one step."""
         self._rows = self._device.decode(rows)
 
-    def sample(self, draws: Sequence[Draw]) -> list[int]:
+    def sample(self, draws: Sequence[Draw]) -> list[Drawn]:
         """Choose a token for each draw."""
-        if not draws:
-            return []
         logits = self._device.logits(len(self._rows))
         kept = {row: i for i, row in enumerate(self._rows)}
-        return [
-            self._sampler.choose(logits[kept[row]], how, position) for row, how, position in draws
-        ]
+        return [self._samplers.choose(logits[kept[draw.row]], draw) for draw in draws]
 
     def save(self, slot: int, path: str, kv: int) -> int:
         """Write the slot's KV to a file."""

@@ -183,10 +183,10 @@ class Loop:
         runner, n_ctx = self._runner, self._runner.info.n_ctx
         if not draws:
             return []
-        tokens = runner.sample([Draw(row, s.goal.sampling, s.kv) for row, s in draws])
+        drawn = runner.sample([Draw(row, s.sampler, s.kv, s.tokens) for row, s in draws])
         return [
-            s.accept(token, runner.is_eog(token), runner.piece, n_ctx)
-            for token, (_, s) in zip(tokens, draws, strict=True)
+            s.accept(one, runner.is_eog(one.token), runner.piece, n_ctx)
+            for one, (_, s) in zip(drawn, draws, strict=True)
         ]
 
     def _report(
@@ -219,7 +219,8 @@ class Loop:
             self._lose(resident or admit.cid, e)
             return
         self._order += 1
-        sequence = Sequence(admit, self._order, slot, self._runner.piece)
+        sampler = self._runner.sampler(admit.goal, admit.tokens)
+        sequence = Sequence(admit, self._order, slot, self._runner.piece, sampler)
         self._sequences[admit.cid] = sequence
         try:
             self._source(admit, resident, slot)

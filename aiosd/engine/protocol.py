@@ -43,7 +43,12 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
     """How the next token is chosen. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
 
-    The random number of a position depends on (seed, position) alone.
+    The random number of a position depends on (seed, position) alone. The penalties look at the
+    last penalty_window tokens (0: at all), those of the prompt too: repeat_penalty divides a
+    positive logit and multiplies another (1 is off), frequency_penalty is taken off for each time
+    that a token stands there, presence_penalty once. logit_bias: added, by token. min_tokens: no
+    end before so many. logprobs: report each token's log-probability, in the distribution that the
+    model gives, before all of this and before the temperature.
     """
 
     temperature: float = 0.0
@@ -51,18 +56,27 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    penalty_window: int = 64
+    logit_bias: dict[int, float] = {}
+    min_tokens: int = 0
+    logprobs: bool = False
 
 
 class Goal(msgspec.Struct, frozen=True, array_like=True):
     """What a generation is to produce: tokens after `prompt_len` are its output.
 
-    max_tokens counts from prompt_len. `stop` strings end the text before them.
+    max_tokens counts from prompt_len. `stop` strings end the text before them. sampled: tokens at
+    the end of the prompt that an earlier generation chose: they are computed by decode.
     """
 
     prompt_len: int
     max_tokens: int
     sampling: Sampling
     stop: list[str]
+    sampled: int = 0
 
 
 class CoreSetup(msgspec.Struct, frozen=True, array_like=True):
@@ -221,6 +235,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     text is valid UTF-8 with stop strings and incomplete characters held back; it may be empty.
     finish is "" while the generation goes on, else "stop" or "length"; a token that ends the
     generation by being an end-of-text token has id but is not part of the sequence (kept False).
+    logprob: see Sampling.logprobs; 0 unless asked for.
     """
 
     cid: int
@@ -229,6 +244,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     text: str
     finish: str
     kept: bool
+    logprob: float = 0.0
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from aiosd.engine.protocol import CoreSetup, Sampling, Tokenize
+from aiosd.engine.protocol import CoreSetup, Goal, Tokenize
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,31 @@ class Row(NamedTuple):
     want: bool
 
 
+class Sampler(Protocol):
+    """One sequence's way of choosing tokens. What it remembers follows from the tokens it took."""
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that was chosen."""
+        ...
+
+
 class Draw(NamedTuple):
-    """Choose the token that goes to `position` from the logits of row `row` of the last call."""
+    """Choose the token that goes to `position` from the logits of row `row` of the last call.
+
+    tokens: all that the sequence has so far, its prompt too.
+    """
 
     row: int
-    sampling: Sampling
+    sampler: Sampler
     position: int
+    tokens: Sequence[int]
+
+
+class Drawn(NamedTuple):
+    """A token, and its log-probability as the model gave it; 0 when nobody asked for that."""
+
+    token: int
+    logprob: float
 
 
 class Runner(Protocol):
@@ -99,7 +118,11 @@ class Runner(Protocol):
         """Compute one token for each row; logits are kept under the row's index."""
         ...
 
-    def sample(self, draws: Sequence[Draw]) -> list[int]:
+    def sampler(self, goal: Goal, tokens: Sequence[int]) -> Sampler:
+        """How a sequence that has come as far as these tokens chooses the next ones."""
+        ...
+
+    def sample(self, draws: Sequence[Draw]) -> list[Drawn]:
         """Choose a token for each draw."""
         ...
 

@@ -1,7 +1,7 @@
 """One sequence inside a worker: its tokens, how far they are computed, and how the rest will be.
 
 Pure state. The loop asks `chunk` or `row` for what to compute next, reports it with `advance`, and
-gives a sampled token to `accept`. `tokens[:kv]` is computed; the runs of `work` cover the rest; a
+gives what was drawn to `accept`. `tokens[:kv]` is computed; the runs of `work` cover the rest; a
 sampled token becomes one more DECODE position.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from aiosd.engine import runs
 from aiosd.engine.protocol import DECODE, PREFILL, Admit, Run, Token
+from aiosd.engine.runner import Drawn, Sampler
 from aiosd.engine.text import TextStream
 
 
@@ -22,21 +23,29 @@ class Sequence:
     history is the record of how tokens[:kv] were computed, as the kernel keeps it.
     """
 
-    def __init__(self, admit: Admit, order: int, slot: int, piece: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        admit: Admit,
+        order: int,
+        slot: int,
+        piece: Callable[[int], bytes],
+        sampler: Sampler,
+    ) -> None:
         """order: number of its admission; piece: bytes of a token, to rebuild the text's state."""
         self.cid = admit.cid
         self.tokens = admit.tokens
         self.kv = admit.kv
         self.history = list(admit.history)
         self.goal = admit.goal
+        self.sampler = sampler
         self.rank = admit.rank
         self.order = order
         self.slot = slot
         self.running = True
         self._work = deque((run.kind, run.end) for run in admit.work if run.end > run.start)
         self._text = TextStream(admit.goal.stop)
-        for token in admit.tokens[admit.goal.prompt_len :]:
-            self._text.feed(piece(token))
+        for count, token in enumerate(admit.tokens[admit.goal.prompt_len :], 1):
+            self._feed(piece(token), count)
 
     @property
     def prefilling(self) -> bool:
@@ -59,20 +68,25 @@ class Sequence:
         while self._work and self._work[0][1] <= end:
             self._work.popleft()
 
-    def accept(self, token: int, eog: bool, piece: Callable[[int], bytes], n_ctx: int) -> Token:
+    def accept(self, drawn: Drawn, eog: bool, piece: Callable[[int], bytes], n_ctx: int) -> Token:
         """Take a sampled token; returns the event that reports it. Ends the run when it must."""
-        index = len(self.tokens)
+        index, (token, logprob) = len(self.tokens), drawn
         if eog:
             self.running = False
-            return Token(self.cid, index, token, self._text.finish(), "stop", False)
+            return Token(self.cid, index, token, self._text.finish(), "stop", False, logprob)
         self.tokens.append(token)
-        text, finish = self._text.feed(piece(token)), ""
+        self.sampler.accept(token)
+        text, finish = self._feed(piece(token), index + 1 - self.goal.prompt_len), ""
         if self._text.stopped:
             finish = "stop"
         elif index + 1 >= min(self.goal.prompt_len + self.goal.max_tokens, n_ctx):
             finish, text = "length", text + self._text.finish()
         self.running = not finish
-        return Token(self.cid, index, token, text, finish, True)
+        return Token(self.cid, index, token, text, finish, True, logprob)
+
+    def _feed(self, piece: bytes, count: int) -> str:
+        """Add the bytes of the token that is number `count` of the output; returns final text."""
+        return self._text.feed(piece, armed=count >= self.goal.sampling.min_tokens)
 
 
 def check(admit: Admit, n_vocab: int, n_ctx: int) -> None:
@@ -92,6 +106,8 @@ def check(admit: Admit, n_vocab: int, n_ctx: int) -> None:
         raise _invalid(f"prompt_len: {goal.prompt_len} of {known} tokens; give at most that many")
     if known - goal.prompt_len >= goal.max_tokens:
         raise _invalid(f"max_tokens: {goal.max_tokens} are already there; nothing is left to do")
+    if not all(0 <= token < n_vocab for token in goal.sampling.logit_bias):
+        raise _invalid(f"logit_bias: this model's tokens are 0..{n_vocab - 1}")
     at = admit.kv
     for run in admit.work:
         if run.start != at or run.end < run.start or run.kind not in (PREFILL, DECODE):

@@ -25,12 +25,15 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
-    def feed(self, piece: bytes) -> str:
-        """Take the next bytes and return the text that became final with them (may be empty)."""
+    def feed(self, piece: bytes, armed: bool = True) -> str:
+        """Take the next bytes and return the text that became final with them (may be empty).
+
+        armed False: no stop string is looked for yet; one that begins in here is never seen.
+        """
         if self.stopped:
             return ""
         fresh = self._decoder.decode(piece)
-        return self._release(fresh) if self._stop else fresh
+        return self._release(fresh) if self._stop and armed else fresh
 
     def finish(self) -> str:
         """Return the text still held; an incomplete character becomes U+FFFD."""

@@ -540,6 +540,13 @@ class SyncCalls:
         watermark: bool = False,
         resume: int = 0,
         key: str = "",
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] = {},
+        min_tokens: int = 0,
+        logprobs: bool = False,
     ) -> Generation: ...
 
     @overload
@@ -570,6 +577,13 @@ class SyncCalls:
         watermark: bool = False,
         resume: int = 0,
         key: str = "",
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] = {},
+        min_tokens: int = 0,
+        logprobs: bool = False,
     ) -> Stream[Chunk, Generation]: ...
 
     @overload
@@ -600,6 +614,13 @@ class SyncCalls:
         watermark: bool = False,
         resume: int = 0,
         key: str = "",
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] = {},
+        min_tokens: int = 0,
+        logprobs: bool = False,
     ) -> Generation | Stream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -629,11 +650,19 @@ class SyncCalls:
         watermark: bool = False,
         resume: int = 0,
         key: str = "",
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] = {},
+        min_tokens: int = 0,
+        logprobs: bool = False,
     ) -> Generation | Stream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
         Give a prompt (one user turn in the model's chat template; as it stands with raw) or
         messages.
+        Without either, a context is continued where it stands.
 
         prompt: the user's turn, at most 4 Mi characters.
         messages: the turns of a chat.
@@ -657,6 +686,14 @@ class SyncCalls:
         recall: memory or storage to prepend from.
         watermark: mark the text so that its origin can be traced.
         resume: with a key: index of the first token not yet received.
+        frequency_penalty: taken off a token's logit each time it was used; 0: off.
+        presence_penalty: taken off a used token's logit once; 0: off.
+        repeat_penalty: makes used tokens less likely by a factor; 1: off.
+        penalty_window: tokens that penalties look back at, the prompt's too; 0: all.
+        logit_bias: added to a token's logit, by token id.
+        min_tokens: no end, and no stop string, before so many.
+        logprobs: report each token's log-probability, in the model's own distribution: before
+            penalties, bias, a grammar and the temperature.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -685,6 +722,13 @@ class SyncCalls:
             watermark=watermark,
             resume=resume,
             key=key or new_key(),
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            repeat_penalty=repeat_penalty,
+            penalty_window=penalty_window,
+            logit_bias=dict(logit_bias),
+            min_tokens=min_tokens,
+            logprobs=logprobs,
         )
         finish = validated(schema)
         if stream:
@@ -1721,6 +1765,13 @@ class AsyncCalls:
         watermark: bool = False,
         resume: int = 0,
         key: str = "",
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] = {},
+        min_tokens: int = 0,
+        logprobs: bool = False,
     ) -> Coroutine[Any, Any, Generation]: ...
 
     @overload
@@ -1751,6 +1802,13 @@ class AsyncCalls:
         watermark: bool = False,
         resume: int = 0,
         key: str = "",
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] = {},
+        min_tokens: int = 0,
+        logprobs: bool = False,
     ) -> AsyncStream[Chunk, Generation]: ...
 
     @overload
@@ -1781,6 +1839,13 @@ class AsyncCalls:
         watermark: bool = False,
         resume: int = 0,
         key: str = "",
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] = {},
+        min_tokens: int = 0,
+        logprobs: bool = False,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -1810,11 +1875,19 @@ class AsyncCalls:
         watermark: bool = False,
         resume: int = 0,
         key: str = "",
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] = {},
+        min_tokens: int = 0,
+        logprobs: bool = False,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
         Give a prompt (one user turn in the model's chat template; as it stands with raw) or
         messages.
+        Without either, a context is continued where it stands.
 
         prompt: the user's turn, at most 4 Mi characters.
         messages: the turns of a chat.
@@ -1838,6 +1911,14 @@ class AsyncCalls:
         recall: memory or storage to prepend from.
         watermark: mark the text so that its origin can be traced.
         resume: with a key: index of the first token not yet received.
+        frequency_penalty: taken off a token's logit each time it was used; 0: off.
+        presence_penalty: taken off a used token's logit once; 0: off.
+        repeat_penalty: makes used tokens less likely by a factor; 1: off.
+        penalty_window: tokens that penalties look back at, the prompt's too; 0: all.
+        logit_bias: added to a token's logit, by token id.
+        min_tokens: no end, and no stop string, before so many.
+        logprobs: report each token's log-probability, in the model's own distribution: before
+            penalties, bias, a grammar and the temperature.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -1866,6 +1947,13 @@ class AsyncCalls:
             watermark=watermark,
             resume=resume,
             key=key or new_key(),
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            repeat_penalty=repeat_penalty,
+            penalty_window=penalty_window,
+            logit_bias=dict(logit_bias),
+            min_tokens=min_tokens,
+            logprobs=logprobs,
         )
         finish = validated(schema)
         if stream:

@@ -54,3 +54,19 @@ def test_a_replay_is_not_recorded_again_and_a_gap_is_refused() -> None:
 def test_positions_past_the_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="has 70"):
         sequence(70).record(PREFILL, 0, 71, GRID)
+
+
+def test_what_is_wanted_once_more_is_computed_as_it_was() -> None:
+    s = sequence(74, prompt=70)
+    s.record(PREFILL, 0, 64, GRID)
+    s.record(PREFILL, 64, 70, GRID)
+    s.record(DECODE, 70, 73, GRID)
+    assert s.reopen(GRID) == 1 and s.kv == 73  # the last token waits for its decode
+    s.record(DECODE, 73, 74, GRID)
+    assert s.reopen(GRID) == 1 and s.kv == 73
+    read = sequence(70)
+    read.record(PREFILL, 0, 64, GRID)
+    assert read.reopen(GRID) == 0 and read.kv == 64
+    read.record(PREFILL, 64, 70, GRID)
+    assert read.reopen(GRID) == 0
+    assert (read.kv, read.history) == (64, [Run(PREFILL, 0, 64)])

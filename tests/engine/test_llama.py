@@ -136,7 +136,7 @@ def test_the_nucleus_is_the_one_that_llama_cpp_keeps(steep: int) -> None:
 
     import numpy as np
 
-    from aiosd.engine import llama
+    from aiosd.engine import llama, sampler
 
     logits = np.random.default_rng(3).normal(0, 2, 49152).astype(np.float32)
     logits[:300] += np.linspace(steep, 0, 300, dtype=np.float32)
@@ -147,11 +147,11 @@ def test_the_nucleus_is_the_one_that_llama_cpp_keeps(steep: int) -> None:
         array = llama.L.llama_token_data_array()
         array.data = ctypes.cast(all_of_them.ctypes.data, llama.L.llama_token_data_p)
         array.size, array.selected = len(logits), -1
-        sampler = llama.L.llama_sampler_init_top_p(top_p, 1)
-        llama.L.llama_sampler_apply(sampler, ctypes.byref(array))
-        llama.L.llama_sampler_free(sampler)
+        theirs_p = llama.L.llama_sampler_init_top_p(top_p, 1)
+        llama.L.llama_sampler_apply(theirs_p, ctypes.byref(array))
+        llama.L.llama_sampler_free(theirs_p)
         theirs = [array.data[i].id for i in range(array.size)]
-        ours = llama._nucleus(logits, top_p).tolist()
+        ours = sampler._nucleus(logits, top_p).tolist()
         # llama.cpp adds up in single precision, so it may stop a little sooner or later.
         shorter = min(len(ours), len(theirs))
         assert abs(len(ours) - len(theirs)) <= 1 + shorter // 100

@@ -33,8 +33,12 @@ MODELS = {
     "gemma2": ("gemma2", False),
     "mamba": ("mamba", False),
 }
-LENGTHS = (1, 7, 64, 65, 130, 300, 20, 600)
 WARM = p.Sampling(0.9, 0.95, 40, 0.05, 7)
+SHAPED = p.Sampling(
+    frequency_penalty=0.4, repeat_penalty=1.2, penalty_window=30, logit_bias={101: 2.0}
+)
+HOW = (p.Sampling(), WARM, SHAPED)
+LENGTHS = (1, 7, 64, 65, 130, 300, 20, 600)
 
 
 def setup(path: str, slots: int = 4, verdict: str = "") -> p.CoreSetup:
@@ -45,7 +49,7 @@ def crowd() -> list[Sequence]:
     random = Random(4)
     prompts = [[random.randrange(3, tiny.VOCABULARY) for _ in range(n)] for n in LENGTHS]
     return [
-        Sequence(cid, prompt, p.Goal(len(prompt), 60, WARM if cid % 2 else p.Sampling(), []))
+        Sequence(cid, prompt, p.Goal(len(prompt), 60, HOW[cid % len(HOW)], []))
         for cid, prompt in enumerate(prompts)
     ]
 

@@ -19,6 +19,9 @@ from tests.engine.kernel import GRID, Sequence, Worker, fake_setup
 
 GREEDY = p.Sampling()
 WARM = p.Sampling(0.8, 0.95, 40, 0.05, 11)
+SHAPED = p.Sampling(
+    frequency_penalty=0.4, repeat_penalty=1.2, penalty_window=30, logit_bias={101: 2.0}
+)
 
 
 def goal(prompt: list[int], most: int = 60, how: p.Sampling = GREEDY, *stop: str) -> p.Goal:
@@ -40,8 +43,8 @@ def crowd(how: p.Sampling) -> list[Sequence]:
     return [sequence(cid, length, 90, how) for cid, length in enumerate(lengths)]
 
 
-@pytest.mark.parametrize("how", [GREEDY, WARM], ids=["greedy", "warm"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("how", [GREEDY, WARM, SHAPED], ids=["greedy", "warm", "shaped"])
+@pytest.mark.parametrize("seed", range(2))
 def test_nothing_that_happens_to_a_sequence_shows(
     start: Start, tmp_path: Path, how: p.Sampling, seed: int
 ) -> None:

@@ -1,0 +1,102 @@
+"""llm_generate at the door: log-probabilities, bias, min_tokens, going on with a context."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import pytest
+
+from aiosd.abi.inference import Chunk
+from tests.conftest import World
+from tests.daemon import Daemon, answer
+from tests.system.agents import until
+from tests.system.writer import Writer, core
+
+CORE = """
+[[cores]]
+name = "c"
+driver = "fake"
+slots = 2
+n_ctx = 1024
+options = {eog = 0.0}
+
+[[cores]]
+name = "brief"
+driver = "fake"
+slots = 2
+n_ctx = 1024
+options = {eog = 1.0}
+"""
+SHAPED = {"temperature": 0.8, "seed": 4, "frequency_penalty": 0.5, "logit_bias": {7: 1.0}}
+
+
+@pytest.fixture(scope="module")
+def daemon(world: World) -> Iterator[Daemon]:
+    state = world.make(must_end_empty=False)
+    world.state_dirs.append(state)
+    places = state, world.make(must_end_empty=True), world.make(must_end_empty=True)
+    with Daemon(*places, config=CORE) as daemon:
+        until(lambda: core(daemon).state == "ready", "the core is ready")
+        yield daemon
+
+
+def test_log_probabilities_come_one_for_each_token(daemon: Daemon) -> None:
+    with Writer(daemon) as a:
+        plain = a.ask("tell", core="c", max_tokens=9)
+        told = a.ask("tell", core="c", max_tokens=9, logprobs=True)
+        assert told.token_ids == plain.token_ids
+        assert plain.logprobs == [] and len(told.logprobs) == 9
+        assert all(value < 0 for value in told.logprobs)
+        wanted = a.begin("tell", core="c", max_tokens=9, logprobs=True)
+        brought: list[float] = []
+        while len(brought) < 9:
+            brought += answer(a.read(), Chunk).logprobs
+        assert brought == told.logprobs
+        assert a.finish(wanted).logprobs == told.logprobs
+
+
+def test_a_generation_that_is_continued_is_the_one_that_never_stopped(daemon: Daemon) -> None:
+    with Writer(daemon) as a:
+        for how in ({}, SHAPED):
+            whole = a.ask("tell", core="c", max_tokens=30, **how).token_ids
+            reply = a.ask("tell", core="c", max_tokens=10, **how)
+            parts = list(reply.token_ids)
+            for _ in range(2):
+                reply = a.ask("", core="c", max_tokens=10, context=reply.context, raw=False, **how)
+                assert reply.usage.cached_tokens == 4 + len(parts) - 1
+                parts += reply.token_ids
+            assert parts == whole
+
+
+def test_a_context_that_came_to_its_end_ends_again(daemon: Daemon) -> None:
+    with Writer(daemon) as a:
+        first = a.ask("tell", core="brief")
+        again = a.ask("", context=first.context)
+        assert first.finish_reason == again.finish_reason == "stop"
+        assert first.token_ids == again.token_ids
+        more = a.ask("", context=first.context, min_tokens=5, max_tokens=9)
+        assert (len(more.token_ids), more.finish_reason) == (5, "stop")
+
+
+def test_without_a_prompt_a_context_must_be_named(daemon: Daemon) -> None:
+    with Writer(daemon) as a, pytest.raises(OSError, match="none was named") as found:
+        a.ask("")
+    assert found.value.errno == errno.EINVAL
+
+
+def test_stop_strings_count_from_min_tokens_on(daemon: Daemon) -> None:
+    with Writer(daemon) as a:
+        text = a.ask("tell", core="c", max_tokens=60).text
+        stop = [letter for letter in "etaoin" if letter in text]
+        first = min(text.index(letter) for letter in stop)
+        assert a.ask("tell", core="c", max_tokens=60, stop=stop).text == text[:first]
+        later = a.ask("tell", core="c", max_tokens=60, stop=stop, min_tokens=20)
+        assert len(later.token_ids) >= 20
+        assert text.startswith(later.text) and later.finish_reason == "stop"
+
+
+def test_a_bias_for_a_token_that_does_not_exist_is_refused(daemon: Daemon) -> None:
+    with Writer(daemon) as a, pytest.raises(OSError, match=r"logit_bias: .* 0\.\.259") as found:
+        a.ask("tell", core="c", logit_bias={260: 1.0})
+    assert found.value.errno == errno.EINVAL
