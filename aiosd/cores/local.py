@@ -354,16 +354,6 @@ class LocalCore:
         match event:
             case protocol.Step():
                 self._on_step(event)
-            case protocol.Parked():
-                self.placement.parked(event)
-                self._schedule()
-            case protocol.Evicted():
-                self.placement.evicted(event)
-                self._schedule()
-            case protocol.Saved():
-                self.placement.saved(event)
-            case protocol.Placed():
-                self.placement.placed(event)
             case protocol.Lost():
                 self._on_lost(event)
             case protocol.Tokens():
@@ -374,6 +364,9 @@ class LocalCore:
                 self._on_loaded(event)
             case protocol.Failed():
                 self._end("failed", event.errno, f"core {self.name}: {event.message}")
+            case _:
+                if self.placement.hear(event):
+                    self._schedule()
 
     def _answer(self, ticket: int, tokens: list[int], error: OSError | None) -> None:
         _, waiter = self._tickets.get(ticket, (None, None))
@@ -404,8 +397,9 @@ class LocalCore:
 
     def _on_lost(self, event: protocol.Lost) -> None:
         """One sequence could not go on: try again from its record, but not for ever."""
-        sequence = self.placement.lost(event.cid, unknown=event.errno == errno.ESRCH)
-        if sequence is None:
+        sequence = self.placement.lost(event)
+        if sequence is None or event.errno == errno.EBUSY:
+            self._schedule()
             return
         log.warning("core %s: context %d: %s", self.name, event.cid, event.message)
         sequence.deaths += 1

@@ -12,6 +12,8 @@ or to one command under way.
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Set
@@ -22,6 +24,9 @@ from aiosd.engine import protocol, runs
 from aiosd.engine.protocol import Command
 
 SLACK = 65_536  # bytes of a snapshot beside its KV
+TROUBLE = 5.0  # seconds for which nothing is saved after a buffer could not be written
+
+log = logging.getLogger(__name__)
 
 
 class Placement:
@@ -37,6 +42,7 @@ class Placement:
         self._inside: dict[int, Sequence] = {}
         self._writing: dict[int, deque[str]] = {}  # buffers of commands under way, as sent
         self._waiters: dict[int, list[asyncio.Future[None]]] = {}
+        self._trouble_until = 0.0
 
     @property
     def resident(self) -> int:
@@ -117,6 +123,8 @@ class Placement:
 
     def _take(self, sequence: Sequence) -> str | None:
         """Return a buffer for the sequence's KV, dropping idle snapshots to find room."""
+        if time.monotonic() < self._trouble_until:
+            return None
         size = (sequence.slot_kv + 64) * self.bytes_per_token + SLACK
         path = self._buffers.take(size)
         if path is None and self._reclaim(size):
@@ -198,6 +206,25 @@ class Placement:
 
     # What the worker answers.
 
+    def hear(self, event: protocol.Event) -> bool:
+        """Take up what a worker says of its slots; returns whether someone else may enter now."""
+        match event:
+            case protocol.Parked():
+                self.parked(event)
+            case protocol.Evicted():
+                self.evicted(event)
+            case protocol.Kept():
+                self.kept(event)
+            case protocol.Saved():
+                self.saved(event)
+                return False
+            case protocol.Placed():
+                self.placed(event)
+                return False
+            case _:
+                return False
+        return True
+
     def parked(self, event: protocol.Parked) -> None:
         """A sequence stands still in its slot."""
         sequence = self._inside.get(event.cid)
@@ -225,6 +252,17 @@ class Placement:
         self._keep(sequence, path, event.kv, event.size)
         self._settled(event.cid)
 
+    def kept(self, event: protocol.Kept) -> None:
+        """A sequence could not leave: its buffer can't be written, nor others for some time."""
+        log.warning("context %d: its KV could not be saved: %s", event.cid, event.message)
+        self._written(event.cid, "")
+        self._trouble_until = time.monotonic() + TROUBLE
+        sequence = self._inside.get(event.cid)
+        if sequence is not None and sequence.place is Place.LEAVING:
+            sequence.place = Place.PARKED
+            sequence.slot_kv = event.kv
+            self._settled(event.cid)
+
     def saved(self, event: protocol.Saved) -> None:
         """A copy of a sequence's KV is in its buffer."""
         path = self._written(event.cid, event.path)
@@ -241,18 +279,22 @@ class Placement:
             if (sequence := self._inside.get(cid)) is not None:
                 sequence.slot = slot
 
-    def lost(self, cid: int, unknown: bool) -> Sequence | None:
+    def lost(self, event: protocol.Lost) -> Sequence | None:
         """The worker could not go on with a sequence; its snapshot is not to be trusted.
 
-        unknown: the worker answers a command that was under way when it had lost the sequence
-        already. Nothing of a sequence that was admitted again meanwhile is lost by that.
+        ESRCH: the worker answers a command that was under way when it had lost the sequence
+        already. Nothing of a sequence that was admitted again meanwhile is lost by that. EBUSY: no
+        slot was free after all, and nothing is wrong with the sequence.
         """
-        self._written(cid, "")
+        cid, unknown = event.cid, event.errno == errno.ESRCH
+        if event.errno != errno.EBUSY:
+            self._written(cid, "")
         sequence = self._inside.get(cid)
         if sequence is None or (unknown and sequence.place in (Place.LIVE, Place.PARKED)):
             return None
         self._out(sequence)
-        self.drop_snapshot(sequence)
+        if event.errno != errno.EBUSY:
+            self.drop_snapshot(sequence)
         self._settled(cid)
         return sequence
 

@@ -26,7 +26,7 @@ import msgspec
 from aiosd.engine.prompt import segments
 from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Tokenize
 from aiosd.engine.runner import Chunk, Draw, Drawn, ModelInfo, Row, Sampler
-from aiosd.engine.snapshot import SnapshotFiles
+from aiosd.engine.snapshot import Check, Record, SnapshotFiles
 
 EOG: Final = 256
 CONTROL: Final = {256: "<|end|>", 257: "<|system|>", 258: "<|user|>", 259: "<|assistant|>"}
@@ -149,20 +149,20 @@ class FakeRunner:
         """The token that follows from each row's KV."""
         return [self._draw(draw) for draw in draws]
 
-    def save(self, slot: int, path: str, kv: int) -> int:
-        """Write a real file; ValueError when the slot holds another number of positions."""
+    def save(self, slot: int, path: str, record: Record) -> int:
+        """Write a real file; ValueError when the slot does not hold what the record says."""
         held = self._slots[slot]
-        if len(held) != kv:
-            raise ValueError(f"slot {slot} holds {len(held)} positions, not {kv}")
+        if [token for token, _ in held] != record.tokens:
+            raise ValueError(f"slot {slot}: its {len(held)} positions are not those on record")
         data = b"".join(token.to_bytes(2, "little") + digest for token, digest in held)
 
         def fill(address: int, size: int) -> int:
             memmove(address, data, size)
             return size
 
-        return self._files.write(path, kv, len(data), fill)
+        return self._files.write(path, record, len(data), fill)
 
-    def restore(self, slot: int, path: str, kv: int) -> None:
+    def restore(self, slot: int, path: str, check: Check) -> int:
         """Read it back."""
 
         def take(address: int, size: int) -> int:
@@ -173,7 +173,7 @@ class FakeRunner:
             ]
             return size
 
-        self._files.read(path, kv, take)
+        return self._files.read(path, check, take)
 
     def truncate(self, slot: int, kv: int) -> None:
         """Roll back; OSError(ESTALE) when told that it can't."""

@@ -38,7 +38,7 @@ from aiosd.engine.prompt import Template, segments
 from aiosd.engine.protocol import CoreSetup, Tokenize
 from aiosd.engine.runner import Chunk, Draw, Drawn, ModelInfo, Row
 from aiosd.engine.sampler import Samplers
-from aiosd.engine.snapshot import SnapshotFiles
+from aiosd.engine.snapshot import Check, Record, SnapshotFiles
 
 L: Any = llama_cpp  # ctypes bindings without types
 
@@ -393,7 +393,8 @@ class LlamaRunner:
         self.sampler = self._samplers.open
         self._rows: list[int] = []
         fingerprint = hashlib.sha256(f"{key} {setting} {low}".encode()).hexdigest()[:32]
-        self._files = SnapshotFiles(fingerprint, 2 * setup.slots + 8)
+        types = (setting.kv_k, setting.kv_v)
+        self._files = SnapshotFiles(fingerprint, 2 * setup.slots + 8, types)
         self.encode, self.piece = self._vocabulary.encode, self._vocabulary.piece
         self.is_eog = self._vocabulary.is_eog
         self.truncate, self.clear = self._device.truncate, self._device.clear
@@ -475,23 +476,23 @@ class LlamaRunner:
         kept = {row: i for i, row in enumerate(self._rows)}
         return [self._samplers.choose(logits[kept[draw.row]], draw) for draw in draws]
 
-    def save(self, slot: int, path: str, kv: int) -> int:
+    def save(self, slot: int, path: str, record: Record) -> int:
         """Write the slot's KV to a file."""
         device = self._device
 
         def fill(address: int, size: int) -> int:
             return device.take_out(slot, address, size)
 
-        return self._files.write(path, kv, device.state_size(slot), fill)
+        return self._files.write(path, record, device.state_size(slot), fill)
 
-    def restore(self, slot: int, path: str, kv: int) -> None:
+    def restore(self, slot: int, path: str, check: Check) -> int:
         """Read a file into an empty slot."""
         device = self._device
 
         def take(address: int, size: int) -> int:
             return device.put_in(slot, address, size)
 
-        self._files.read(path, kv, take)
+        return self._files.read(path, check, take)
 
     def move(self, source: int, target: int) -> None:
         """Bring a slot's KV to an empty one."""

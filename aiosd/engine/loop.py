@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Final
 
@@ -26,6 +27,7 @@ from aiosd.engine import runs
 from aiosd.engine.runner import Chunk, Draw, Row, Runner
 from aiosd.engine.sequence import Sequence, check
 from aiosd.engine.slots import Slots
+from aiosd.engine.snapshot import Record
 
 EAGER: Final = 3
 
@@ -256,9 +258,11 @@ class Loop:
             self._runner.truncate(slot, admit.kv)
 
     def _restore(self, admit: p.Admit, slot: int) -> None:
-        held = admit.held or admit.kv
-        self._runner.restore(slot, admit.path, held)
-        if held > admit.kv:
+        """Fill a slot from a snapshot, of which `admit.kv` positions are kept."""
+        began = time.perf_counter()
+        size = self._runner.restore(slot, admit.path, partial(_check, admit))
+        self._send(p.Restored(admit.cid, admit.path, size, time.perf_counter() - began))
+        if admit.held > admit.kv:
             self._runner.truncate(slot, admit.kv)
 
     def _apply(self, command: p.Rank | p.Park | p.Save | p.Evict) -> None:
@@ -280,23 +284,29 @@ class Loop:
         self._send(p.Parked(sequence.cid, sequence.kv))
 
     def _save(self, sequence: Sequence, path: str) -> None:
-        began = time.perf_counter()
+        began, size, number, message = time.perf_counter(), 0, 0, ""
         try:
-            size = self._runner.save(sequence.slot, path, sequence.kv) if sequence.kv else 0
-        except OSError:
-            size = 0
-        seconds = time.perf_counter() - began
-        self._send(p.Saved(sequence.cid, path if size else "", sequence.kv, size, seconds))
+            size = self._write(sequence, path)
+        except OSError as e:
+            number, message = e.errno or errno.EIO, e.strerror or str(e)
+        path, seconds = path if size else "", time.perf_counter() - began
+        self._send(p.Saved(sequence.cid, path, sequence.kv, size, seconds, number, message))
+
+    def _write(self, sequence: Sequence, path: str) -> int:
+        """Write a sequence's snapshot; returns the bytes in use, 0 when there is nothing in it."""
+        if not path or not sequence.kv:
+            return 0
+        return self._runner.save(sequence.slot, path, sequence.described(time.time()))
 
     def _evict(self, sequence: Sequence, path: str) -> None:
         began = time.perf_counter()
-        size = 0
-        if path and sequence.kv:
-            try:
-                size = self._runner.save(sequence.slot, path, sequence.kv)
-            except OSError as e:
-                self._lose(sequence, e)
-                return
+        try:
+            size = self._write(sequence, path)
+        except OSError as e:
+            sequence.running = False
+            number, message = e.errno or errno.EIO, e.strerror or str(e)
+            self._send(p.Kept(sequence.cid, path, sequence.kv, number, message))
+            return
         self._free(sequence)
         kv, seconds = (sequence.kv if size else 0), time.perf_counter() - began
         self._send(p.Evicted(sequence.cid, path if size else "", kv, size, seconds))
@@ -305,7 +315,8 @@ class Loop:
         cid = sequence if isinstance(sequence, int) else sequence.cid
         if not isinstance(sequence, int):
             self._free(sequence)
-        self._send(p.Lost(cid, error.errno or errno.EIO, error.strerror or str(error)))
+        message = error.strerror or str(error)
+        self._send(p.Lost(cid, error.errno or errno.EIO, message, error.filename or ""))
 
     def _free(self, sequence: Sequence) -> None:
         self._runner.clear(sequence.slot)
@@ -317,3 +328,18 @@ class Loop:
         for cid, slot in placed:
             self._sequences[cid].slot = slot
         self._send(p.Placed(placed))
+
+
+def _check(admit: p.Admit, record: Record) -> None:
+    """Raise OSError(ESTALE) for a snapshot that does not hold what an admission takes it for."""
+    held, kv = len(record.tokens), admit.kv
+    if held != (admit.held or kv):
+        text = f"holds {held} positions, not {admit.held or kv}"
+    elif record.tokens[:kv] != admit.tokens[:kv]:
+        text = "holds other tokens than the context"
+    elif runs.cut(record.runs, kv) != admit.history:
+        text = "was computed in another way than the context"
+    else:
+        return
+    text = f"snapshot {admit.path} {text}; compute it again"
+    raise OSError(errno.ESTALE, text, admit.path)

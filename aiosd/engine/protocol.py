@@ -153,7 +153,10 @@ class Park(msgspec.Struct, frozen=True, array_like=True, tag="park"):
 
 
 class Evict(msgspec.Struct, frozen=True, array_like=True, tag="evict"):
-    """Save a sequence's KV to the file at `path` ("" to drop it) and free its slot: Evicted."""
+    """Save a sequence's KV to the file at `path` ("" to drop it) and free its slot: Evicted.
+
+    When the file can't be written the sequence stays, parked, and the answer is Kept.
+    """
 
     cid: int
     path: str
@@ -277,11 +280,35 @@ class Evicted(msgspec.Struct, frozen=True, array_like=True, tag="evicted"):
 
 
 class Saved(msgspec.Struct, frozen=True, array_like=True, tag="saved"):
-    """A copy of a sequence's KV is in the file at `path`."""
+    """A copy of a sequence's KV is in the file at `path`; "" and why when it could not be made."""
 
     cid: int
     path: str
     kv: int
+    size: int
+    seconds: float
+    errno: int = 0
+    message: str = ""
+
+
+class Kept(msgspec.Struct, frozen=True, array_like=True, tag="kept"):
+    """A sequence that was to leave its slot for the file at `path`, which can't be written.
+
+    It is parked in its slot with `kv` positions; the file holds nothing.
+    """
+
+    cid: int
+    path: str
+    kv: int
+    errno: int
+    message: str
+
+
+class Restored(msgspec.Struct, frozen=True, array_like=True, tag="restored"):
+    """A sequence's KV was taken from the file at `path`: its bytes, verified, and the time."""
+
+    cid: int
+    path: str
     size: int
     seconds: float
 
@@ -293,14 +320,31 @@ class Placed(msgspec.Struct, frozen=True, array_like=True, tag="placed"):
 
 
 class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
-    """A sequence could not go on (restore failed, decode refused); its slot is free."""
+    """A sequence could not go on (restore failed, decode refused); its slot is free.
+
+    path: the snapshot that is at fault, "" when none is.
+    """
 
     cid: int
     errno: int
     message: str
+    path: str = ""
 
 
-Event = Loaded | Failed | Tokens | Refused | Step | Parked | Evicted | Saved | Placed | Lost
+Event = (
+    Loaded
+    | Failed
+    | Tokens
+    | Refused
+    | Step
+    | Parked
+    | Evicted
+    | Saved
+    | Kept
+    | Restored
+    | Placed
+    | Lost
+)
 
 encode_command = msgspec.msgpack.Encoder().encode
 encode_event = encode_command

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from aiosd.engine.protocol import CoreSetup, Goal, Tokenize
+from aiosd.engine.snapshot import Check, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +127,15 @@ class Runner(Protocol):
         """Choose a token for each draw."""
         ...
 
-    def save(self, slot: int, path: str, kv: int) -> int:
-        """Write the slot's KV (kv positions) to the file at path; returns its size in bytes."""
+    def save(self, slot: int, path: str, record: Record) -> int:
+        """Write the slot's KV, which `record` describes, to a file; returns its size in bytes."""
         ...
 
-    def restore(self, slot: int, path: str, kv: int) -> None:
-        """Fill an empty slot from a file that holds kv positions."""
+    def restore(self, slot: int, path: str, check: Check) -> int:
+        """Fill an empty slot from a file whose record `check` accepts; returns its size in bytes.
+
+        OSError names the file as its filename when the file is at fault.
+        """
         ...
 
     def truncate(self, slot: int, kv: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from aiosd.engine import runs
 from aiosd.engine.protocol import DECODE, PREFILL, Admit, Run, Token
 from aiosd.engine.runner import Drawn, Sampler
+from aiosd.engine.snapshot import Record
 from aiosd.engine.text import TextStream
 
 
@@ -46,6 +47,11 @@ class Sequence:
         self._text = TextStream(admit.goal.stop)
         for count, token in enumerate(admit.tokens[admit.goal.prompt_len :], 1):
             self._feed(piece(token), count)
+
+    def described(self, now: float) -> Record:
+        """What a snapshot taken now would hold; now: Unix seconds."""
+        accepted = max(0, len(self.tokens) - self.goal.prompt_len)
+        return Record(self.cid, self.tokens[: self.kv], self.history, self.goal, accepted, now)
 
     @property
     def prefilling(self) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from aiosd.engine import protocol as p
+from aiosd.engine.snapshot import verify
 from tests.engine.churn import Churn, alone, result
 from tests.engine.conftest import Start
 from tests.engine.kernel import GRID, Sequence, Worker, fake_setup
@@ -192,6 +193,30 @@ def test_a_file_that_holds_more_than_wanted_is_rolled_back(start: Start, tmp_pat
     assert again.runs == whole.runs
 
 
+def test_a_snapshot_that_does_not_hold_what_it_is_taken_for(start: Start, tmp_path: Path) -> None:
+    worker, path = start(), tmp_path / "a.kv"
+    whole = sequence(1, 70)
+    worker.admit(whole)
+    worker.finish(whole)
+    held = worker.evict(1, str(path)).kv
+    record = verify(path).header.record
+    assert (record.cid, record.tokens, record.runs) == (1, whole.tokens[:held], whole.runs)
+    assert (record.goal, record.accepted) == (whole.goal, len(whole.tokens) - 70)
+    other, anew = sequence(2, 70), sequence(1, 70)
+    other.runs = whole.runs[:1]
+    anew.runs = [p.Run(p.PREFILL, 0, 40), p.Run(p.PREFILL, 40, 64)]
+    for wrong in (other, anew):
+        admit = msgspec.structs.replace(wrong.admit(64, str(path)), held=held)
+        worker.send(admit)
+        refused = worker.wait(p.Lost)
+        assert (refused.errno, refused.path) == (errno.ESTALE, str(path))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    right = sequence(1, 70)
+    right.runs = whole.runs[:1]
+    worker.send(msgspec.structs.replace(right.admit(64, str(path)), held=held))
+    assert worker.wait(p.Lost).errno == errno.EIO
+
+
 def test_a_slot_that_was_computed_in_another_way_is_not_taken_over(start: Start) -> None:
     worker = start()
     first = sequence(1, 70)
@@ -306,7 +331,10 @@ def test_a_snapshot_that_cant_be_written(start: Start, tmp_path: Path) -> None:
     worker.send(p.Save(1, str(tmp_path / "none" / "kv")))
     assert (worker.wait(p.Saved).path, worker.sequences[1].lost) == ("", None)
     worker.send(p.Evict(1, str(tmp_path / "none" / "kv")))
-    assert worker.wait(p.Lost).errno == errno.ENOENT
+    kept = worker.wait(p.Kept)
+    assert (kept.errno, kept.kv) == (errno.ENOENT, worker.sequences[1].kv)
+    worker.admit(worker.sequences[1], kept.kv)  # it stands in its slot as if it had been parked
+    worker.wait(p.Step)
 
 
 def test_more_sequences_than_slots_are_refused(start: Start) -> None:
