@@ -47,7 +47,7 @@ class Context:
     def kv_ram(self) -> int:
         """Bytes that its KV takes, in a slot and in a buffer."""
         snapshot = self.sequence.snapshot
-        in_slot = self.sequence.slot_kv * self.core.placement.bytes_per_token
+        in_slot = self.sequence.cells(self.sequence.slot_kv) * self.core.placement.bytes_per_token
         return in_slot + (snapshot.size if snapshot else 0)
 
     def row(self) -> abi.Context:

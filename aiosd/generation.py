@@ -94,7 +94,10 @@ class Generation:
         else:
             self.tail += token.text
         self._on_token(self, token.text)
-        if token.finish:
+        if token.finish == "window":
+            self.tail += token.tail
+            self._end("length")
+        elif token.finish:
             self._end(token.finish)
         else:
             self._wake()

@@ -26,7 +26,7 @@ from aiosd.cores.rate import Rate
 from aiosd.cores.sequence import Place, Sequence
 from aiosd.cores.worker import Worker
 from aiosd.engine import protocol
-from aiosd.engine.protocol import DECODE, CoreSetup, Event, Loaded
+from aiosd.engine.protocol import PREFILL, CoreSetup, Event, Loaded
 from aiosd.sched.policy import Policy, Task
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,9 @@ SILENCE: Final = 120.0  # seconds without a word from a worker that has work
 DEATHS: Final = 8  # deaths in a row without progress that are too many
 KILL_WEIGHT: Final = 0.05  # of a death that was a kill from outside
 RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
+
+
+Question = protocol.Tokenize | protocol.Detokenize
 
 
 class Listener(Protocol):
@@ -83,7 +86,7 @@ class LocalCore:
         self._worker: Worker | None = None
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ready.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._tickets: dict[int, tuple[protocol.Tokenize, asyncio.Future[list[int]]]] = {}
+        self._tickets: dict[int, tuple[Question, asyncio.Future[protocol.Event]]] = {}
         self._last_ticket = 0
         self._deaths = 0
         self._scheduled = False
@@ -217,11 +220,27 @@ class LocalCore:
 
     async def tokenize(self, prompt: str, messages: str, raw: bool, follow: bool) -> list[int]:
         """Return a request's tokens (see protocol.Tokenize); raises OSError with the reason."""
-        await self.ready()
-        self.check()
+        return (await self.read(prompt, messages, raw, follow)).tokens
+
+    async def read(self, prompt: str, messages: str, raw: bool, follow: bool) -> protocol.Tokens:
+        """Return a request's tokens and their outline; raises OSError with the reason."""
         self._last_ticket += 1
         ask = protocol.Tokenize(self._last_ticket, prompt, messages, raw, follow)
-        waiter: asyncio.Future[list[int]] = self._loop.create_future()
+        answer = await self._ask(ask)
+        assert isinstance(answer, protocol.Tokens)
+        return answer
+
+    async def pieces(self, tokens: list[int]) -> list[bytes]:
+        """Return the bytes of tokens; raises OSError with the reason."""
+        self._last_ticket += 1
+        answer = await self._ask(protocol.Detokenize(self._last_ticket, tokens))
+        assert isinstance(answer, protocol.Pieces)
+        return answer.pieces
+
+    async def _ask(self, ask: Question) -> protocol.Event:
+        await self.ready()
+        self.check()
+        waiter: asyncio.Future[protocol.Event] = self._loop.create_future()
         self._tickets[ask.ticket] = (ask, waiter)
         try:
             if self.state != "restarting":
@@ -356,10 +375,10 @@ class LocalCore:
                 self._on_step(event)
             case protocol.Lost():
                 self._on_lost(event)
-            case protocol.Tokens():
-                self._answer(event.ticket, event.tokens, None)
+            case protocol.Tokens() | protocol.Pieces():
+                self._answer(event.ticket, event, None)
             case protocol.Refused():
-                self._answer(event.ticket, [], OSError(event.errno, event.message))
+                self._answer(event.ticket, event, OSError(event.errno, event.message))
             case Loaded():
                 self._on_loaded(event)
             case protocol.Failed():
@@ -368,14 +387,14 @@ class LocalCore:
                 if self.placement.hear(event):
                     self._schedule()
 
-    def _answer(self, ticket: int, tokens: list[int], error: OSError | None) -> None:
+    def _answer(self, ticket: int, answer: Event, error: OSError | None) -> None:
         _, waiter = self._tickets.get(ticket, (None, None))
         if waiter is None or waiter.done():
             return
         if error is not None:
             waiter.set_exception(error)
         else:
-            waiter.set_result(tokens)
+            waiter.set_result(answer)
 
     def _on_loaded(self, event: Loaded) -> None:
         if self.loaded is not None and event.fingerprint != self.loaded.fingerprint:
@@ -432,7 +451,7 @@ class LocalCore:
             return  # cancelled meanwhile (it is rolled back when it goes on), or a replay
         sequence.deaths = 0
         count = end - start
-        prefill, decode = (0, count) if kind == DECODE else (count, 0)
+        prefill, decode = (count, 0) if kind == PREFILL else (0, count)
         self.tokens_in += prefill
         if cid in self.policy:
             self.policy.charge(cid, prefill, decode)

@@ -52,7 +52,7 @@ class Placement:
     @property
     def kv_bytes(self) -> int:
         """Bytes of KV in the slots, as a snapshot of it would be."""
-        return sum(s.slot_kv for s in self._inside.values()) * self.bytes_per_token
+        return sum(s.cells(s.slot_kv) for s in self._inside.values()) * self.bytes_per_token
 
     @property
     def owed(self) -> bool:
@@ -125,7 +125,7 @@ class Placement:
         """Return a buffer for the sequence's KV, dropping idle snapshots to find room."""
         if time.monotonic() < self._trouble_until:
             return None
-        size = (sequence.slot_kv + 64) * self.bytes_per_token + SLACK
+        size = (sequence.cells(sequence.slot_kv) + 64) * self.bytes_per_token + SLACK
         path = self._buffers.take(size)
         if path is None and self._reclaim(size):
             path = self._buffers.take(size)

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Protocol
 
 from aiosd.engine import runs
-from aiosd.engine.protocol import DECODE, PREFILL, Goal, Run, Token
+from aiosd.engine.protocol import DECODE, PREFILL, SHIFT, Goal, Run, Token
 
 
 @dataclass(slots=True)
@@ -92,7 +92,10 @@ class Sequence:
             return False
         if start != self.kv:
             raise ValueError(f"context {self.cid}: computed {start}..{end}, on record {self.kv}")
-        runs.extend(self.history, kind, start, end, grid)
+        slide = self.goal.slide if kind == SHIFT and self.goal else None
+        if kind == SHIFT and slide is None:
+            raise ValueError(f"context {self.cid}: shifted at {start} unasked")
+        runs.extend(self.history, kind, start, end, grid, slide)
         self.kv = end
         return True
 
@@ -102,16 +105,14 @@ class Sequence:
         First what was computed before and is lost, in the way it was computed, then what is new:
         the prompt by prefill, what was sampled by decode.
         """
-        work = [
-            Run(run.kind, max(run.start, held), run.end) for run in self.history if run.end > held
-        ]
+        work = runs.after(self.history, held)
         start, end = max(self.kv, held), len(self.tokens)
         prompt = min(self.goal.prompt_len - self.goal.sampled, end) if self.goal else end
-        if start < prompt:
-            work.append(Run(PREFILL, start, prompt))
-        if max(start, prompt) < end:
-            work.append(Run(DECODE, max(start, prompt), end))
-        return work
+        slide = self.goal.slide if self.goal else None
+        cells = start - runs.gone(self.history)
+        new = runs.plan(PREFILL, start, prompt, cells, slide)
+        cells += max(0, prompt - start) - runs.gone(new)
+        return work + new + runs.plan(DECODE, max(start, prompt), end, cells, slide)
 
     def reopen(self, grid: int) -> int:
         """Leave something to compute: the logits after the last token are wanted once more.
@@ -125,7 +126,20 @@ class Sequence:
         run = self.history[-1]
         start = max(run.start, last // grid * grid) if run.kind == PREFILL else last
         self.history, self.kv = runs.cut(self.history, start), start
-        return int(run.kind == DECODE)
+        return int(run.kind != PREFILL)
+
+    def restart(self, tokens: list[int]) -> None:
+        """Begin anew with these tokens, nothing of which is computed. Its snapshot is void."""
+        self.tokens, self.history, self.kv = tokens, [], 0
+
+    def cells(self, kv: int) -> int:
+        """How many cells the KV of the first `kv` positions takes: fewer after shifts."""
+        return kv - sum(run.gone for run in self.history if run.start < kv)
+
+    @property
+    def length(self) -> int:
+        """Tokens in its window, computed or not."""
+        return len(self.tokens) - runs.gone(self.history)
 
     @property
     def resident(self) -> bool:

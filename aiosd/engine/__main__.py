@@ -4,10 +4,10 @@ N is the inherited end of a socketpair that speaks `aiosd.engine.protocol`. The 
 its kernel: by the socket's end, and by PR_SET_PDEATHSIG. It runs niced below the kernel
 (AIOS_ENGINE_NICE, 19 unless set).
 
-Threads: this one owns the model; one more reads the socket, answers Tokenize itself and queues the
-rest. Exit status: 0 when told to leave or when the kernel has gone, 1 when the model can't be
-opened, 76 (EX_PROTOCOL) on a malformed frame, 70 (EX_SOFTWARE) with a traceback on standard error
-when an invariant is broken.
+Threads: this one owns the model; one more reads the socket, answers Tokenize and Detokenize itself
+and queues the rest. Exit status: 0 when told to leave or when the kernel has gone, 1 when the model
+can't be opened, 76 (EX_PROTOCOL) on a malformed frame, 70 (EX_SOFTWARE) with a traceback on
+standard error when an invariant is broken.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Worker:
                     break
                 if isinstance(command, p.Tokenize):
                     self._tokenize(command)
+                elif isinstance(command, p.Detokenize):
+                    self._detokenize(command)
                 else:
                     self._inbox.put(command)
         except BrokenPipeError:
@@ -85,11 +87,20 @@ class Worker:
             return
         try:
             tokens = self._runner.encode(request)
+            head, lead = self._runner.outline(request, tokens)
         except OSError as e:
             message = e.strerror or str(e)
             self._link.send(p.Refused(request.ticket, e.errno or errno.EINVAL, message))
         else:
-            self._link.send(p.Tokens(request.ticket, tokens))
+            self._link.send(p.Tokens(request.ticket, tokens, head, lead))
+
+    def _detokenize(self, request: p.Detokenize) -> None:
+        if self._runner is None:
+            message = "the model is still being opened; ask again after Loaded"
+            self._link.send(p.Refused(request.ticket, errno.EAGAIN, message))
+            return
+        pieces = [self._runner.piece(token) for token in request.tokens]
+        self._link.send(p.Pieces(request.ticket, pieces))
 
 
 def _loaded(runner: Runner, setup: p.CoreSetup, seconds: float) -> p.Loaded:
@@ -109,6 +120,7 @@ def _loaded(runner: Runner, setup: p.CoreSetup, seconds: float) -> p.Loaded:
         kv_bytes_per_token=info.kv_bytes_per_token,
         rss=_rss(),
         seconds=seconds,
+        shifts=info.shifts,
     )
 
 

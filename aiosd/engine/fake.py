@@ -23,7 +23,8 @@ from typing import Final
 
 import msgspec
 
-from aiosd.engine.prompt import segments
+from aiosd.engine import runs
+from aiosd.engine.prompt import common, outline, segments
 from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Tokenize
 from aiosd.engine.runner import Chunk, Draw, Drawn, ModelInfo, Row, Sampler
 from aiosd.engine.snapshot import Check, Record, SnapshotFiles
@@ -44,6 +45,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     die_after: device calls after which the process kills itself (0: never). hang: device calls
     after which a call never returns (0: never). fail_load: the model can't be opened, and why.
     low, high: rows that a decode may have. rolls_back: whether a slot can be rolled back.
+    shifts: whether it can be shifted.
     """
 
     name: str = "fake"
@@ -58,6 +60,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     low: int = 1
     high: int = 256
     rolls_back: bool = True
+    shifts: bool = True
 
 
 class FakeRunner:
@@ -75,6 +78,7 @@ class FakeRunner:
         self._grid = setup.grid
         self._slots: list[list[tuple[int, bytes]]] = [[] for _ in range(setup.slots)]
         self._last: list[list[tuple[int, bytes]]] = []
+        self._shifted: set[int] = set()  # slots that are not whole before their next decode
         self._calls = 0
         self.device_seconds = 0.0
         fingerprint = f"fake-{self._options.name}-{setup.grid}"
@@ -93,6 +97,7 @@ class FakeRunner:
             batch=0 if setup.exact else 4 * setup.grid,
             verdict=setup.verdict or json.dumps({"fake": True}),
             kv_bytes_per_token=ENTRY + 2,
+            shifts=self._options.shifts,
         )
 
     def encode(self, request: Tokenize) -> list[int]:
@@ -101,6 +106,11 @@ class FakeRunner:
         for segment in segments(request, _template, list(CONTROL.values())):
             tokens += _parse(segment.text) if segment.control else segment.text.encode()
         return tokens
+
+    def outline(self, request: Tokenize, tokens: Sequence[int]) -> tuple[int, int]:
+        """As the template has it."""
+        head, lead = outline(request, _template)
+        return common(_parse(head), tokens), len(_parse(lead))
 
     def piece(self, token: int) -> bytes:
         """The byte itself, or nothing for a control token."""
@@ -124,6 +134,7 @@ class FakeRunner:
 
     def _extend(self, chunk: Chunk) -> None:
         start, end = chunk.start, chunk.start + len(chunk.tokens)
+        self._whole(chunk.slot)
         if not chunk.tokens or start // self._grid != (end - 1) // self._grid:
             raise ValueError(f"chunk {start}..{end} is off the grid of {self._grid}")
         for position, token in enumerate(chunk.tokens, start):
@@ -139,6 +150,7 @@ class FakeRunner:
         self._work(self._options.step_ms)
         for row in rows:
             self._append(row.slot, row.position, row.token, b"step")
+            self._shifted.discard(row.slot)
         self._last = [self._slots[row.slot] if row.want else [] for row in rows]
 
     def sampler(self, goal: Goal, tokens: Sequence[int]) -> Sampler:
@@ -152,8 +164,10 @@ class FakeRunner:
     def save(self, slot: int, path: str, record: Record) -> int:
         """Write a real file; ValueError when the slot does not hold what the record says."""
         held = self._slots[slot]
-        if [token for token, _ in held] != record.tokens:
-            raise ValueError(f"slot {slot}: its {len(held)} positions are not those on record")
+        self._whole(slot)
+        kept = runs.window(record.tokens, record.runs)
+        if [token for token, _ in held] != [record.tokens[at] for at in kept]:
+            raise ValueError(f"slot {slot}: its {len(held)} cells are not those on record")
         data = b"".join(token.to_bytes(2, "little") + digest for token, digest in held)
 
         def fill(address: int, size: int) -> int:
@@ -179,7 +193,23 @@ class FakeRunner:
         """Roll back; OSError(ESTALE) when told that it can't."""
         if not self._options.rolls_back and len(self._slots[slot]) > kv:
             raise OSError(errno.ESTALE, "this model's memory can't be rolled back")
+        self._whole(slot)
         del self._slots[slot][kv:]
+
+    def shift(self, slot: int, keep: int, gone: int) -> None:
+        """What follows the gap is another KV from now on; ValueError off the grid."""
+        if not self._options.shifts:
+            raise OSError(errno.ENOTSUP, "this model's memory can't be shifted")
+        held = self._slots[slot]
+        if gone % self._grid or not 0 < gone <= len(held) - keep:
+            raise ValueError(f"slot {slot}: {gone} of {len(held)} cells can't go after {keep}")
+        moved = [(t, _digest(d, b"shift %d" % gone)) for t, d in held[keep + gone :]]
+        self._slots[slot] = held[:keep] + moved
+        self._shifted.add(slot)
+
+    def _whole(self, *slots: int) -> None:
+        if broken := self._shifted.intersection(slots):
+            raise ValueError(f"slots {broken} have shifted and not been decoded since")
 
     def move(self, source: int, target: int) -> None:
         """ValueError when the target holds something."""
@@ -189,10 +219,12 @@ class FakeRunner:
 
     def swap(self, a: int, b: int) -> None:
         """Exchange two slots."""
+        self._whole(a, b)
         self._slots[a], self._slots[b] = self._slots[b], self._slots[a]
 
     def clear(self, slot: int) -> None:
         """Empty a slot."""
+        self._shifted.discard(slot)
         self._slots[slot] = []
 
     def _append(self, slot: int, position: int, token: int, how: bytes) -> None:
@@ -217,7 +249,8 @@ class FakeRunner:
     def _draw(self, draw: Draw) -> Drawn:
         assert isinstance(draw.sampler, FakeSampler)
         goal, held = draw.sampler.goal, self._last[draw.row]
-        ends = len(draw.tokens) - goal.prompt_len >= goal.sampling.min_tokens
+        said = len(goal.said) + len(draw.tokens) - goal.prompt_len
+        ends = said >= goal.sampling.min_tokens
         dice = _digest(held[-1][1], _salt(goal.sampling, draw))
         token = self._choose(held, dice, ends)
         return Drawn(token, -(1 + dice[6]) / 64 if goal.sampling.logprobs else 0.0)

@@ -34,7 +34,7 @@ import llama_cpp.llama_chat_format
 from aiosd.engine import gguf, probe
 from aiosd.engine.idle import Idle
 from aiosd.engine.pace import Pace, choices
-from aiosd.engine.prompt import Template, segments
+from aiosd.engine.prompt import Template, common, outline, segments
 from aiosd.engine.protocol import CoreSetup, Tokenize
 from aiosd.engine.runner import Chunk, Draw, Drawn, ModelInfo, Row
 from aiosd.engine.sampler import Samplers
@@ -91,6 +91,13 @@ class Vocabulary:
         if self._adds_bos and not request.follow and tokens[:1] != [self._bos]:
             tokens.insert(0, self._bos)
         return tokens
+
+    def outline(self, request: Tokenize, tokens: Sequence[int]) -> tuple[int, int]:
+        """Head and lead of a request's tokens, see `protocol.Tokens`."""
+        head, lead = (self.tokens(text, True) for text in outline(request, self._template))
+        if self._adds_bos and tokens[:1] == [self._bos] != head[:1]:
+            head.insert(0, self._bos)
+        return common(head, tokens), len(lead)
 
     def tokens(self, text: str, control: bool) -> list[int]:
         """Tokens of a text; control: control tokens in it mean what they say."""
@@ -335,6 +342,24 @@ class Device:
         if not self.rolls_back or not L.llama_memory_seq_rm(self._memory, stream, kv, -1):
             raise OSError(errno.ESTALE, "this model's memory can't be rolled back; start from none")
 
+    @property
+    def shifts(self) -> bool:
+        """Whether KV can be shifted."""
+        return bool(L.llama_memory_can_shift(self._memory)) and self.rolls_back
+
+    def shift(self, slot: int, keep: int, gone: int) -> None:
+        """Forget `gone` cells after the first `keep` and move up what follows, at the next decode.
+
+        Copying the slot out and in closes the gap: cells then lie in the order of their positions,
+        as they do after a snapshot, and a sequence's bits don't depend on whether it had one.
+        """
+        stream = slot + self._pads
+        if not self.shifts or not L.llama_memory_seq_rm(self._memory, stream, keep, keep + gone):
+            raise OSError(errno.ENOTSUP, "this model's memory can't be shifted")
+        self._copy_out(slot, self._scratch[0])
+        self._copy_in(slot, self._scratch[0])
+        L.llama_memory_seq_add(self._memory, stream, keep + gone, -1, -gone)
+
     def clear(self, slot: int) -> None:
         """Forget the slot's KV."""
         L.llama_memory_seq_rm(self._memory, slot + self._pads, -1, -1)
@@ -396,9 +421,10 @@ class LlamaRunner:
         types = (setting.kv_k, setting.kv_v)
         self._files = SnapshotFiles(fingerprint, 2 * setup.slots + 8, types)
         self.encode, self.piece = self._vocabulary.encode, self._vocabulary.piece
+        self.outline = self._vocabulary.outline
         self.is_eog = self._vocabulary.is_eog
         self.truncate, self.clear = self._device.truncate, self._device.clear
-        self.swap = self._device.swap
+        self.swap, self.shift = self._device.swap, self._device.shift
         self.info = ModelInfo(
             name=_text(L.llama_model_meta_val_str, model, b"general.name")
             or Path(setup.model).stem,
@@ -414,6 +440,7 @@ class LlamaRunner:
             batch=0 if setup.exact else TOGETHER * setup.grid,
             verdict=probe.dump(verdict) if verdict else "",
             kv_bytes_per_token=self._warm_up(),
+            shifts=self._device.shifts,
         )
 
     def _decide(self, key: str) -> tuple[probe.Verdict | None, probe.Setting]:

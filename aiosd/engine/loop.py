@@ -115,10 +115,10 @@ class Loop:
             return
         computed, draws = [], []
         for row, (s, chunk) in enumerate(zip(sequences, chunks, strict=True)):
-            end = chunk.start + len(chunk.tokens)
+            start, end = s.kv, s.kv + len(chunk.tokens)
             self._credit -= len(chunk.tokens)
             s.advance(end, self._grid)
-            computed.append((s.cid, p.PREFILL, chunk.start, end))
+            computed.append((s.cid, p.PREFILL, start, end))
             if chunk.want:
                 draws.append((row, s))
         self._report(computed, self._sample(draws), began)
@@ -126,7 +126,7 @@ class Loop:
     def _chunk(self, sequence: Sequence) -> Chunk:
         start, end = sequence.kv, sequence.chunk(self._grid)
         last = end == len(sequence.tokens)
-        return Chunk(sequence.slot, sequence.tokens[start:end], start, last)
+        return Chunk(sequence.slot, sequence.tokens[start:end], sequence.cells, last)
 
     def _prefill_apart(self, sequences: list[Sequence], error: OSError) -> None:
         """A prefill was refused: find the sequence at fault and lose only that one."""
@@ -135,7 +135,7 @@ class Loop:
             return
         for sequence in sequences:
             try:
-                self._runner.truncate(sequence.slot, sequence.kv)
+                self._runner.truncate(sequence.slot, sequence.cells)
             except OSError as e:
                 self._lose(sequence, e)
             else:
@@ -155,7 +155,8 @@ class Loop:
         began = time.perf_counter()
         self._compact(decoding)  # an earlier part that was refused may have moved some
         decoding.sort(key=lambda s: s.slot)
-        rows = [Row(s.slot, s.tokens[s.kv], s.kv, s.kv + 1 == len(s.tokens)) for s in decoding]
+        self._shift(decoding)
+        rows = [Row(s.slot, s.tokens[s.kv], s.cells, s.kv + 1 == len(s.tokens)) for s in decoding]
         try:
             self._runner.decode(rows)
         except OSError as e:
@@ -163,17 +164,29 @@ class Loop:
             return
         computed = []
         for sequence in decoding:
-            sequence.advance(sequence.kv + 1, self._grid)
-            computed.append((sequence.cid, p.DECODE, sequence.kv - 1, sequence.kv))
+            kind = sequence.advance(sequence.kv + 1, self._grid)
+            computed.append((sequence.cid, kind, sequence.kv - 1, sequence.kv))
         draws = [(row, sequence) for row, sequence in enumerate(decoding) if rows[row].want]
         self._report(computed, self._sample(draws), began)
 
+    def _shift(self, decoding: list[Sequence]) -> None:
+        """Shift those whose window is full; the decode that follows at once completes it."""
+        for sequence in decoding:
+            if (slide := sequence.shift()) is not None:
+                self._runner.shift(sequence.slot, slide.keep, slide.gone)
+
     def _decode_apart(self, decoding: list[Sequence], rows: list[Row], error: OSError) -> None:
-        """A batch was refused: find the sequence at fault and lose only that one."""
+        """A batch was refused: find the sequence at fault and lose only that one.
+
+        One that has just shifted is lost as well: who can say how far that had come?
+        """
         if len(decoding) == 1:
             self._lose(decoding[0], error)
             return
         for sequence, row in zip(decoding, rows, strict=True):
+            if sequence.shifted is not None:
+                self._lose(sequence, error)
+                continue
             try:
                 self._runner.truncate(sequence.slot, row.position)
             except OSError as e:
@@ -185,7 +198,9 @@ class Loop:
         runner, n_ctx = self._runner, self._runner.info.n_ctx
         if not draws:
             return []
-        drawn = runner.sample([Draw(row, s.sampler, s.kv, s.tokens) for row, s in draws])
+        drawn = runner.sample(
+            [Draw(row, s.sampler, s.goal.before + s.kv, s.tokens) for row, s in draws]
+        )
         return [
             s.accept(one, runner.is_eog(one.token), runner.piece, n_ctx)
             for one, (_, s) in zip(drawn, draws, strict=True)
@@ -203,7 +218,7 @@ class Loop:
         first, width = min(taken), len(taken)
         if max(taken) - first + 1 == width and (width >= self._low or first == 0):
             return
-        sizes = {cid: s.kv + self._grid for cid, s in self._sequences.items()}
+        sizes = {cid: s.cells + self._grid for cid, s in self._sequences.items()}
         for change in self._slots.plan([s.cid for s in decoding], sizes.__getitem__):
             act = self._runner.swap if change.swap else self._runner.move
             act(change.source, change.target)
@@ -254,8 +269,10 @@ class Loop:
         elif runs.cut(resident.history, admit.kv) != admit.history:
             text = f"context {admit.cid} was computed in another way; start from none"
             raise OSError(errno.ESTALE, text)
+        elif runs.gone(resident.history) != runs.gone(admit.history):
+            raise OSError(errno.ESTALE, f"context {admit.cid} has shifted since; start from none")
         elif resident.kv > admit.kv:
-            self._runner.truncate(slot, admit.kv)
+            self._runner.truncate(slot, admit.kv - runs.gone(admit.history))
 
     def _restore(self, admit: p.Admit, slot: int) -> None:
         """Fill a slot from a snapshot, of which `admit.kv` positions are kept."""
@@ -263,7 +280,7 @@ class Loop:
         size = self._runner.restore(slot, admit.path, partial(_check, admit))
         self._send(p.Restored(admit.cid, admit.path, size, time.perf_counter() - began))
         if admit.held > admit.kv:
-            self._runner.truncate(slot, admit.kv)
+            self._runner.truncate(slot, admit.kv - runs.gone(admit.history))
 
     def _apply(self, command: p.Rank | p.Park | p.Save | p.Evict) -> None:
         sequence = self._sequences.get(command.cid)
@@ -339,6 +356,8 @@ def _check(admit: p.Admit, record: Record) -> None:
         text = "holds other tokens than the context"
     elif runs.cut(record.runs, kv) != admit.history:
         text = "was computed in another way than the context"
+    elif runs.gone(record.runs) != runs.gone(admit.history):
+        text = "has shifted past what is wanted of it"
     else:
         return
     text = f"snapshot {admit.path} {text}; compute it again"

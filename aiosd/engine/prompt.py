@@ -65,6 +65,27 @@ def segments(
     return _cut(marked, text, dict(zip(marks, contents, strict=True)))
 
 
+def outline(request: Tokenize, template: Template | None) -> tuple[str, str]:
+    """The texts of what `Tokens` calls head and lead, of a chat that begins a context.
+
+    They are where the chat and the same turns after another one differ.
+    """
+    if request.raw or request.follow or template is None:
+        return "", ""
+    messages = _messages(request)
+    turns = messages[1:] if messages[0].role == "system" else messages
+    whole = _render(template, messages, [m.content for m in messages], False)
+    after = _render(template, turns, [m.content for m in turns], True)
+    same = common(whole[::-1], after[::-1])
+    return whole[: len(whole) - same], after[: len(after) - same]
+
+
+def common(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many tokens, or letters, two sequences begin with in common."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
 def _messages(request: Tokenize) -> list[Message]:
     if not request.messages:
         return [Message("user", request.prompt)]

@@ -25,6 +25,7 @@ import msgspec
 
 PREFILL: Final = 0
 DECODE: Final = 1
+SHIFT: Final = 2
 
 MAX_MESSAGE: Final = 256 << 20  # bytes; a command carries token ids, never KV
 
@@ -32,12 +33,16 @@ MAX_MESSAGE: Final = 256 << 20  # bytes; a command carries token ids, never KV
 class Run(msgspec.Struct, frozen=True, array_like=True):
     """Positions `start <= p < end` of a sequence and how their KV is computed.
 
-    kind is PREFILL (grid chunks) or DECODE (one position a step).
+    kind is PREFILL (grid chunks), DECODE (one position a step) or SHIFT: one position, decoded
+    after the KV behind the first `keep` cells has moved up by `gone` cells, which are forgotten.
+    Positions count on through a shift: what lies where in the KV is `runs.cells`.
     """
 
     kind: int
     start: int
     end: int
+    keep: int = 0
+    gone: int = 0
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
@@ -65,11 +70,27 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     logprobs: bool = False
 
 
+class Slide(msgspec.Struct, frozen=True, array_like=True):
+    """How a sequence goes on when its `window` of cells is full: it shifts.
+
+    The first `keep` cells stay, the next `gone` (a multiple of the grid, so that chunks stay on it)
+    are forgotten. At `limit` tokens the sequence ends instead: its record can't grow for ever.
+    """
+
+    keep: int
+    gone: int
+    window: int
+    limit: int
+
+
 class Goal(msgspec.Struct, frozen=True, array_like=True):
     """What a generation is to produce: tokens after `prompt_len` are its output.
 
-    max_tokens counts from prompt_len. `stop` strings end the text before them. sampled: tokens at
-    the end of the prompt that an earlier generation chose: they are computed by decode.
+    `said` is output too, from before the sequence began anew (it is in the prompt, or forgotten).
+    max_tokens counts both. `stop` strings end the text before them. sampled: tokens at the end of
+    the prompt that an earlier generation chose: they are computed by decode. before: positions of
+    the context that came before the sequence's first one, so that no position draws the same
+    numbers again. slide: what to do in a full window; without it the generation ends there.
     """
 
     prompt_len: int
@@ -77,6 +98,13 @@ class Goal(msgspec.Struct, frozen=True, array_like=True):
     sampling: Sampling
     stop: list[str]
     sampled: int = 0
+    said: list[int] = []
+    before: int = 0
+    slide: Slide | None = None
+
+    def output(self, tokens: list[int]) -> list[int]:
+        """The generation's tokens so far, in a sequence of these tokens."""
+        return self.said + tokens[self.prompt_len :]
 
 
 class CoreSetup(msgspec.Struct, frozen=True, array_like=True):
@@ -123,6 +151,13 @@ class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag="tokenize"):
     messages: str
     raw: bool
     follow: bool
+
+
+class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag="detokenize"):
+    """Ask for the bytes of tokens; answered by Pieces, out of order."""
+
+    ticket: int
+    tokens: list[int]
 
 
 class Admit(msgspec.Struct, frozen=True, array_like=True, tag="admit"):
@@ -180,7 +215,7 @@ class Quit(msgspec.Struct, frozen=True, array_like=True, tag="quit"):
     """Leave at once with status 0."""
 
 
-Command = Load | Tokenize | Admit | Park | Evict | Save | Rank | Quit
+Command = Load | Tokenize | Detokenize | Admit | Park | Evict | Save | Rank | Quit
 
 
 # Events: worker to kernel.
@@ -191,7 +226,8 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
 
     exact: True, False, or None when the probe was skipped. verdict (JSON) is to be remembered.
     kv_bytes_per_token: bytes of one token's KV in a snapshot. fingerprint names model file,
-    llama.cpp build and CPU features: KV moves only between equal fingerprints.
+    llama.cpp build and CPU features: KV moves only between equal fingerprints. shifts: whether its
+    KV can be shifted.
     """
 
     name: str
@@ -208,6 +244,7 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
     kv_bytes_per_token: int
     rss: int
     seconds: float
+    shifts: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
@@ -218,10 +255,24 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
-    """Answer to Tokenize."""
+    """Answer to Tokenize.
+
+    Of a chat that begins a context: the first `head` tokens are its system prompt, such that a
+    later turn may follow them; without a system prompt the first `lead` tokens of a later turn
+    close the turn before it, and have no place where that has gone.
+    """
 
     ticket: int
     tokens: list[int]
+    head: int = 0
+    lead: int = 0
+
+
+class Pieces(msgspec.Struct, frozen=True, array_like=True, tag="pieces"):
+    """Answer to Detokenize: the bytes of each token, none for control tokens."""
+
+    ticket: int
+    pieces: list[bytes]
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
@@ -236,9 +287,10 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     """One sampled token: index in the sequence's tokens, and the text that became final with it.
 
     text is valid UTF-8 with stop strings and incomplete characters held back; it may be empty.
-    finish is "" while the generation goes on, else "stop" or "length"; a token that ends the
-    generation by being an end-of-text token has id but is not part of the sequence (kept False).
-    logprob: see Sampling.logprobs; 0 unless asked for.
+    finish is "" while the generation goes on, else "stop", "length" or "window": there is no cell
+    left to go on in, and `tail` is the text that would be final if it ended here. A token that ends
+    the generation by being an end-of-text token has id but is not part of the sequence (kept
+    False). logprob: see Sampling.logprobs; 0 unless asked for.
     """
 
     cid: int
@@ -248,6 +300,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     finish: str
     kept: bool
     logprob: float = 0.0
+    tail: str = ""
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
@@ -331,20 +384,8 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
     path: str = ""
 
 
-Event = (
-    Loaded
-    | Failed
-    | Tokens
-    | Refused
-    | Step
-    | Parked
-    | Evicted
-    | Saved
-    | Kept
-    | Restored
-    | Placed
-    | Lost
-)
+Answer = Tokens | Pieces | Refused
+Event = Loaded | Failed | Answer | Step | Parked | Evicted | Saved | Kept | Restored | Placed | Lost
 
 encode_command = msgspec.msgpack.Encoder().encode
 encode_event = encode_command

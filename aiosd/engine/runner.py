@@ -7,8 +7,7 @@ OSError with an errno and a sentence; anything else is a broken invariant and en
 What must hold: rows of a decode sit in ascending consecutive slots, at most `info.high` of them;
 fewer than `info.low` begin at slot 0 (the runner adds what is missing); a chunk of a prefill never
 crosses a multiple of the grid; the chunks of one call are of different slots, and have `info.batch`
-tokens at most; prefill and decode never share a call. `encode` alone may be called from another
-thread.
+tokens at most; prefill and decode never share a call.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ class ModelInfo:
     """What `Loaded` tells the kernel about an open model; the fields mean what they mean there.
 
     low, high: rows that a decode may have so that its bits are always the same. batch: tokens that
-    a prefill may have; 0: one chunk, whose bits would depend on the others.
+    a prefill may have; 0: one chunk, whose bits would depend on the others. shifts: whether KV can
+    be shifted.
     """
 
     name: str
@@ -42,6 +42,7 @@ class ModelInfo:
     batch: int
     verdict: str
     kv_bytes_per_token: int
+    shifts: bool = False
 
 
 class Chunk(NamedTuple):
@@ -103,8 +104,12 @@ class Runner(Protocol):
         """Tokens of a request, through the model's chat template. Any thread may call it."""
         ...
 
+    def outline(self, request: Tokenize, tokens: Sequence[int]) -> tuple[int, int]:
+        """What `Tokens` calls head and lead of a request's tokens. Any thread may call it."""
+        ...
+
     def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; empty for control tokens."""
+        """The bytes that a token stands for; empty for control tokens. Any thread may call it."""
         ...
 
     def is_eog(self, token: int) -> bool:
@@ -140,6 +145,13 @@ class Runner(Protocol):
 
     def truncate(self, slot: int, kv: int) -> None:
         """Roll the slot back to its first kv positions; OSError(ESTALE) when that can't be."""
+        ...
+
+    def shift(self, slot: int, keep: int, gone: int) -> None:
+        """Forget `gone` cells after the first `keep` and move up what follows; decode comes next.
+
+        What the slot holds is not whole before that decode. OSError(ENOTSUP) when it can't be done.
+        """
         ...
 
     def move(self, source: int, target: int) -> None:

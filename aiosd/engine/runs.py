@@ -4,20 +4,30 @@ Pure. The kernel keeps one for each context, the worker one for each slot, by th
 snapshot that a worker wrote says the same of itself as the kernel's record does.
 
 What must hold: runs cover positions from 0 on without gaps; a prefill goes on only at a multiple of
-the grid (its chunks are cut there), any other kind goes on anywhere.
+the grid (its chunks are cut there), a shift never, a decode anywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiosd.engine.protocol import PREFILL, Run
+import msgspec
+
+from aiosd.engine.protocol import DECODE, SHIFT, Run, Slide
 
 
-def extend(runs: list[Run], kind: int, start: int, end: int, grid: int) -> None:
-    """Add positions start to end; they continue the last run where that means the same."""
+def extend(
+    runs: list[Run], kind: int, start: int, end: int, grid: int, slide: Slide | None = None
+) -> None:
+    """Add positions start to end; they continue the last run where that means the same.
+
+    slide: what a SHIFT has done.
+    """
     last = runs[-1] if runs else None
-    if last and last.kind == kind and (kind != PREFILL or start % grid == 0):
+    if kind == SHIFT:
+        assert slide is not None
+        runs.append(Run(SHIFT, start, end, slide.keep, slide.gone))
+    elif last and last.kind == kind and (kind == DECODE or start % grid == 0):
         runs[-1] = Run(kind, last.start, end)
     else:
         runs.append(Run(kind, start, end))
@@ -25,7 +35,14 @@ def extend(runs: list[Run], kind: int, start: int, end: int, grid: int) -> None:
 
 def cut(runs: Sequence[Run], end: int) -> list[Run]:
     """The runs of the first `end` positions."""
-    return [Run(r.kind, r.start, min(r.end, end)) for r in runs if r.start < end]
+    replace = msgspec.structs.replace
+    return [r if r.end <= end else replace(r, end=end) for r in runs if r.start < end]
+
+
+def after(runs: Sequence[Run], start: int) -> list[Run]:
+    """What the runs say of the positions from `start` on."""
+    replace = msgspec.structs.replace
+    return [r if r.start >= start else replace(r, start=start) for r in runs if r.end > start]
 
 
 def covers(runs: Sequence[Run], end: int) -> bool:
@@ -36,3 +53,39 @@ def covers(runs: Sequence[Run], end: int) -> bool:
             return False
         at = run.end
     return at == end
+
+
+def gone(runs: Sequence[Run]) -> int:
+    """Cells that shifts have freed: the next position lies in this many cells before its number."""
+    return sum(run.gone for run in runs)
+
+
+def plan(kind: int, start: int, end: int, cells: int, slide: Slide | None) -> list[Run]:
+    """How positions start to end are to be computed, `cells` being taken before them.
+
+    By this kind of run, and by a shift whenever the window is full.
+    """
+    if slide is None:
+        return [Run(kind, start, end)] if start < end else []
+    planned = []
+    while start < end:
+        if cells >= slide.window:
+            planned.append(Run(SHIFT, start, start + 1, slide.keep, slide.gone))
+            start, cells = start + 1, cells - slide.gone + 1
+        else:
+            stop = min(end, start + slide.window - cells)
+            planned.append(Run(kind, start, stop))
+            start, cells = stop, cells + stop - start
+    return planned
+
+
+def window(tokens: Sequence[int], runs: Sequence[Run]) -> list[int]:
+    """The positions of all of these tokens that lie in the window yet, in the order of its cells.
+
+    runs: how they were computed, as far as they were.
+    """
+    held = list(range(len(tokens)))
+    for run in runs:
+        if run.kind == SHIFT:
+            del held[run.keep : run.keep + run.gone]
+    return held

@@ -38,7 +38,7 @@ class Sampler:
     """One sequence's way of choosing. plain: the logits are taken as the model gave them."""
 
     how: Sampling
-    first: int  # position of its first token: where the prompt ends
+    first: int  # position of its first token, before 0 if that has left the window
     plain: bool
 
     def accept(self, token: int) -> None:
@@ -62,7 +62,7 @@ class Samplers:
         """A sampler for a generation that has come as far as these tokens."""
         how = goal.sampling
         plain = not (how.logit_bias or how.min_tokens or _penalized(how))
-        return Sampler(how, goal.prompt_len, plain)
+        return Sampler(how, goal.prompt_len - len(goal.said), plain)
 
     def choose(self, logits: Logits, draw: Draw) -> Drawn:
         """The token for a position from one row of logits, and its log-probability if asked for."""

@@ -14,7 +14,7 @@ from aiosd import sched
 from aiosd.cores.buffers import Buffers
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import Sequence
-from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Token
+from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Slide, Token
 
 DEADLINE = 60.0
 
@@ -69,6 +69,7 @@ class Bench:
         nice: int = 0,
         max_tokens: int = 40,
         temperature: float = 0.0,
+        slide: Slide | None = None,
     ) -> tuple[Sequence, Result]:
         """Begin to generate from a prompt, on a fresh sequence or after what one holds."""
         if sequence is None:
@@ -81,19 +82,28 @@ class Bench:
         result = Result()
         sequence.sink = result
         length = len(sequence.tokens)
-        sequence.goal = Goal(length, max_tokens, Sampling(temperature, 1.0, 0, 0.0, 7), [])
+        sampling = Sampling(temperature, 1.0, 0, 0.0, 7)
+        sequence.goal = Goal(length, max_tokens, sampling, [], slide=slide)
         self.core.submit(sequence)
         return sequence, result
 
     async def solo(
-        self, *prompts: str, temperature: float = 0.0, max_tokens: int = 40
+        self,
+        *prompts: str,
+        temperature: float = 0.0,
+        max_tokens: int = 40,
+        slide: Slide | None = None,
     ) -> list[int]:
         """Run prompts one after the other in one context, alone, and return the tokens."""
         sequence: Sequence | None = None
         tokens: list[int] = []
         for prompt in prompts:
             sequence, result = await self.submit(
-                prompt, sequence=sequence, temperature=temperature, max_tokens=max_tokens
+                prompt,
+                sequence=sequence,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                slide=slide,
             )
             await within(result.done)
             tokens += result.tokens

@@ -143,7 +143,7 @@ def test_an_end_of_text_token_is_reported_but_not_kept(start: Start) -> None:
 def test_the_context_ends_a_generation(start: Start) -> None:
     worker = start(fake_setup(n_ctx=128, eog=0.0))
     tokens, _, finish = alone(worker, sequence(1, 100, most=500))
-    assert (len(tokens), finish) == (128, "length")
+    assert (len(tokens), finish) == (128, "window")
 
 
 def test_a_following_turn_continues_in_its_slot_or_from_its_file(
