@@ -20,6 +20,7 @@ import grp
 import hashlib
 import importlib.util
 import os
+import pwd
 import re
 import stat
 import tomllib
@@ -64,6 +65,7 @@ __all__ = [
     "default_file",
     "diff",
     "find_model",
+    "find_user",
     "load",
     "make_dirs",
 ]
@@ -171,6 +173,14 @@ def find_model(model: str) -> Path:
     raise FileNotFoundError(errno.ENOENT, f"the packaged model is not installed: {cure}", model)
 
 
+def find_user(user: str) -> int | None:
+    """Return the uid of a user who is given by name or by number; None for an unknown name."""
+    try:
+        return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return None
+
+
 def make_dirs(config: Config) -> None:
     """Create the state, runtime and KV directories, 0700 (0710 for a group to reach the socket).
 
@@ -253,11 +263,26 @@ class _Reader:
         if len(os.fsencode(config.kernel.socket)) > 107:
             reason = f"{config.kernel.socket}: longer than the 107 bytes a Unix socket may have"
             self._wrong("kernel.socket", f"{reason}; set a shorter one, or AIOS_RUNTIME_DIR")
+        self._shares(config.sched)
         groups = [group.gr_name for group in grp.getgrall()] if config.kernel.group else []
         if config.kernel.group and config.kernel.group not in groups:
             close = difflib.get_close_matches(config.kernel.group, groups, n=1)
             near = f"; did you mean {close[0]!r}?" if close else "; create it with groupadd"
             self._wrong("kernel.group", f"no group {config.kernel.group!r}{near}")
+
+    def _shares(self, sched: Sched) -> None:
+        """Check that the users and groups of shares exist, and that nobody is in two groups."""
+        of: dict[int, str] = {}
+        for group, users in sched.groups.items():
+            for user in users:
+                uid = find_user(user)
+                if uid is None:
+                    self._wrong(f"sched.groups.{group}", f"no user {user!r}")
+                elif of.setdefault(uid, group) != group:
+                    self._wrong(f"sched.groups.{group}", f"{user!r} is in {of[uid]!r} already")
+        for name in sched.weights:
+            if name not in sched.groups and find_user(name) is None:
+                self._wrong(f"sched.weights.{name}", "no user and none of sched.groups")
 
     def _wrong(self, key: str, reason: str) -> None:
         source = self._source or self._sources.get(key.partition("[")[0], "")

@@ -4,8 +4,6 @@ The request's own coroutine prepares it (core, context, tokens), hands it to the
 only reads what comes: `Generation` is the core's sink, collects tokens and text, and can be read
 by the caller, by a second asker with the same key, and by `attach`, each at its own pace.
 
-What the next kernel needs to go on with it is its `page`: the context and how far it has come.
-
 What must hold: a generation ends exactly once; a reader that falls AHEAD tokens behind stops the
 generation, never the kernel.
 """
@@ -18,14 +16,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
-
-from aiosd import again
 from aiosd.abi.inference import Chunk, LlmGenerate, Timing, TokenUsage
 from aiosd.abi.inference import Generation as Result
 from aiosd.context import Context
-from aiosd.engine.protocol import Goal, Token
-from aiosd.journal import ContextRow, RequestRow
+from aiosd.engine.protocol import Token
 from aiosd.keys import Kept
 
 AHEAD: Final = 64  # tokens that a generation may be ahead of a slow reader
@@ -36,9 +30,8 @@ class Generation:
     """One request. Times are monotonic seconds; waiting and turnaround as the paper has them.
 
     on_start, on_token (with the text that became final) and on_end tell its owner, once each
-    except on_token. preparing, kept, begun and stored belong to the owner: the task that turns the
-    request into tokens, the entry of its key, and when its beginning and its end are on disk.
-    known: of a request that an earlier kernel began, the tokens that were on record; -1: of ours.
+    except on_token. preparing and kept belong to the owner: the task that turns the request into
+    tokens, and the entry of its key.
     """
 
     def __init__(
@@ -74,85 +67,12 @@ class Generation:
         self.error: OSError | None = None
         self.preparing: asyncio.Task[None] | None = None
         self.kept: Kept | None = None
-        self.begun: asyncio.Future[None] | None = None
-        self.stored: asyncio.Future[None] | None = None
-        self.known = -1
         self._readers: dict[object, int] = {}  # tokens that each caller's stream has taken
         self._over = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
         self._deadline: asyncio.Handle | None = None
         self._due = 0.0
         self._left = args.deadline
-
-    # What outlives the kernel.
-
-    def page(self) -> tuple[ContextRow, dict[str, Any]]:
-        """Return its context and how far it has come, as they are at this moment."""
-        return self.context.record(), self.progress()
-
-    def request(self) -> RequestRow:
-        """Return what was asked, for the journal."""
-        return RequestRow(
-            rid=self.rid,
-            aid=self.aid,
-            cid=self.context.cid,
-            key=self.args.key,
-            args=again.body(self.args),
-            submitted=self.submitted_at,
-        )
-
-    def progress(self) -> dict[str, Any]:
-        """Return what `take_progress` goes on from: plain values, a fresh dict. Unix times."""
-        goal, loop = self.context.sequence.goal, asyncio.get_running_loop()
-        due = None if self._deadline is None else time.time() + self._due - loop.time()
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "cached_tokens": self.cached_tokens,
-            "tokens": self.tokens.copy(),
-            "texts": self.texts.copy(),
-            "logprobs": self.logprobs.copy(),
-            "goal": goal,
-            "started": self._moment(self.started),
-            "first_token": self._moment(self.first_token),
-            "due": due,
-            "left": self._left,
-            "certain": self.certain,
-        }
-
-    @property
-    def certain(self) -> int:
-        """How many tokens whoever read them is certain to have read as they are now; -1: all.
-
-        Those on record when a kernel went on with it that can't promise the others.
-        """
-        return -1 if self.known < 0 or self.context.certain else self.known
-
-    def take_progress(self, submitted: float, progress: dict[str, Any]) -> Goal | None:
-        """Be where an earlier kernel's generation was; return its goal, None before it had one.
-
-        submitted: Unix time. Raises msgspec.ValidationError for what can't be read.
-        """
-        self.submitted_at = submitted
-        self.submitted -= max(0.0, time.time() - submitted)
-        self.known = 0
-        if not progress:
-            return None
-        self.prompt_tokens = progress["prompt_tokens"]
-        self.cached_tokens = progress["cached_tokens"]
-        self.tokens, self.texts = progress["tokens"], progress["texts"]
-        self.logprobs = progress["logprobs"]
-        before = progress["certain"]
-        self.known = len(self.tokens) if before < 0 else min(before, len(self.tokens))
-        for name in ("started", "first_token"):
-            if moment := progress[name]:
-                setattr(self, name, self.submitted + moment - submitted)
-        if self._left is not None:
-            due, left = progress["due"], progress["left"]
-            self._left = left if due is None else max(0.0, due - time.time())
-        return msgspec.convert(progress["goal"], Goal | None)
-
-    def _moment(self, monotonic: float) -> float:
-        return self.submitted_at + monotonic - self.submitted if monotonic else 0.0
 
     # What the core reports (cores.sequence.Sink).
 
@@ -237,6 +157,7 @@ class Generation:
             token_ids=self.tokens[start:],
             index=start,
             logprobs=self.logprobs[start:],
+            request=self.rid,
         )
 
     def read_to(self, reader: object, seen: int) -> None:
@@ -274,8 +195,8 @@ class Generation:
             context=self.context.cid,
             core=core.name,
             request=self.rid,
+            exact=bool(core.loaded and core.loaded.exact),
             logprobs=self.logprobs,
-            exact=self.context.certain,
         )
 
     def timing(self) -> Timing:
@@ -330,7 +251,6 @@ def unbuilt(args: LlmGenerate) -> None:
         "beams": args.beams > 1,
         "schema": args.schema is not None,
         "grammar": bool(args.grammar),
-        "after": bool(args.after),
         "tools": bool(args.tools),
         "recall": bool(args.recall),
         "watermark": args.watermark,

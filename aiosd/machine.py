@@ -62,6 +62,10 @@ class Machine:
         """A sequence was taken off a core for another one."""
         self._events.emit("sched.preempt", sequence.aid, core=core.name, context=sequence.cid)
 
+    def started(self, core: LocalCore, sequence: Sequence) -> None:
+        """A sequence was given a slot."""
+        self._events.emit("sched.start", sequence.aid, core=core.name, context=sequence.cid)
+
     def verdict(self, core: LocalCore, verdict: str) -> None:
         """Remember what a core's probe found."""
         key = setup_key(core.setup)
@@ -128,21 +132,42 @@ class Machine:
                 nice=row.nice,
                 place=-1 if row.place is None else row.place,
                 used=row.used,
+                level=row.level,
+                virtual=row.virtual,
+                width=core.policy.task(row.id).width,
             )
             for core in self.cores
             for row in core.policy.snapshot()
             if self._access.may_see(caller, row.aid)
         ]
+        rows += [
+            abi_process.SchedRow(
+                aid=task.aid,
+                cid=task.id,
+                core="",
+                state="S",
+                nice=task.nice,
+                place=-1,
+                used=0,
+                after=list(task.waits_for),
+            )
+            for task in self.cores.waiting
+            if self._access.may_see(caller, task.aid)
+        ]
         return abi_process.Sched(
-            policy=self.cores.policy,
-            quantum=self.cores.quantum,
+            policy=self.cores.sched.policy,
+            quantum=self.cores.sched.quantum,
             policies=list(sched.POLICIES),
             preemptions=sum(core.preemptions for core in self.cores),
             rows=rows,
+            options=self.cores.tuning,
         )
 
     def sys_set_sched(self, caller: Caller, args: abi_process.SetSched) -> abi_process.Sched:
-        """Change the policy or the quantum; nothing in flight is lost."""
-        self.cores.set_sched(args.policy, args.quantum)
-        self._events.emit("sched.policy", policy=self.cores.policy, quantum=self.cores.quantum)
+        """Change the policy or its numbers; nothing in flight is lost."""
+        self.cores.set_sched(args.policy, args.quantum, args.options)
+        now = self.cores.sched
+        self._events.emit(
+            "sched.policy", policy=now.policy, quantum=now.quantum, **self.cores.tuning
+        )
         return self.sys_get_sched(caller, abi_process.GetSched())

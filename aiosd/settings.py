@@ -61,6 +61,7 @@ Size = Annotated[int, Meta(ge=0, le=1 << 60), parse_size]
 Duration = Annotated[float, Meta(ge=0, le=1e9), parse_duration]
 Limit = Annotated[int, Meta(ge=-1, le=1 << 62), parse_size]
 Place = Annotated[str, PATH, AT_START]
+_Cost = Annotated[float, Meta(ge=0.001, le=1000)]
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
 
 
@@ -83,10 +84,22 @@ class Kernel(Section, frozen=True, kw_only=True):
 
 
 class Sched(Section, frozen=True, kw_only=True):
-    """[sched]: who runs when. quantum is in tokens."""
+    """[sched]: who runs when. quantum, boost and credit are in tokens.
+
+    groups: users, by name or number, who share as one under fair. weights: what a group or a user
+    gets compared with others, 1 where nothing is said.
+    """
 
     policy: str = "rr"
     quantum: Annotated[int, Meta(ge=1, le=1 << 30)] = 64
+    levels: Annotated[int, Meta(ge=1, le=32)] = 8
+    boost: Annotated[int, Meta(ge=1, le=1 << 40)] = 16_384
+    share_by: Literal["user", "agent"] = "user"
+    credit: Annotated[int, Meta(ge=0, le=1 << 30)] = 256
+    prefill_cost: _Cost = 1.0
+    decode_cost: _Cost = 1.0
+    groups: dict[str, list[str]] = {}
+    weights: dict[str, _Cost] = {}
 
 
 class Core(Section, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from aiosh.tables import Column
 
 if TYPE_CHECKING:
     from aiosd.abi.cores import Core
-    from aiosd.abi.process import SchedRow
+    from aiosd.abi.process import Sched, SchedRow
 
 app = typer.Typer()
 core_app = typer.Typer(invoke_without_command=True)
@@ -130,13 +130,17 @@ def models(json: Json = False) -> None:
 
 SCHED: Final[list[Column[SchedRow]]] = [
     Column("CORE", lambda row: row.core, least=8),
-    Column("PLACE", lambda row: str(row.place), right=True),
+    Column("PLACE", lambda row: str(row.place) if row.place >= 0 else "", right=True),
     Column("AID", lambda row: str(row.aid), right=True),
     Column("CTX", lambda row: str(row.cid), right=True),
     Column("S", lambda row: row.state),
     Column("NI", lambda row: str(row.nice), right=True),
     Column("USED", lambda row: str(row.used), right=True),
 ]
+LEVEL: Final[Column[SchedRow]] = Column("LEVEL", lambda row: str(row.level), right=True)
+VIRTUAL: Final[Column[SchedRow]] = Column("VIRTUAL", lambda row: f"{row.virtual:+.0f}", right=True)
+WIDTH: Final[Column[SchedRow]] = Column("SLOTS", lambda row: str(row.width), right=True)
+WAITS: Final[Column[SchedRow]] = Column("AFTER", lambda row: " ".join(map(str, row.after)))
 
 
 @app.command()
@@ -147,12 +151,17 @@ def sched(
     quantum: Annotated[
         int, typer.Option("--quantum", "-q", min=0, help="tokens; 0: unchanged")
     ] = 0,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="NAME=NUMBER", help="as in [sched]; again for more"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show the scheduling policy and the run queues, or change the policy while running."""
+    options = dict(map(_number, option or []))
     with link.kernel() as kernel:
-        if policy or quantum:
-            state = kernel.set_sched(policy=policy, quantum=quantum)
+        if policy or quantum or options:
+            state = kernel.set_sched(policy=policy, quantum=quantum, options=options)
         else:
             state = kernel.get_sched()
     if json:
@@ -161,8 +170,30 @@ def sched(
     known = [tables.paint(n, "bold") if n == state.policy else n for n in state.policies]
     print(f"policy {state.policy} (of {' '.join(known)})")
     print(f"quantum {state.quantum} tokens, {state.preemptions} preemptions")
+    if state.options:
+        print(", ".join(f"{name} {value:g}" for name, value in state.options.items()))
     if state.rows:
-        tables.show(SCHED, state.rows, json=False)
+        tables.show(_columns(state), state.rows, json=False)
+
+
+def _number(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise link.Failure(f"--option {text}: write it as boost=4096", 2) from None
+
+
+def _columns(state: Sched) -> list[Column[SchedRow]]:
+    """Return the columns that this policy, and what is queued, have something for."""
+    levels = state.policy in ("mlfq", "priority")
+    more = [
+        (LEVEL, levels),
+        (VIRTUAL, state.policy == "fair"),
+        (WIDTH, any(row.width > 1 for row in state.rows)),
+        (WAITS, any(row.after for row in state.rows)),
+    ]
+    return SCHED + [column for column, wanted in more if wanted]
 
 
 Row = dict[str, Any]

@@ -60,7 +60,7 @@ def keys(table: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key, value in table.items():
         inner = value[0] if key == "cores" else value
-        if isinstance(inner, dict) and key != "options":
+        if isinstance(inner, dict) and key not in ("options", "groups", "weights"):
             found += keys(inner, f"{prefix}{key}.")
         else:
             found.append(prefix + key)
@@ -189,7 +189,22 @@ def test_all_mistakes_are_named_at_once(environ: dict[str, str], tmp_path: Path)
 
 def test_a_key_like_nothing_lists_what_is_valid(environ: dict[str, str], tmp_path: Path) -> None:
     (line,) = problems(written(tmp_path, "[sched]\nzzzz = 1\n"), environ)
-    assert line.endswith("sched.zzzz: unknown key; valid here: policy, quantum")
+    assert line.endswith(
+        "sched.zzzz: unknown key; valid here: policy, quantum, levels, "
+        "boost, share_by, "
+        "credit, prefill_cost, decode_cost, groups, weights"
+    )
+
+
+def test_shares_name_users_that_exist(environ: dict[str, str], tmp_path: Path) -> None:
+    text = """
+        [sched]
+        groups = { lab = ["root", "no-such-user"], other = ["0", "77777"] }
+        weights = { lab = 2, 1234 = 0.5, nobody-known = 3 }
+    """
+    found = problems(written(tmp_path, text), environ)
+    reasons = ["no user 'no-such-user'", "'0' is in 'lab' already", "no user and none of"]
+    assert all(reason in line for reason, line in zip(reasons, found, strict=True))
 
 
 def test_words_of_replaceable_parts(environ: dict[str, str], tmp_path: Path) -> None:

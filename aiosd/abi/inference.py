@@ -69,13 +69,14 @@ class Generation(Record, frozen=True):
 class Chunk(Record, frozen=True):
     """A piece of a streamed generation; index is the number of tokens before it.
 
-    logprobs: of each token, when asked for.
+    logprobs: of each token, when asked for. request: its request's id.
     """
 
     text: str
     token_ids: list[int]
     index: int
     logprobs: list[float] = []
+    request: int = 0
 
 
 @syscall(
@@ -86,6 +87,9 @@ class LlmGenerate(Call, frozen=True):
 
     Give a prompt (one user turn in the model's chat template; as it stands with raw) or messages.
     Without either, a context is continued where it stands.
+
+    after: earlier requests, of the agent or of those below it, that must have ended first, however
+    they end; those are as urgent meanwhile as this one is. Ids stand in replies and chunks.
     """
 
     prompt: Annotated[
@@ -127,7 +131,7 @@ class LlmGenerate(Call, frozen=True):
         str, Meta(max_length=65_536, description="GBNF grammar that the text must satisfy")
     ] = ""
     after: Annotated[
-        list[Count], Meta(max_length=64, description="requests that must end first")
+        list[Count], Meta(max_length=64, description="requests that must end first, however")
     ] = []
     tools: Annotated[
         list[Name], Meta(max_length=64, description="declared tools offered to the model")

@@ -293,7 +293,13 @@ class SetPriority(Call, frozen=True):
 
 
 class SchedRow(Record, frozen=True):
-    """One schedulable request in a core's run queue."""
+    """One schedulable request in a core's run queue.
+
+    place: 0 is next, -1 while it runs. used: tokens of its quantum that are spent. level: under
+    mlfq and priority, 0 is the best. virtual: under fair, its agent's tokens by weight, ahead of
+    (negative: behind) the agent that was last given a slot. width: slots that it needs. state S:
+    it waits until the requests on the contexts in `after` have ended.
+    """
 
     aid: int
     cid: int
@@ -302,16 +308,24 @@ class SchedRow(Record, frozen=True):
     nice: int
     place: int
     used: int
+    level: int = 0
+    virtual: float = 0.0
+    width: int = 1
+    after: list[int] = []
 
 
 class Sched(Record, frozen=True):
-    """The scheduling policy, its options and its queues."""
+    """The scheduling policy, its options and its queues.
+
+    options: the numbers of [sched] in aiosd.toml(5) that this policy uses beside the quantum.
+    """
 
     policy: str
     quantum: int
     policies: list[str]
     preemptions: int
     rows: list[SchedRow]
+    options: dict[str, float] = {}
 
 
 @syscall(36, reply=Sched)
@@ -327,6 +341,10 @@ class SetSched(Call, frozen=True):
         str, Meta(max_length=32, description="fifo, rr, priority, mlfq or fair; empty: unchanged")
     ] = ""
     quantum: Annotated[int, Meta(ge=0, le=1_000_000, description="tokens; 0: unchanged")] = 0
+    options: Annotated[
+        dict[str, Annotated[float, Meta(ge=0, le=1e12)]],
+        Meta(max_length=8, description="levels, boost, credit, prefill_cost, decode_cost: [sched]"),
+    ] = {}
 
 
 @syscall(38, reply=None, errors="ESRCH", needs="signal")

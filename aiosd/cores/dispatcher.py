@@ -11,9 +11,9 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import psutil
@@ -23,9 +23,11 @@ from aiosd import sched
 from aiosd.abi import cores as abi
 from aiosd.config import Config
 from aiosd.config import Core as CoreConfig
+from aiosd.config import Sched as SchedConfig
 from aiosd.cores.buffers import Buffers
 from aiosd.cores.local import Listener, LocalCore
 from aiosd.engine.protocol import CoreSetup
+from aiosd.sched import Task
 
 log = logging.getLogger(__name__)
 
@@ -52,24 +54,31 @@ def _fake(core: CoreConfig) -> str:
 DRIVERS: Final[dict[str, Callable[[CoreConfig], str]]] = {"llama": _llama, "fake": _fake}
 
 
+TUNABLE: Final = ("levels", "boost", "credit", "prefill_cost", "decode_cost")
+"""Numbers of [sched] beside the quantum that set_sched may change."""
+
+
 class Cores:
     """The cores of this kernel."""
 
     def __init__(self, config: Config, listener: Listener, verdicts: Verdicts) -> None:
-        self.policy = config.sched.policy
-        self.quantum = config.sched.quantum
+        self.sched = config.sched  # and what set_sched has changed since
         self._config = config
         self._listener = listener
         self._verdicts = verdicts
         self._buffers = Buffers(Path(config.context.kv_dir), config.context.ram_limit)
         self._cores: dict[str, LocalCore] = {}
         self._drivers: dict[str, str] = {}
-        self._absent: dict[str, LocalCore] = {}  # cores of contexts that are there no more
         self._refused: dict[str, str] = {}  # configured cores that could not be begun, and why
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[LocalCore]:
         return iter(self._cores.values())
+
+    @property
+    def waiting(self) -> Iterable[Task]:
+        """The requests that wait for others to end."""
+        return {task.id: task for core in self for task in core.policy.waiting}.values()
 
     @property
     def kv_ram(self) -> int:
@@ -91,7 +100,7 @@ class Cores:
         self._buffers.limit = config.context.ram_limit
         before, self._config = self._config.sched, config
         if config.sched != before:
-            self.set_sched(config.sched.policy, config.sched.quantum)
+            self._reschedule(config.sched)
 
     async def close(self) -> None:
         """Stop all cores and free their buffers."""
@@ -145,31 +154,6 @@ class Cores:
             raise FileNotFoundError(errno.ENOENT, f"no core {name!r}{why}; there are: {known}")
         return core
 
-    def find(self, name: str) -> LocalCore | None:
-        """Return a core by name, None when there is none."""
-        return self._cores.get(name)
-
-    def home(self, name: str) -> LocalCore:
-        """Return the core of a context that outlived a kernel, by its name.
-
-        Where there is none any more: one that computes nothing, is on no list, and says why.
-        """
-        core = self._cores.get(name) or self._absent.get(name)
-        if core is None:
-            core = self._absent[name] = self._stand_in(name)
-        return core
-
-    def _stand_in(self, name: str) -> LocalCore:
-        nothing = CoreSetup(
-            runner="", model="", slots=1, n_ctx=0, grid=1, threads=1, gpu_layers=0,
-            kv_k="", kv_v="", exact=True, verdict="",
-        )  # fmt: skip
-        policy = sched.make(self.policy, **self._options(self.policy, self.quantum))
-        core = LocalCore(name, nothing, 0, policy, self._buffers, self._listener)
-        why = self._refused.get(name, f"there is no core {name!r} since aiosd was restarted")
-        core.never(f"{why}; add it again to go on with this context")
-        return core
-
     def choose(self, name: str, needs: str) -> LocalCore:
         """Return the core for a request: the named one, else the accepting one with least to do.
 
@@ -190,13 +174,35 @@ class Cores:
             raise OSError(errno.ENODEV, f"no core can take requests: {cure}")
         return min(usable, key=lambda core: (core.requests, core.loaded is None))
 
-    def set_sched(self, policy: str, quantum: int) -> None:
-        """Change the policy of all cores. Raises OSError(EINVAL) and changes nothing then."""
-        policy, quantum = policy or self.policy, quantum or self.quantum
-        sched.make(policy, **self._options(policy, quantum))
-        self.policy, self.quantum = policy, quantum
+    def set_sched(self, policy: str, quantum: int, options: Mapping[str, float]) -> None:
+        """Change the policy of all cores, or numbers of [sched] by their names (TUNABLE).
+
+        policy "" and quantum 0 leave them as they are. Raises OSError(EINVAL) and changes nothing
+        then.
+        """
+        if unknown := sorted(options.keys() - set(TUNABLE)):
+            known = ", ".join(TUNABLE)
+            raise OSError(errno.EINVAL, f"set_sched: no option {unknown[0]!r}; there are {known}")
+        now = msgspec.to_builtins(self.sched)
+        now |= {"policy": policy or self.sched.policy, "quantum": quantum or self.sched.quantum}
+        now |= {name: int(v) if v == int(v) else v for name, v in options.items()}
+        try:
+            new = msgspec.convert(now, SchedConfig)
+        except msgspec.ValidationError as error:
+            raise OSError(errno.EINVAL, f"set_sched: {error}") from None
+        self._reschedule(new)
+
+    @property
+    def tuning(self) -> dict[str, float]:
+        """The numbers of [sched] that the present policy uses, by name."""
+        names = [name for name in TUNABLE if sched.takes(self.sched.policy, name)]
+        return {name: getattr(self.sched, name) for name in names}
+
+    def _reschedule(self, new: SchedConfig) -> None:
+        sched.make(new.policy, **_options(new))
+        self.sched = new
         for core in self._cores.values():
-            core.change_policy(policy, **self._options(policy, quantum))
+            core.change_policy(new.policy, **_options(new))
 
     def rows(self) -> list[abi.Core]:
         """Describe every core."""
@@ -240,7 +246,7 @@ class Cores:
             config.name,
             self._setup(config),
             config.nice,
-            sched.make(self.policy, **self._options(self.policy, self.quantum)),
+            sched.make(self.sched.policy, **_options(self.sched)),
             self._buffers,
             self._listener,
         )
@@ -284,8 +290,26 @@ class Cores:
         )
         return msgspec.structs.replace(setup, verdict=self._verdicts(setup_key(setup)))
 
-    def _options(self, policy: str, quantum: int) -> dict[str, int]:
-        return {"quantum": quantum} if sched.takes(policy, "quantum") else {}
+
+def _options(settings: SchedConfig) -> dict[str, Any]:
+    """Return what a policy is made with: of all settings those that it takes."""
+    find = configuration.find_user
+    given = {
+        "quantum": settings.quantum,
+        **{name: getattr(settings, name) for name in TUNABLE},
+        "groups": settings.share_by == "user",
+        "members": {
+            uid: group
+            for group, users in settings.groups.items()
+            for user in users
+            if (uid := find(user)) is not None
+        },
+        "weights": {
+            name if name in settings.groups else find(name): weight
+            for name, weight in settings.weights.items()
+        },
+    }
+    return {name: value for name, value in given.items() if sched.takes(settings.policy, name)}
 
 
 def setup_key(setup: CoreSetup) -> str:

@@ -15,7 +15,7 @@ import asyncio
 import errno
 import logging
 import time
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -23,7 +23,7 @@ from aiosd import sched
 from aiosd.cores.buffers import Buffers
 from aiosd.cores.placement import Placement
 from aiosd.cores.rate import Rate
-from aiosd.cores.sequence import Place, Sequence
+from aiosd.cores.sequence import Sequence
 from aiosd.cores.worker import Worker
 from aiosd.engine import protocol
 from aiosd.engine.protocol import PREFILL, CoreSetup, Event, Loaded
@@ -50,6 +50,9 @@ class Listener(Protocol):
     def preempted(self, core: LocalCore, sequence: Sequence) -> None:
         """A running sequence was taken off the core for another."""
 
+    def started(self, core: LocalCore, sequence: Sequence) -> None:
+        """A sequence was put on the core."""
+
     def verdict(self, core: LocalCore, verdict: str) -> None:
         """The exactness probe's verdict is to be remembered."""
 
@@ -57,8 +60,8 @@ class Listener(Protocol):
 class LocalCore:
     """One worker, its slots, and the run queue in front of them.
 
-    state: loading, ready, restarting, draining, failed, removed, absent. requests: how many were
-    given to it and have not ended, whatever they wait for; counted by whoever gives them.
+    state: loading, ready, restarting, draining, failed, removed. requests: how many were given to
+    it and have not ended, whatever they wait for; counted by whoever gives them.
     """
 
     def __init__(
@@ -121,11 +124,6 @@ class LocalCore:
         self.placement.died()
         for sequence in list(self.placement.sequences.values()):
             self.placement.forget(sequence)
-
-    def never(self, why: str) -> None:
-        """Stand for a core that there is no more; whoever asks it for something is told why."""
-        self.state, self.error = "absent", why
-        self._ready.set_exception(OSError(errno.ENODEV, why))
 
     @property
     def pid(self) -> int:
@@ -255,9 +253,7 @@ class LocalCore:
             self._tickets.pop(ask.ticket, None)
 
     def check(self) -> None:
-        """Raise OSError (EIO, ENODEV) with the reason when the core will compute no more."""
-        if self.state == "absent":
-            raise OSError(errno.ENODEV, self.error)
+        """Raise OSError(EIO) with the reason when the core will compute no more."""
         if self.state in ("failed", "removed"):
             raise OSError(errno.EIO, self.error)
 
@@ -296,9 +292,17 @@ class LocalCore:
         sequence.nice = nice
         if sequence.cid in self.policy:
             self.policy.renice(sequence.cid, nice)
-            if sequence.place is Place.LIVE:  # else its rank goes with its next admission
-                self._command(protocol.Rank(sequence.cid, self.policy.rank(sequence.cid)))
             self._schedule()
+
+    def wait(self, task: Task) -> None:
+        """Note that a request waits for those in `task.waits_for` (see sched.Policy.wait)."""
+        self.policy.wait(task)
+        self._schedule()
+
+    def unwait(self, cid: int) -> None:
+        """Forget that a request waits."""
+        self.policy.unwait(cid)
+        self._schedule()
 
     def forget(self, sequence: Sequence) -> None:
         """Drop a sequence with its goal, its KV and its buffers."""
@@ -306,7 +310,7 @@ class LocalCore:
         self.placement.forget(sequence)
         self._schedule()
 
-    def change_policy(self, name: str, **options: int) -> None:
+    def change_policy(self, name: str, **options: Any) -> None:
         """Go on under another policy; who runs stays on the core until the policy says otherwise.
 
         Raises OSError(EINVAL) for a policy or an option that doesn't exist.
@@ -365,9 +369,12 @@ class LocalCore:
         self._scheduled = False
         if self.state not in ("ready", "draining"):
             return
-        for cid in self.policy.plan(self.setup.slots).stop:
+        plan = self.policy.plan(self.setup.slots)
+        for cid in plan.stop:
             self.preemptions += 1
             self._listener.preempted(self, self.placement.sequences[cid])
+        for cid in plan.start:
+            self._listener.started(self, self.placement.sequences[cid])
         self.placement.reconcile(self.policy.running, self.policy.rank)
 
     # What the worker says.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
 import time
 from collections import deque
@@ -66,7 +67,8 @@ class Placement:
     def reconcile(self, running: Set[int], rank: Callable[[int], int]) -> None:
         """Make the worker run exactly these sequences, as far as earlier commands are answered."""
         leave = [s for s in self.live() if s.cid not in running]
-        enter = [s for cid in sorted(running, key=rank) if (s := self.sequences[cid]).settled]
+        enter = [s for cid in running if (s := self.sequences[cid]).settled]
+        enter.sort(key=lambda s: rank(s.cid))
         needed = sum(s.place is Place.OUT for s in enter)
         self._make_room(needed, running, leave)
         for sequence in leave:
@@ -75,6 +77,19 @@ class Placement:
         for sequence in enter:
             if sequence.place is Place.PARKED or self.resident < self.slots:
                 self._admit(sequence, rank(sequence.cid))
+        self._rerank(rank)
+
+    def _rerank(self, rank: Callable[[int], int]) -> None:
+        """Tell the worker when those that prefill are to do so in another order."""
+        filling = [s for s in self._inside.values() if s.place is Place.LIVE and s.filling]
+        if len(filling) < 2:
+            return
+        now = {s.cid: rank(s.cid) for s in filling}
+        filling.sort(key=lambda s: s.rank)
+        if any(now[a.cid] > now[b.cid] for a, b in itertools.pairwise(filling)):
+            for sequence in filling:
+                sequence.rank = now[sequence.cid]
+                self._send(protocol.Rank(sequence.cid, sequence.rank))
 
     def _make_room(self, needed: int, running: Set[int], leave: list[Sequence]) -> None:
         """Evict until `needed` slots are free: idle ones first, then held, then the stopped."""
@@ -108,6 +123,7 @@ class Placement:
             )
         )
         sequence.slot_kv = held
+        sequence.rank = rank
         sequence.place = Place.LIVE
         self._inside[sequence.cid] = sequence
 

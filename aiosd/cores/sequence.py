@@ -60,7 +60,8 @@ class Sequence:
 
     tokens, goal and sink are set by the context's user while the sequence is settled; the rest is
     written by the core only. kv: positions on record as computed; slot_kv: positions in the slot
-    just now (fewer during a replay). holds: what keeps a sequence with a goal from being scheduled.
+    just now (fewer during a replay). rank: in the order of prefill, as the worker knows it. holds:
+    what keeps a sequence with a goal from being scheduled.
     deaths: workers that died under it since it last made progress (a kill counts little).
     """
 
@@ -75,6 +76,7 @@ class Sequence:
     kv: int = 0
     slot_kv: int = 0
     slot: int = -1
+    rank: int = 0
     place: Place = Place.OUT
     snapshot: Snapshot | None = None
     holds: set[str] = field(default_factory=set)
@@ -140,6 +142,11 @@ class Sequence:
     def length(self) -> int:
         """Tokens in its window, computed or not."""
         return len(self.tokens) - runs.gone(self.history)
+
+    @property
+    def filling(self) -> bool:
+        """Whether its prompt is still being computed in its slot."""
+        return self.goal is not None and self.slot_kv < self.goal.prompt_len
 
     @property
     def resident(self) -> bool:

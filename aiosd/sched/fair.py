@@ -1,7 +1,8 @@
 """Fair shares: who has received least for its weight runs next, as in CFS, counted in tokens.
 
-Groups (a user's agents, unless told otherwise) share evenly, agents within a group by the weight
-of their nice, requests within an agent evenly; at each of these the lowest virtual counter is next.
+Groups (a user's agents, unless told otherwise) share evenly or by a weight of their own, agents
+within a group by the weight of their nice, requests within an agent evenly; at each of these the
+lowest virtual counter is next.
 Prompt and reply tokens are charged at their cost; tokens found in a cache are never computed, so
 nobody is charged for them.
 
@@ -26,10 +27,11 @@ Every operation is O(log n) in the number of requests; `plan` is O(slots log slo
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from .levels import DEFAULT_QUANTUM
 from .policy import LOOK, Plan, Policy, Task
@@ -39,6 +41,8 @@ from .weights import share
 
 CREDIT: Final = 256
 """Weighted tokens that one who comes back may be behind the others."""
+
+NOBODY: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 _TURN: Final = 1 << 20  # of a rank: what the group's counter is worth, against the agent's
 
@@ -77,15 +81,22 @@ class Fair(Policy):
         credit: int = CREDIT,
         prefill_cost: float = 1.0,
         decode_cost: float = 1.0,
+        members: Mapping[int, str] = NOBODY,
+        weights: Mapping[Hashable, float] = NOBODY,
     ) -> None:
         """quantum, credit: in cost, as tokens are. groups: share among groups first.
 
-        prefill_cost, decode_cost: what a token of a prompt and of a reply counts.
+        prefill_cost, decode_cost: what a token of a prompt and of a reply counts. members: the
+        group of each uid that is in one. weights: of groups, by name, and of users by uid.
         """
         if quantum < 1:
             raise OSError(errno.EINVAL, f"quantum {quantum}: a quantum is 1 token or more")
         if credit < 0 or min(prefill_cost, decode_cost) <= 0:
             raise OSError(errno.EINVAL, "credit is 0 or more, and costs are more than 0")
+        if min(weights.values(), default=1) <= 0:
+            raise OSError(errno.EINVAL, "weights are more than 0")
+        self._members = members
+        self._weights = weights
         self._quantum = quantum
         self._groups = groups
         self._costs = (prefill_cost, decode_cost)
@@ -233,8 +244,12 @@ class Fair(Policy):
         return entry
 
     def _agent(self, task: Task) -> Node:
-        above = self._root.child(task.party) if self._groups else self._root
-        return above.child(task.aid)
+        if not self._groups:
+            return self._root.child(task.aid)
+        party: Hashable = task.group or self._members.get(task.uid) or task.uid
+        group = self._root.child(party)
+        group.share = 1 / self._weights.get(party, 1.0)
+        return group.child(task.aid)
 
     def _sit(self, entry: _Entry) -> None:
         """Seat a task with its agent and with those of all who wait for it."""
@@ -291,7 +306,7 @@ class Fair(Policy):
         if entry.task.id in agent.queue:
             agent.queue.push(entry.task.id, seat.virtual)
         for node in agent.path():
-            node.pay(cost * seat.share if node is agent else cost)
+            node.pay(cost * (seat.share if node is agent else node.share))
 
     # Slots.
 
@@ -383,7 +398,8 @@ class Fair(Policy):
         left = entry.left if left is None else left
         seat = entry.seats[agent]
         above = [
-            node.virtual - left * (seat.share if node is agent else 1) for node in agent.path()
+            node.virtual - left * (seat.share if node is agent else node.share)
+            for node in agent.path()
         ]
         return (*above, seat.virtual - left)
 
@@ -424,7 +440,8 @@ class Fair(Policy):
         seat = entry.seats[agent]
         for mine, its, ahead in zip(agent.path(), payer.path(), lead, strict=False):
             if mine is not its:
-                return mine.virtual + advance * (seat.share if mine is agent else 1) < ahead
+                own = seat.share if mine is agent else mine.share
+                return mine.virtual + advance * own < ahead
         return seat.virtual + advance < lead[-1]
 
     def _turns(self, node: Node) -> list[tuple[int, float]]:
@@ -434,6 +451,6 @@ class Fair(Policy):
         turns = []
         for place, child in enumerate(node.ready):
             for turn, (id, tokens) in enumerate(self._turns(child)):
-                cost = self._quantum * (tokens if not child.ready else 1)
+                cost = self._quantum * (tokens if not child.ready else child.share)
                 turns.append((child.virtual + turn * cost, place, turn, id, tokens))
         return [(id, tokens) for *_, id, tokens in sorted(turns)]

@@ -24,7 +24,7 @@ and no slot idles. One that is wider than the core never starts: who adds it see
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -41,7 +41,8 @@ class Task:
 
     id: the sequence (context id). nice: -20 (first) to 19 (last).
     prompt_tokens: how many are to be computed before the first token comes.
-    group: with whom it shares, where a policy gives shares to groups; empty: with its uid's.
+    group: with whom it shares, where a policy gives shares to groups; empty: with its uid's, or
+    with the group that the policy knows the uid to be in.
     waits_for: ids of requests that must be done before it (see `Policy.wait`).
     width: how many slots it needs, all at once or none; what it is charged is for all of them.
     """
@@ -54,11 +55,6 @@ class Task:
     group: str = ""
     waits_for: tuple[int, ...] = ()
     width: int = 1
-
-    @property
-    def party(self) -> Hashable:
-        """The group that it belongs to."""
-        return self.group or self.uid
 
     def __post_init__(self) -> None:
         if not NICE_MIN <= self.nice <= NICE_MAX:

@@ -25,7 +25,8 @@ class Node:
     virtual: its counter, tokens in advance included. clock: the counter that was the lowest when
     one of its children was last given a slot; it never goes back. busy: what is in it that runs or
     is queued: requests of an agent, busy children of others. ready: children that have something
-    queued; of an agent, the ids of its queued requests.
+    queued; of an agent, the ids of its queued requests. share: what a token counts in a group (1
+    by its weight); what it counts in an agent its seats say.
     """
 
     __slots__ = (
@@ -38,6 +39,7 @@ class Node:
         "parent",
         "queue",
         "ready",
+        "share",
         "virtual",
     )
 
@@ -45,6 +47,7 @@ class Node:
         self.name = name
         self.parent = parent
         self.credit = credit
+        self.share = 1.0
         self.virtual = 0.0
         self.clock = 0.0
         self.busy = 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aios.errors import ConnectionLost, VersionError
+from aios.errors import Busy, ConnectionLost, VersionError
 from aios.kernel import Kernel, connect
 from aios.streams import AsyncStream, Stream
 from aiosd.abi import LEVEL
@@ -59,6 +59,7 @@ __all__ = [
     "AsyncKernel",
     "AsyncStream",
     "AuditRecord",
+    "Busy",
     "CallStatistics",
     "Chunk",
     "ConnectionLost",

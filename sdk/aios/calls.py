@@ -395,13 +395,20 @@ class SyncCalls:
         answer: Sched = self._call(GetSched())
         return answer
 
-    def set_sched(self, *, policy: str = "", quantum: int = 0) -> Sched:
+    def set_sched(
+        self,
+        *,
+        policy: str = "",
+        quantum: int = 0,
+        options: Mapping[str, float] = {},
+    ) -> Sched:
         """Change the scheduling policy while running; nothing in flight is lost.
 
         policy: fifo, rr, priority, mlfq or fair; empty: unchanged.
         quantum: tokens; 0: unchanged.
+        options: levels, boost, credit, prefill_cost, decode_cost: [sched].
         """
-        answer: Sched = self._call(SetSched(policy=policy, quantum=quantum))
+        answer: Sched = self._call(SetSched(policy=policy, quantum=quantum, options=dict(options)))
         return answer
 
     def update_agent_config(self, aid: int, *, name: str = "", max_tokens: int = 0) -> None:
@@ -664,6 +671,10 @@ class SyncCalls:
         messages.
         Without either, a context is continued where it stands.
 
+        after: earlier requests, of the agent or of those below it, that must have ended first,
+            however
+        they end; those are as urgent meanwhile as this one is. Ids stand in replies and chunks.
+
         prompt: the user's turn, at most 4 Mi characters.
         messages: the turns of a chat.
         raw: don't apply the chat template to prompt.
@@ -681,7 +692,7 @@ class SyncCalls:
         beams: width of a beam search; 1: none.
         schema: JSON Schema that the text must satisfy.
         grammar: GBNF grammar that the text must satisfy.
-        after: requests that must end first.
+        after: requests that must end first, however.
         tools: declared tools offered to the model.
         recall: memory or storage to prepend from.
         watermark: mark the text so that its origin can be traced.
@@ -1620,13 +1631,20 @@ class AsyncCalls:
         answer: Sched = await self._call(GetSched())
         return answer
 
-    async def set_sched(self, *, policy: str = "", quantum: int = 0) -> Sched:
+    async def set_sched(
+        self,
+        *,
+        policy: str = "",
+        quantum: int = 0,
+        options: Mapping[str, float] = {},
+    ) -> Sched:
         """Change the scheduling policy while running; nothing in flight is lost.
 
         policy: fifo, rr, priority, mlfq or fair; empty: unchanged.
         quantum: tokens; 0: unchanged.
+        options: levels, boost, credit, prefill_cost, decode_cost: [sched].
         """
-        answer: Sched = await self._call(SetSched(policy=policy, quantum=quantum))
+        answer: Sched = await self._call(SetSched(policy=policy, quantum=quantum, options=dict(options)))
         return answer
 
     async def update_agent_config(self, aid: int, *, name: str = "", max_tokens: int = 0) -> None:
@@ -1889,6 +1907,10 @@ class AsyncCalls:
         messages.
         Without either, a context is continued where it stands.
 
+        after: earlier requests, of the agent or of those below it, that must have ended first,
+            however
+        they end; those are as urgent meanwhile as this one is. Ids stand in replies and chunks.
+
         prompt: the user's turn, at most 4 Mi characters.
         messages: the turns of a chat.
         raw: don't apply the chat template to prompt.
@@ -1906,7 +1928,7 @@ class AsyncCalls:
         beams: width of a beam search; 1: none.
         schema: JSON Schema that the text must satisfy.
         grammar: GBNF grammar that the text must satisfy.
-        after: requests that must end first.
+        after: requests that must end first, however.
         tools: declared tools offered to the model.
         recall: memory or storage to prepend from.
         watermark: mark the text so that its origin can be traced.

@@ -2,6 +2,7 @@
 
 OSError                      the kernel's answer: errno and a sentence
 +-- PermissionError ...      whatever Python makes of the errno (FileNotFoundError, ...)
++-- Busy                     too much to do (EAGAIN): `retry_after` seconds
 +-- VersionError             program and kernel speak ABI levels that don't fit (EPROTO)
 +-- ConnectionRefusedError   aiosd is not running
 +-- ConnectionLost           it was there and went away (a ConnectionResetError)
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 from aiosd.abi import LEVEL
 from aiosd.abi.call import Call, Syscall
@@ -111,6 +113,20 @@ def unreadable(call: Syscall, cause: Exception) -> VersionError:
     )
 
 
+class Busy(BlockingIOError):
+    """The kernel has too much to do (EAGAIN).
+
+    retry_after: seconds until there is likely a place, None where the kernel can't tell.
+    """
+
+    def __init__(self, number: int, sentence: str) -> None:
+        super().__init__(number, sentence)
+        named = re.search(r"try again in (\d+(?:\.\d+)?) s", sentence)
+        self.retry_after = float(named[1]) if named else None
+
+
 def answer(number: int, sentence: str) -> OSError:
     """Return the kernel's error as the OSError subclass that Python has for its errno."""
+    if number == errno.EAGAIN:
+        return Busy(number, sentence)
     return OSError(number, sentence or os.strerror(number))

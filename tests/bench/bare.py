@@ -54,6 +54,9 @@ class _Quiet:
     def preempted(self, core: LocalCore, sequence: Sequence) -> None:
         pass
 
+    def started(self, core: LocalCore, sequence: Sequence) -> None:
+        pass
+
     def verdict(self, core: LocalCore, verdict: str) -> None:
         pass
 

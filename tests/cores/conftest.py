@@ -173,5 +173,8 @@ class _News:
     def preempted(self, core: LocalCore, sequence: Sequence) -> None:
         self._news.append("preempt")
 
+    def started(self, core: LocalCore, sequence: Sequence) -> None:
+        self._news.append("start")
+
     def verdict(self, core: LocalCore, verdict: str) -> None:
         self._news.append("verdict")

@@ -160,6 +160,22 @@ def test_an_urgent_request_preempts_and_a_held_one_frees_its_slot(bench: MakeBen
     asyncio.run(main())
 
 
+def test_the_order_of_prefill_follows_the_policy(bench: MakeBench) -> None:
+    """Two long prompts: under mlfq the first sinks as it is computed, and the second goes on."""
+
+    async def main() -> None:
+        async with bench(policy="mlfq", quantum=64, prefill_ms=3, eog=0.0, slots=2) as b:
+            await b.core.start()
+            one, first = await b.submit("a" * 1600, max_tokens=1)
+            two, second = await b.submit("b" * 1600, max_tokens=1)
+            await first.reach(1)
+            assert two.kv >= 800
+            await second.reach(1)
+            assert one.kv == 1600
+
+    asyncio.run(main())
+
+
 def test_a_core_that_can_not_load_says_why_and_ends(bench: MakeBench) -> None:
     async def main() -> None:
         async with bench(fail_load="no such tensor") as b:

@@ -108,6 +108,19 @@ def test_a_named_group_shares_across_users() -> None:
     assert counts[2] == pytest.approx(200, abs=3)
 
 
+def test_groups_and_users_have_weights() -> None:
+    policy = Fair(quantum=8, members={1: "lab", 2: "lab"}, weights={"lab": 3, 4: 0.5})
+    core = TinyCore(policy, 1)
+    for id, uid in enumerate((1, 1, 2, 3, 4)):
+        core.add(id, MUCH, aid=id, uid=uid)
+    for _ in range(4500):
+        core.step()
+    assert got(core, 0, 1, 2) == pytest.approx(3000, rel=0.05)
+    assert [got(core, id) for id in range(3)] == [pytest.approx(1000, rel=0.05)] * 3
+    assert got(core, 3) == pytest.approx(1000, rel=0.05)
+    assert got(core, 4) == pytest.approx(500, rel=0.05)
+
+
 def test_an_agent_with_many_requests_gets_no_more() -> None:
     core = TinyCore(Fair(quantum=4), 1)
     core.add(0, MUCH, aid=1)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aios
+from aios import errors
 from aios.session import InFlight, Session
 from aiosd.abi import wire
 from aiosd.abi.inference import Chunk, LlmGenerate
@@ -117,3 +118,11 @@ def test_a_lost_connection_fails_what_is_in_flight() -> None:
     assert (never.value.maybe_done, maybe.value.maybe_done) == (False, True)
     with pytest.raises(aios.ConnectionLost):
         session.request(Ping())
+
+
+def test_too_much_to_do_says_when_to_come_back() -> None:
+    full = errors.answer(errno.EAGAIN, "64 requests are in flight; try again in 2.5 s")
+    assert isinstance(full, aios.Busy) and isinstance(full, BlockingIOError)
+    assert (full.errno, full.retry_after) == (errno.EAGAIN, 2.5)
+    unknown = errors.answer(errno.EAGAIN, "64 requests are in flight; try again later")
+    assert isinstance(unknown, aios.Busy) and unknown.retry_after is None

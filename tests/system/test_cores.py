@@ -228,6 +228,13 @@ def test_the_policy_changes_while_requests_run(make: MakeDaemon) -> None:
             running = [row for row in sched.rows if row.state == "R"]
             queued = sorted(row.place for row in sched.rows if row.state == "Q")
             assert len(running) <= 2 and queued == list(range(len(queued)))
+        for options, words in (({"bost": 1.0}, "levels, boost"), ({"levels": 99.0}, "<= 32")):
+            with pytest.raises(OSError, match=words):
+                person.call(SetSched(options=options))
+        tuned = person.call(SetSched(policy="fair", options={"credit": 7, "decode_cost": 0.5}))
+        assert tuned.options == {"credit": 7, "prefill_cost": 1, "decode_cost": 0.5}
+        assert person.call(SetSched(policy="mlfq")).options == {"levels": 8, "boost": 16384}
+        person.call(SetSched(policy="rr"))
         with pytest.raises(OSError, match="fifo"):
             person.call(SetSched(policy="fifi"))
         assert person.call(GetSched()).policy == "rr"
@@ -259,6 +266,13 @@ def test_a_reload_changes_the_policy(make: MakeDaemon) -> None:
         watcher.await_event("kernel.reload")
         sched = person.call(GetSched())
         assert (sched.policy, sched.quantum) == ("priority", 5)
+        shares = f'policy = "fair"\ngroups = {{lab = ["{os.getuid()}"]}}\nweights = {{lab = 2}}'
+        daemon.configure(config(sched=shares + "\ncredit = 9"))
+        daemon.send_signal(signal.SIGHUP)
+        watcher.await_event("kernel.reload")
+        assert person.call(GetSched()).options["credit"] == 9
+        person.call(SetSched(quantum=7))
+        assert person.call(GetSched()).options["credit"] == 9
 
 
 def test_the_papers_figure_3(make: MakeDaemon) -> None:

@@ -524,6 +524,11 @@ def test_queues_are_bounded(make: Any) -> None:
         yours = [b.submit(**LONG) for _ in range(2)]
         with error_of(errno.EAGAIN, "max_queue", "5"):
             b.ask()
+        b.cancel(yours.pop())
+        until(lambda: info(daemon).requests == 4, "one has ended")
+        yours.append(b.submit(**LONG))
+        with error_of(errno.EAGAIN, "try again in", " s"):
+            b.ask()
         for client, ids in ((a, mine), (b, yours)):
             for wanted in ids:
                 client.cancel(wanted)

@@ -6,7 +6,8 @@
         a.read_tokens(wanted, 3)
         last = a.finish(wanted)
 
-Tokens that a stream has brought are in `seen[wanted]`, each exactly once or a test fails.
+Tokens that a stream has brought are in `seen[wanted]`, each exactly once or a test fails;
+`request[wanted]` is what the kernel calls a request that has brought some.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Writer(Client):
             self.aid, self.credential = started.aid, started.credential
         self.seen: dict[int, list[int]] = {}
         self.text: dict[int, str] = {}
+        self.request: dict[int, int] = {}
         self._first: dict[int, int] = {}
         self._answers: dict[int, Any] = {}
 
@@ -83,6 +85,7 @@ class Writer(Client):
             seen = self.seen[reply.id]
             assert chunk.index == self._first[reply.id] + len(seen), "a token twice, or left out"
             seen += chunk.token_ids
+            self.request[reply.id] = chunk.request
             self.text[reply.id] += chunk.text
             return
         try:
