@@ -3,6 +3,9 @@
 A context belongs to one agent and lives on one core; its tokens and the record of its KV are here
 (in its `Sequence`), the KV itself wherever the core has put it.
 
+A context outlives the kernel: the journal has its tokens and how their KV came to be, so that the
+next kernel can have it computed again, bit for bit, where the core is still the one that it was.
+
 What must hold: at most one request at a time works on a context (`busy`); an agent has no more
 than the configured number, the longest unused idle one making room; with its agent they all go.
 """
@@ -13,23 +16,83 @@ import errno
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import Place, Sequence
+from aiosd.engine import runs as record
+from aiosd.journal import ContextRow, Journal
 
 
 @dataclass(slots=True, eq=False)
 class Context:
-    """One context. busy: a request works on it. created, used: Unix time."""
+    """One context. busy: a request works on it. created, used: Unix time.
+
+    exact: False once its KV could not be rebuilt as on record. fingerprint: of the core (model,
+    build, processor, setting) that computed its KV, "" before one did. gone: it was forgotten.
+    """
 
     sequence: Sequence
     core: LocalCore
     busy: bool = False
     policy: str = "error"
+    exact: bool = True
+    fingerprint: str = ""
+    gone: bool = False
     created: float = field(default_factory=time.time)
     used: float = field(default_factory=time.time)
+
+    def meta(self) -> dict[str, Any]:
+        """Return what the journal keeps beside tokens and history: JSON, a fresh dict."""
+        return {"policy": self.policy, "exact": self.exact}
+
+    def take_meta(self, meta: dict[str, Any]) -> None:
+        """Take back what `meta` gave, under this kernel or an earlier one that knew less."""
+        self.policy = meta.get("policy", self.policy)
+        self.exact = meta.get("exact", self.exact)
+
+    def record(self) -> ContextRow:
+        """Return all of it as it is at this moment, for the journal."""
+        sequence = self.sequence
+        return ContextRow(
+            cid=sequence.cid,
+            aid=sequence.aid,
+            uid=sequence.uid,
+            core=self.core.name,
+            fingerprint=self.fingerprint,
+            tokens=sequence.tokens.copy(),
+            runs=sequence.history.copy(),
+            kv=sequence.kv,
+            meta=self.meta(),
+            created=self.created,
+            used=self.used,
+        )
+
+    def fit(self) -> bool:
+        """Make its record hold for its core, which must be loaded; the sequence is settled.
+
+        KV that another model, build or setting computed can't be had again: that record is void,
+        and the context computed anew is no longer what a solo run would have. Returns whether the
+        core is such another one.
+        """
+        assert self.core.loaded is not None
+        before, self.fingerprint = self.fingerprint, self.core.loaded.fingerprint
+        moved = before not in ("", self.fingerprint)
+        if moved and self.sequence.kv:
+            self.core.placement.drop_snapshot(self.sequence)
+            tokens = self.sequence.tokens
+            self.sequence.restart(
+                [tokens[at] for at in record.window(tokens, self.sequence.history)]
+            )
+            self.exact = False
+        return moved
+
+    @property
+    def certain(self) -> bool:
+        """Whether its core promises the tokens of a solo run, and its KV is what it would be."""
+        return bool(self.exact and self.core.loaded and self.core.loaded.exact)
 
     @property
     def cid(self) -> int:
@@ -64,7 +127,7 @@ class Context:
             bytes=self.kv_ram,
             slot=sequence.slot,
             policy=self.policy,
-            exact=bool(self.core.loaded and self.core.loaded.exact),
+            exact=self.certain,
             created=self.created,
             used=self.used,
             busy=self.busy,
@@ -74,9 +137,12 @@ class Context:
 class Contexts:
     """All contexts of this kernel, by id and by agent. new_cid: gives an id never given before."""
 
-    def __init__(self, new_cid: Callable[[], int], access: Access, max_per_agent: int) -> None:
+    def __init__(
+        self, new_cid: Callable[[], int], access: Access, journal: Journal, max_per_agent: int
+    ) -> None:
         self.max_per_agent = max_per_agent
         self._new_cid = new_cid
+        self._journal = journal
         self._access = access
         self._all: dict[int, Context] = {}
         self._of: dict[int, dict[int, Context]] = {}
@@ -97,19 +163,41 @@ class Contexts:
         """Return a context; raises FileNotFoundError that says what may have become of it."""
         context = self._all.get(cid)
         if context is None:
-            reason = "it was cleared, made room for newer ones, or ended with its agent or aiosd"
+            reason = "it was cleared, made room for newer ones, or ended with its agent"
             raise FileNotFoundError(errno.ENOENT, f"no context {cid}: {reason}")
         return context
 
     def create(self, core: LocalCore, aid: int, uid: int, nice: int) -> Context:
         """Make an empty context on a core; raises OSError(EAGAIN) when the agent has too many."""
         self._make_room(aid)
-        sequence = Sequence(cid=self._new_cid(), aid=aid, uid=uid, nice=nice)
-        context = Context(sequence, core)
-        core.add(sequence)
+        return self._enter(
+            Context(Sequence(cid=self._new_cid(), aid=aid, uid=uid, nice=nice), core)
+        )
+
+    def restore(self, row: ContextRow, core: LocalCore, nice: int) -> Context:
+        """Make a context of an earlier kernel again, its KV yet to be found or computed."""
+        sequence = Sequence(cid=row.cid, aid=row.aid, uid=row.uid, nice=nice)
+        sequence.tokens, sequence.history, sequence.kv = row.tokens, row.runs, row.kv
+        context = Context(sequence, core, fingerprint=row.fingerprint)
+        context.created, context.used = row.created, row.used
+        context.take_meta(row.meta)
+        return self._enter(context)
+
+    def _enter(self, context: Context) -> Context:
+        context.core.add(context.sequence)
         self._all[context.cid] = context
-        self._of.setdefault(aid, {})[context.cid] = context
+        self._of.setdefault(context.sequence.aid, {})[context.cid] = context
         return context
+
+    def move(self, context: Context, core: LocalCore) -> None:
+        """Put a context whose core is gone on another one of the same name."""
+        context.core.placement.sequences.pop(context.cid, None)
+        context.core = core
+        core.add(context.sequence)
+
+    async def save(self, aid: int) -> None:
+        """Make an agent's contexts durable as they are. Raises OSError when the disk fails."""
+        await self._journal.save(context.record() for context in self.of(aid))
 
     async def copy(self, parent: Context, aid: int) -> Context:
         """Give an agent a copy of a context: its tokens, its record, and its KV as it is held."""
@@ -120,11 +208,14 @@ class Contexts:
         target.tokens = list(source.tokens)
         target.history, target.kv = list(source.history), source.kv
         core.placement.copy_snapshot(source, target)
-        child.policy = parent.policy
+        child.take_meta(parent.meta())
+        child.fingerprint = parent.fingerprint
         return child
 
     def forget(self, context: Context) -> None:
         """Drop a context and everything it holds; a request on it ends as its core says."""
+        context.gone = True
+        self._journal.forget(context.cid)
         self._all.pop(context.cid, None)
         mine = self._of.get(context.sequence.aid, {})
         mine.pop(context.cid, None)
@@ -158,8 +249,8 @@ class Contexts:
         """Describe one context."""
         return self.get(args.context).row()
 
-    def sys_clr_context(self, caller: Caller, args: abi.ClrContext) -> None:
-        """Forget a context."""
+    async def sys_clr_context(self, caller: Caller, args: abi.ClrContext) -> None:
+        """Forget a context; answered once that is durable."""
         context = self.get(args.context)
         if context.busy:
             raise OSError(
@@ -167,6 +258,7 @@ class Contexts:
                 f"clr_context: context {context.cid} is at work; cancel its request first",
             )
         self.forget(context)
+        await self._journal.settled()
 
 
 def runs(context: Context) -> bool:

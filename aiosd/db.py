@@ -37,6 +37,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from aiosd.killpoint import reach
+
 if TYPE_CHECKING or "numpy" in sys.modules:
     import sqlite_utils
 else:
@@ -66,6 +68,7 @@ class _Job:
     durable: bool
     future: asyncio.Future[Any] | None  # None: nobody waits
     loop: asyncio.AbstractEventLoop
+    room: bool = False  # whether it took of the room that `write` waits for
     result: Any = None
     error: BaseException | None = None
 
@@ -128,7 +131,7 @@ class Database:
         await self._room.acquire()
         try:
             future: asyncio.Future[T] = loop.create_future()
-            self._hand_over(_Job(fn, durable, future, loop))
+            self._hand_over(_Job(fn, durable, future, loop, room=True))
         except BaseException:
             self._room.release()
             raise
@@ -142,6 +145,19 @@ class Database:
         if self._behind >= MAX_BEHIND:
             raise BlockingIOError(errno.EAGAIN, f"{self.path}: {self._behind} writes behind")
         self._hand_over(_Job(fn, durable, None, asyncio.get_running_loop()))
+
+    def submit(self, fn: Callable[[Connection], T], durable: bool = False) -> asyncio.Future[T]:
+        """Hand over a write now; the future has its result, or error, once it is committed.
+
+        An error that nobody asks the future for is logged by asyncio. Raises BlockingIOError as
+        `write_soon`.
+        """
+        if self._behind >= MAX_BEHIND:
+            raise BlockingIOError(errno.EAGAIN, f"{self.path}: {self._behind} writes behind")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._hand_over(_Job(fn, durable, future, loop))
+        return future
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
         """Run fn on one consistent state of the database, in the reader's thread.
@@ -188,7 +204,8 @@ class Database:
                 if job.error is not None:
                     _log.error("a write to %s failed: %s", self.path, job.error)
                 continue
-            self._room.release()
+            if job.room:
+                self._room.release()
             if job.future.done():  # its caller was cancelled
                 continue
             if job.error is not None:
@@ -261,7 +278,9 @@ class Database:
     def _commit(self, last: BaseException | None) -> None:
         if not self._db.conn.in_transaction:  # a full disk, say, ends the whole transaction
             raise last or OSError(errno.EIO, f"{self.path}: a write ended its group's transaction")
+        reach("db.commit")
         self._db.execute("commit")
+        reach("db.committed")
         self.commits += 1
 
     def _report(self, jobs: list[_Job]) -> None:

@@ -21,13 +21,13 @@ class Entry:
 
     fast: the handler where the short way through `Dispatcher.handle` will do, else None. third:
     the name of the handler's third parameter, or "". keyed: the dispatcher keeps its answers by
-    key. floats: arguments that must be finite. free: its body admits free nesting. alone: nothing
-    else of the session is handled until it is answered.
+    key; lasting: on disk too. floats: arguments that must be finite. free: its body admits free
+    nesting. alone: nothing else of the session is handled until it is answered.
     """
 
     __slots__ = (
         "alone", "asynchronous", "call", "calls", "decode", "errors", "fast", "floats", "free",
-        "handler", "keyed", "needs", "seconds", "slowest", "third", "waits",
+        "handler", "keyed", "lasting", "needs", "seconds", "slowest", "third", "waits",
     )  # fmt: skip
 
     def __init__(self, call: Syscall) -> None:
@@ -39,7 +39,7 @@ class Entry:
         self.needs = bool(call.needs)
         self.handler: Callable[..., Any] | None = None
         self.fast: Callable[..., Any] | None = None
-        self.asynchronous = self.keyed = self.waits = self.alone = False
+        self.asynchronous = self.keyed = self.lasting = self.waits = self.alone = False
         self.third = ""
         self.calls = self.errors = 0
         self.seconds = self.slowest = 0.0
@@ -58,6 +58,7 @@ class Entry:
         self.handler = handler
         self.third = "".join(third)
         self.keyed = not self.call.idempotent and not getattr(handler, "keeps_keys", False)
+        self.lasting = getattr(handler, "lasting", False)
         streams = self.call.chunk is not None and self.call.reply is None
         self.waits = streams or getattr(handler, "waits", False)
         self.alone = self.asynchronous and self.third == "session"

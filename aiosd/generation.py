@@ -4,6 +4,8 @@ The request's own coroutine prepares it (core, context, tokens), hands it to the
 only reads what comes: `Generation` is the core's sink, collects tokens and text, and can be read
 by the caller, by a second asker with the same key, and by `attach`, each at its own pace.
 
+What the next kernel needs to go on with it is its `page`: the context and how far it has come.
+
 What must hold: a generation ends exactly once; a reader that falls AHEAD tokens behind stops the
 generation, never the kernel.
 """
@@ -16,10 +18,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
+from aiosd import again
 from aiosd.abi.inference import Chunk, LlmGenerate, Timing, TokenUsage
 from aiosd.abi.inference import Generation as Result
 from aiosd.context import Context
-from aiosd.engine.protocol import Token
+from aiosd.engine.protocol import Goal, Token
+from aiosd.journal import ContextRow, RequestRow
 from aiosd.keys import Kept
 
 AHEAD: Final = 64  # tokens that a generation may be ahead of a slow reader
@@ -30,8 +36,11 @@ class Generation:
     """One request. Times are monotonic seconds; waiting and turnaround as the paper has them.
 
     on_start, on_token (with the text that became final) and on_end tell its owner, once each
-    except on_token. preparing and kept belong to the owner: the task that turns the request into
-    tokens, and the entry of its key.
+    except on_token. preparing, kept, begun and stored belong to the owner: the task that turns the
+    request into tokens, the entry of its key, and when its beginning and its end are on disk.
+    known: of a request that an earlier kernel began, the tokens that were on record; -1: of ours.
+    certain: of how many tokens it is certain that whoever read them under an earlier kernel read
+    these very ones; -1: of all, since the core promises it.
     """
 
     def __init__(
@@ -67,12 +76,82 @@ class Generation:
         self.error: OSError | None = None
         self.preparing: asyncio.Task[None] | None = None
         self.kept: Kept | None = None
+        self.begun: asyncio.Future[None] | None = None
+        self.stored: asyncio.Future[None] | None = None
+        self.known = self.certain = -1
         self._readers: dict[object, int] = {}  # tokens that each caller's stream has taken
         self._over = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
         self._deadline: asyncio.Handle | None = None
         self._due = 0.0
         self._left = args.deadline
+
+    # What outlives the kernel.
+
+    def page(self) -> tuple[ContextRow, dict[str, Any]]:
+        """Return its context and how far it has come, as they are at this moment."""
+        return self.context.record(), self.progress()
+
+    def request(self) -> RequestRow:
+        """Return what was asked, for the journal."""
+        return RequestRow(
+            rid=self.rid,
+            aid=self.aid,
+            cid=self.context.cid,
+            key=self.args.key,
+            args=again.body(self.args),
+            submitted=self.submitted_at,
+        )
+
+    def progress(self) -> dict[str, Any]:
+        """Return what `take_progress` goes on from: plain values, a fresh dict. Unix times."""
+        goal, loop = self.context.sequence.goal, asyncio.get_running_loop()
+        due = None if self._deadline is None else time.time() + self._due - loop.time()
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "tokens": self.tokens.copy(),
+            "texts": self.texts.copy(),
+            "logprobs": self.logprobs.copy(),
+            "goal": goal,
+            "started": self._moment(self.started),
+            "first_token": self._moment(self.first_token),
+            "due": due,
+            "left": self._left,
+            "certain": self.certain,
+        }
+
+    def fit(self) -> None:
+        """Make the context's record hold for its core, which is loaded; see Context.fit."""
+        moved = self.context.fit()
+        if self.known >= 0 and self.certain < 0 and (moved or not self.context.certain):
+            self.certain = self.known
+
+    def take_progress(self, submitted: float, progress: dict[str, Any]) -> Goal | None:
+        """Be where an earlier kernel's generation was; return its goal, None before it had one.
+
+        submitted: Unix time. Raises msgspec.ValidationError for what can't be read.
+        """
+        self.submitted_at = submitted
+        self.submitted -= max(0.0, time.time() - submitted)
+        self.known = 0
+        if not progress:
+            return None
+        self.prompt_tokens = progress["prompt_tokens"]
+        self.cached_tokens = progress["cached_tokens"]
+        self.tokens, self.texts = progress["tokens"], progress["texts"]
+        self.logprobs = progress["logprobs"]
+        self.known, self.certain = len(self.tokens), progress["certain"]
+        for name in ("started", "first_token"):
+            if moment := progress[name]:
+                setattr(self, name, self.submitted + moment - submitted)
+        if self._left is not None:
+            due, left = progress["due"], progress["left"]
+            self._left = left if due is None else max(0.0, due - time.time())
+        return msgspec.convert(progress["goal"], Goal | None)
+
+    def _moment(self, monotonic: float) -> float:
+        return self.submitted_at + monotonic - self.submitted if monotonic else 0.0
 
     # What the core reports (cores.sequence.Sink).
 
@@ -195,8 +274,8 @@ class Generation:
             context=self.context.cid,
             core=core.name,
             request=self.rid,
-            exact=bool(core.loaded and core.loaded.exact),
             logprobs=self.logprobs,
+            exact=self.context.certain,
         )
 
     def timing(self) -> Timing:

@@ -6,7 +6,8 @@ becomes of agents, and passes it on to their generations.
 
 What must hold: every request that was taken is answered once, or its connection is gone; requests
 that wait are bounded per agent and in total; a keyed request is computed once, however often it is
-asked for, until some time after its end (keys.KEEP_S).
+asked for, until some time after its end (keys.KEEP_S), and whichever kernel is asked; a token is
+sent after its request is on record, a reply after its end is.
 """
 
 from __future__ import annotations
@@ -19,23 +20,28 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from aiosd import again, doing
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
 from aiosd.admission import Admission
 from aiosd.audience import Audience
 from aiosd.config import Config
-from aiosd.context import Context, Contexts, runs
+from aiosd.context import Context, Contexts
 from aiosd.cores.dispatcher import Cores
 from aiosd.cores.rate import Rate
 from aiosd.engine.protocol import Goal, Sampling
 from aiosd.generation import Generation, check, unbuilt
+from aiosd.journal import Journal, RequestRow
 from aiosd.keys import Kept, Keys
+from aiosd.killpoint import reach
+from aiosd.ledger import Ledger
 from aiosd.order import Order
 from aiosd.process import ASLEEP, Activity, Process
+from aiosd.revival import revive
 from aiosd.series import Series
 
 if TYPE_CHECKING:
-    from aiosd.db import Connection, Database
+    from aiosd.db import Database
     from aiosd.events import Events
     from aiosd.proc import ProcessTable
     from aiosd.syscall import Stream
@@ -43,21 +49,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RATE_SPAN: Final = 3.0  # seconds over which an agent's tokens/s are averaged
-SWEEP: Final = 256  # requests between two looks for rows beyond history.keep_requests
-
-
-_COLUMNS: Final = (
-    "id", "aid", "cid", "core", "t_submit", "t_start", "t_end", "prompt_tokens", "cached_tokens",
-    "completion_tokens", "finish", "error", "waiting_s", "turnaround_s",
-)  # fmt: skip
-_INSERT: Final = f"insert into requests ({', '.join(_COLUMNS)}) values (:{', :'.join(_COLUMNS)})"
-
-
-class _Answer(msgspec.Struct, frozen=True, array_like=True):
-    """A keyed request that has ended: its reply, and the text of each of its tokens."""
-
-    reply: abi.Generation
-    texts: list[str]
 
 
 class Inference:
@@ -75,18 +66,23 @@ class Inference:
         table: ProcessTable,
         access: Access,
         cores: Cores,
+        keys: Keys,
     ) -> None:
+        self.journal = Journal(db)
         self._rids = Series(db, "request")
         self._cids = Series(db, "context")
-        self.contexts = Contexts(self._cids.take, access, config.context.max_per_agent)
+        self.contexts = Contexts(
+            self._cids.take, access, self.journal, config.context.max_per_agent
+        )
         self.cores = cores
         self.requests = 0  # generations in flight
         self._config = config
-        self._db = db
         self._events = events
         self._table = table
         self._active: dict[int, dict[int, Generation]] = {}
-        self._keys = Keys()
+        self._keys = keys
+        self._ledger = Ledger(table, self.journal, keys, config.history.keep_requests)
+        self._leaving = False
         self._order = Order(cores, db, events, access)
         self._admission = Admission(config.agents)
         self._rates: dict[int, Rate] = {}
@@ -97,6 +93,17 @@ class Inference:
         """Go on with the numbers of requests and contexts where the last kernel stopped."""
         await asyncio.gather(self._rids.boot(), self._cids.boot())
 
+    async def recover(self) -> None:
+        """Take up what the last kernel left: contexts, requests under way, answers."""
+        found = await self.journal.load()
+        stale = revive(found, self._table, self.contexts, self.cores, self._keys, self._reopen)
+        await self.journal.drop(stale)
+
+    async def leave(self) -> None:
+        """Leave keyed requests to the next kernel, as far as they have come."""
+        self.journal.flush()
+        self._leaving = True
+
     async def close(self) -> None:
         """Leave the next kernel the numbers to go on with."""
         await asyncio.gather(self._rids.close(), self._cids.close())
@@ -104,6 +111,7 @@ class Inference:
     def reload(self, config: Config) -> None:
         """Take on the limits of a configuration that was read again."""
         self._config = config
+        self._ledger.keep = config.history.keep_requests
         self._admission.limits = config.agents
         self.contexts.max_per_agent = config.context.max_per_agent
 
@@ -124,27 +132,32 @@ class Inference:
         process = self._table.get(caller.aid)
         kept = self._kept(process, args) if args.key else None
         if kept is not None and kept.answer is not None:
-            return await _repeat(kept.answer, args, stream)
+            return await again.repeat(kept.answer, args, stream)
         generation = kept.work if kept is not None else None
         if generation is None:
             generation = self._open(process, args, kept)
-        if args.resume > len(generation.tokens):
-            raise _ahead(args.resume, len(generation.tokens))
         stream.on_cancel = lambda reason: self._cancelled(generation, reason, stream)
+        if args.resume:
+            await again.catch_up(generation, args.resume)
         if args.stream:
             await self._read(generation, args.resume, stream)
         await generation.end()
+        await again.on_disk(generation.stored)
+        reach("inference.answer")
         return generation.result()
 
     sys_llm_generate.keeps_keys = True  # type: ignore[attr-defined]
 
     def _kept(self, process: Process, args: abi.LlmGenerate) -> Kept:
         """Return what is known under a request's key; EINVAL when that is another request."""
-        body = msgspec.msgpack.encode(msgspec.structs.replace(args, resume=0))
-        kept = self._keys.take((True, process.aid), "llm_generate", args.key, body)
+        kept = self._keys.take((True, process.aid), "llm_generate", args.key, again.body(args))
         if args.resume and kept.work is None and kept.answer is None:
             self._keys.drop(kept)
-            raise OSError(errno.ENOENT, "llm_generate: no request of this key is kept any more")
+            raise OSError(
+                errno.ENOENT,
+                "llm_generate: no request of this key is kept any more: it ended long ago, or it "
+                "failed when aiosd was restarted; ask anew with another key",
+            )
         return kept
 
     def _open(self, process: Process, args: abi.LlmGenerate, kept: Kept | None) -> Generation:
@@ -156,25 +169,54 @@ class Inference:
             if kept is not None:
                 self._keys.drop(kept)
             raise
-        generation = Generation(
-            self._rids.take(), process.aid, args, context, self._started, self._token, self._ended
-        )
-        context.busy = True
-        context.core.requests += 1
-        self.requests += 1
-        self._active.setdefault(process.aid, {})[generation.rid] = generation
-        self._order.opened(generation)
-        if kept is not None:
-            generation.kept, kept.work = kept, generation
-        if process.stopped:
-            context.core.hold(context.sequence, "stopped")
-        else:
-            generation.start_clock()
+        generation = self._generation(self._rids.take(), process.aid, args, context)
+        self._enter(generation, kept, process.stopped)
+        try:
+            generation.begun = self.journal.begin(generation.request(), context.record())
+        except OSError as error:  # the disk is too far behind: nothing begins
+            generation.failed(error.errno or errno.EIO, error.strerror or str(error))
+            return generation
         generation.preparing = asyncio.get_running_loop().create_task(self._prepare(generation))
         self._events.emit(
             "request.submit", process.aid, request=generation.rid, context=context.cid
         )
         return generation
+
+    def _generation(
+        self, rid: int, aid: int, args: abi.LlmGenerate, context: Context
+    ) -> Generation:
+        return Generation(rid, aid, args, context, self._started, self._token, self._ended)
+
+    def _enter(self, generation: Generation, kept: Kept | None, stopped: bool) -> None:
+        """Enter a request in the books."""
+        context = generation.context
+        context.busy = True
+        context.core.requests += 1
+        self.requests += 1
+        self._active.setdefault(generation.aid, {})[generation.rid] = generation
+        self._order.opened(generation)
+        if kept is not None:
+            generation.kept, kept.work = kept, generation
+        if stopped:
+            context.core.hold(context.sequence, "stopped")
+        else:
+            generation.start_clock()
+
+    def _reopen(self, row: RequestRow, context: Context, cancel: str) -> None:
+        """Go on with a request of an earlier kernel. cancel: why it can't, "" when it can."""
+        args = msgspec.msgpack.decode(row.args, type=abi.LlmGenerate)
+        generation = self._generation(row.rid, row.aid, args, context)
+        goal = generation.take_progress(row.submitted, row.progress)
+        kept = None
+        if row.key and not cancel:
+            kept = self._keys.reopen((True, row.aid), "llm_generate", row.key, again.body(args))
+        self._enter(generation, kept, bool(cancel) or self._table.get(row.aid).stopped)
+        if cancel:
+            generation.cancel(cancel)
+            return
+        work = self._go_on(generation, goal) if goal else self._prepare(generation)
+        generation.preparing = asyncio.get_running_loop().create_task(work)
+        self._events.emit("request.resume", row.aid, request=row.rid, context=context.cid)
 
     def _admit(self, aid: int) -> None:
         self._rids.check()
@@ -193,6 +235,7 @@ class Inference:
                 f"llm_generate: context {context.cid} belongs to agent {context.sequence.aid}; "
                 "fork gives a copy of an agent's contexts",
             )
+        self._come_home(context)
         if context.busy:
             raise OSError(
                 errno.EBUSY, f"llm_generate: context {context.cid} is at work on another request"
@@ -210,6 +253,34 @@ class Inference:
                 "draining; use a fresh context on another one",
             )
         return context
+
+    def _come_home(self, context: Context) -> None:
+        """Move a context whose core was removed to the one that has its name now, if any."""
+        home = self.cores.find(context.core.name)
+        if home is not None and home is not context.core:
+            self.contexts.move(context, home)
+
+    async def _go_on(self, generation: Generation, goal: Goal) -> None:
+        """Give a request that an earlier kernel began to its core, once that is loaded."""
+        context, core = generation.context, generation.context.core
+        try:
+            await core.ready()
+            core.check()
+            before = len(context.sequence.tokens)
+            generation.fit()
+            dropped = before - len(context.sequence.tokens)  # what had slid out of its window
+            goal = msgspec.structs.replace(goal, prompt_len=max(0, goal.prompt_len - dropped))
+            if context.sequence.length >= core.setup.n_ctx and goal.slide is None:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"llm_generate: context {context.cid} holds {context.sequence.length} "
+                    f"tokens, the window of core {core.name} is {core.setup.n_ctx} since aiosd was "
+                    "restarted; give it the n_ctx that it had",
+                )
+            context.sequence.sink, context.sequence.goal = generation, goal
+            core.submit(context.sequence)
+        except OSError as error:
+            generation.failed(error.errno or errno.EIO, error.strerror or str(error))
 
     async def _prepare(self, generation: Generation) -> None:
         """Turn the request into tokens and give it to its core; an error ends it.
@@ -250,6 +321,8 @@ class Inference:
             self._table.get(generation.aid),
         )
         context.core.check()
+        known = context.fingerprint
+        generation.fit()
         sequence, window = context.sequence, context.core.setup.n_ctx
         length = len(sequence.tokens) + len(tokens)
         if not length:
@@ -276,11 +349,15 @@ class Inference:
             sampled=sampled,
         )
         context.core.submit(sequence)
+        self.journal.touch(generation)
+        if context.fingerprint != known:  # by which core is on record before a token is sent
+            generation.begun = self.journal.flush() or generation.begun
 
     async def _read(self, generation: Generation, seen: int, stream: Stream) -> None:
         """Send a generation's tokens as they come, no faster than the reader takes them."""
         generation.read_to(stream, seen)
         try:
+            await again.on_disk(generation.begun)
             while True:
                 await generation.news(seen)
                 if len(generation.tokens) > seen or (generation.done and generation.tail):
@@ -313,6 +390,7 @@ class Inference:
             rate = self._rates[generation.aid] = Rate(RATE_SPAN)
         rate.add(1, generation.first_token if len(generation.tokens) == 1 else time.monotonic())
         self._audience.tell(generation.aid, generation.context.cid, text)
+        self.journal.touch(generation)
 
     def _ended(self, generation: Generation) -> None:
         """Take a request off the books and into the accounts."""
@@ -329,49 +407,15 @@ class Inference:
         context.core.requests -= 1
         context.busy, context.used = False, time.time()
         context.sequence.holds.clear()
-        if not context.sequence.tokens:
-            self.contexts.forget(context)
         self._audience.tell(generation.aid, context.cid, "", finish=generation.finish)
-        self._account(generation)
-        self._keep(generation)
+        if self._leaving and generation.kept is not None:
+            self.journal.leave(generation.rid)
+        else:
+            if not context.sequence.tokens:
+                self.contexts.forget(context)
+            self._ledger.close(generation)
         if context.core.draining and not context.core.requests:
             self.cores.retire(context.core)
-
-    def _keep(self, generation: Generation) -> None:
-        """Keep the answer of a keyed request; one that failed may be asked for anew."""
-        kept = generation.kept
-        if kept is None:
-            return
-        if generation.error is not None:
-            self._keys.drop(kept)
-            return
-        answer = _Answer(generation.result(), [*generation.texts, generation.tail])
-        self._keys.keep(kept, msgspec.msgpack.encode(answer))
-
-    def _account(self, generation: Generation) -> None:
-        """Charge the agent and record the request; when the disk can't follow, in memory alone."""
-        timing = generation.timing()
-        row = generation.record()
-        rid, keep = generation.rid, self._config.history.keep_requests
-
-        def write(db: Connection) -> None:
-            db.execute(_INSERT, row)
-            if rid % SWEEP == 0:
-                db.execute("delete from requests where id <= ?", (rid - keep,))
-
-        try:
-            self._table.account(
-                generation.aid,
-                tokens_in=max(0, generation.prompt_tokens - generation.cached_tokens),
-                tokens_out=len(generation.tokens),
-                cached=generation.cached_tokens,
-                waiting_s=timing.waiting_s,
-                turnaround_s=timing.turnaround_s,
-            )
-            self._db.write_soon(write)
-            self._table.note("request.end", generation.aid, row)
-        except OSError as error:
-            log.warning("request %d is not on record: %s", rid, error)
 
     # What becomes of agents (process.Listener).
 
@@ -410,9 +454,13 @@ class Inference:
         self._keys.forget((True, aid))
 
     async def fork_contexts(self, parent_aid: int, child_aid: int) -> None:
-        """Give a child a copy of each of its parent's contexts; ESRCH if it ends meanwhile."""
+        """Give a child a copy of each of its parent's contexts; ESRCH if it ends meanwhile.
+
+        They are on disk before it returns.
+        """
         for context in self.contexts.of(parent_aid):
             await self.contexts.copy(context, child_aid)
+        await self.contexts.save(child_aid)
         try:
             self._table.get(child_aid)
         except ProcessLookupError:
@@ -421,42 +469,13 @@ class Inference:
             raise
 
     def activity(self, aid: int) -> Activity:
-        """Say what an agent's requests do: the one that is furthest on speaks for it."""
-        mine = self._of(aid)
-        contexts = self.contexts.of(aid)
+        """Say what an agent's requests do."""
+        mine, contexts = self._of(aid), self.contexts.of(aid)
         if not mine and not contexts:
             return ASLEEP
-        kv_ram = sum(context.kv_ram for context in contexts)
         rate = self._rates.get(aid)
-        per_second = rate.value(time.monotonic()) if rate and mine else 0.0
-        best = min((self._doing(generation) for generation in mine), default=None)
-        if best is None:
-            return Activity(kv_ram=kv_ram)
-        order, place, waiting, generation = best[0], best[1], best[2], best[4]
-        return Activity(
-            state="RQS"[order],
-            core=generation.context.core.name,
-            slot=generation.context.sequence.slot,
-            waiting=waiting,
-            queue=place,
-            tokens_per_s=per_second,
-            kv_ram=kv_ram,
-            tokens_in=sum(g.prompt_tokens - g.cached_tokens for g in mine),
-            tokens_out=sum(len(g.tokens) for g in mine),
-        )
-
-    def _doing(self, generation: Generation) -> tuple[int, int, str, int, Generation]:
-        """Rank what a generation does: 0 running, 1 queued, 2 asleep; its place; what it awaits."""
-        context = generation.context
-        cid, core = context.cid, context.core
-        if runs(context):
-            return (0, -1, "", cid, generation)
-        if cid in core.policy and cid not in core.policy.running:
-            return (1, core.place(cid), f"core:{core.name}", cid, generation)
-        if cid in core.policy:
-            return (1, 0, f"core:{core.name}", cid, generation)
-        why = "reader" if "reader" in context.sequence.holds else f"core:{core.name}"
-        return (2, -1, self._order.channel(generation.rid) or why, cid, generation)
+        rates = rate.value(time.monotonic()) if rate else 0.0
+        return doing.activity(mine, contexts, rates, self._order.channel)
 
     def _of(self, aid: int) -> list[Generation]:
         return list(self._active.get(aid, {}).values())
@@ -477,25 +496,4 @@ def _sampling(args: abi.LlmGenerate) -> Sampling:
         logit_bias=args.logit_bias,
         min_tokens=args.min_tokens,
         logprobs=args.logprobs,
-    )
-
-
-async def _repeat(body: bytes, args: abi.LlmGenerate, stream: Stream) -> abi.Generation:
-    """Give a kept answer again; a stream gets what it has not received in one chunk."""
-    answer = msgspec.msgpack.decode(body, type=_Answer)
-    tokens = answer.reply.token_ids
-    if args.resume > len(tokens):
-        raise _ahead(args.resume, len(tokens))
-    if args.stream and answer.texts[args.resume :]:
-        text = "".join(answer.texts[args.resume :])
-        logprobs = answer.reply.logprobs[args.resume :]
-        await stream.send(abi.Chunk(text, tokens[args.resume :], args.resume, logprobs))
-    return answer.reply
-
-
-def _ahead(resume: int, count: int) -> OSError:
-    return OSError(
-        errno.EINVAL,
-        f"llm_generate: resume: {resume} is past the {count} tokens that there are; "
-        "give the index of the first one not yet received",
     )

@@ -4,7 +4,7 @@
     await kernel.boot(); await kernel.serve(); await kernel.end()
 
 What must hold: a kernel that says it is ready answers; one that fails to boot leaves nothing
-behind; agents outlive the kernel's end.
+behind; agents, their contexts and their keyed requests outlive the kernel's end.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from aiosd.config import Config
 from aiosd.db import Database
 from aiosd.events import Events
 from aiosd.inference import Inference
+from aiosd.keys import Keys
 from aiosd.machine import Machine
 from aiosd.notify import Notifier
 from aiosd.proc import ProcessTable
@@ -118,9 +119,11 @@ class Kernel:
         kernel = self.config.kernel
         self.events = Events()
         self.access = Access(os.geteuid())
+        self.keys = Keys()
         self.dispatcher = Dispatcher(
             self.access,
             self._attach,
+            self.keys,
             version=VERSION,
             boot_id=self.boot_id,
             max_inflight=kernel.max_inflight,
@@ -135,9 +138,16 @@ class Kernel:
         self.table.on_settled(self.dispatcher.forget_agent)
         self.machine = Machine(self.config, self.db, self.events, self.access)
         self.inference = Inference(
-            self.config, self.db, self.events, self.table, self.access, self.machine.cores
+            self.config,
+            self.db,
+            self.events,
+            self.table,
+            self.access,
+            self.machine.cores,
+            self.keys,
         )
         self.table.listener = self.inference
+        self.dispatcher.remember = self.inference.journal.answer
         self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)
 
     async def _recover(self) -> None:
@@ -147,6 +157,8 @@ class Kernel:
         await self.table.boot()
         self._undo.push_async_callback(self.machine.cores.close)
         await self.machine.boot()  # cores begin to load; requests wait for them
+        await self.inference.recover()  # contexts are there again, requests under way go on
+        self._undo.push_async_callback(self.inference.leave)
 
     async def _open_door(self) -> None:
         kernel = self.config.kernel

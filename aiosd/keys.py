@@ -2,7 +2,9 @@
 
 The dispatcher takes a Kept for each keyed request. A fresh one has neither answer nor work: the
 caller does the work and calls `keep` or `drop`. One with `work` is being answered just now; one
-with `answer` was answered before.
+with `answer` was answered before. Where what was done outlives the kernel, so does the answer:
+`row` is what the journal writes of it, best in one transaction with the deed (`asking` says whose
+answer a handler is at work on), and `restore` takes it back at boot.
 
 What must hold: under one (owner, call, key) the work is done once, as long as it succeeds. Failed
 work had no effect, so its key is free again. Kept answers are bounded in number, bytes and age.
@@ -14,8 +16,13 @@ import errno
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from time import monotonic
+from contextvars import ContextVar
+from time import monotonic, time
 from typing import Any, Final
+
+import msgspec
+
+from aiosd.journal import AnswerRow, Write, keeping
 
 Owner = tuple[bool, int]
 """(True, aid) for an agent, (False, uid) for a person."""
@@ -28,9 +35,12 @@ MAX_BUSY: Final = 1024
 
 
 class Kept:
-    """A keyed request. work: whatever stands for it in flight. answer: its encoded body."""
+    """A keyed request. work: whatever stands for it in flight. answer: its encoded body.
 
-    __slots__ = ("answer", "expires", "name", "owner", "print", "work")
+    stored: the answer is on disk, or on its way there.
+    """
+
+    __slots__ = ("answer", "expires", "name", "owner", "print", "stored", "work")
 
     def __init__(self, name: tuple[Owner, str, str], print: bytes) -> None:
         self.name = name
@@ -39,6 +49,26 @@ class Kept:
         self.work: Any = None
         self.answer: bytes | None = None
         self.expires = 0.0
+        self.stored = False
+
+    def row(self, answer: bytes) -> AnswerRow:
+        """Return what is to be written of its answer."""
+        self.stored = True
+        _, call, key = self.name
+        return AnswerRow(self.owner, call, key, self.print, answer, time() + KEEP_S)
+
+
+asking: Final[ContextVar[Kept | None]] = ContextVar("asking", default=None)
+"""The keyed request that the present task answers, set by the dispatcher."""
+
+
+def answering(answer: object) -> list[Write]:
+    """Return what writes the answer of the keyed call at work, to go with what the call does.
+
+    So that a kernel which dies has done both or neither. Empty when the call has no key.
+    """
+    kept = asking.get()
+    return [] if kept is None else [keeping(kept.row(msgspec.msgpack.encode(answer)))]
 
 
 class Keys:
@@ -58,6 +88,7 @@ class Keys:
         self._busy: Counter[Owner] = Counter()
         self._open: dict[tuple[Owner, str, str], Kept] = {}
         self._answers: dict[tuple[Owner, str, str], Kept] = {}  # oldest first
+        self._stale: list[tuple[Owner, str, str]] = []  # forgotten here, and still on disk
 
     def __len__(self) -> int:
         return len(self._open) + len(self._answers)
@@ -69,7 +100,7 @@ class Keys:
         """
         self._expire()
         name = (owner, call, key)
-        print = hashlib.blake2b(body, digest_size=16).digest()
+        print = _print(body)
         kept = self._open.get(name) or self._answers.get(name)
         if kept is None:
             self._admit(owner, call)
@@ -97,6 +128,25 @@ class Keys:
         """Free the key of work that failed or was cancelled."""
         kept.work = None
         self._close(kept)
+
+    def reopen(self, owner: Owner, call: str, key: str, body: bytes) -> Kept:
+        """Enter a request of an earlier kernel that goes on; no limit holds it up."""
+        self._busy[owner] += 1
+        kept = Kept((owner, call, key), _print(body))
+        self._open[kept.name] = kept
+        return kept
+
+    def restore(self, row: AnswerRow) -> None:
+        """Take back an answer of an earlier kernel."""
+        kept = Kept((row.owner, row.call, row.key), row.print)
+        kept.stored = True
+        self.keep(kept, row.answer)
+        kept.expires = self._clock() + max(0.0, min(row.expires - time(), KEEP_S))
+
+    def stale(self) -> list[tuple[Owner, str, str]]:
+        """Return, once, what is to be deleted from disk: owner, call and key of each."""
+        stale, self._stale = self._stale, []
+        return stale
 
     def forget(self, owner: Owner) -> None:
         """Drop the answers of an owner that will never ask again."""
@@ -130,3 +180,9 @@ class Keys:
         del self._answers[kept.name]
         assert kept.answer is not None
         self._bytes -= len(kept.answer)
+        if kept.stored:
+            self._stale.append(kept.name)
+
+
+def _print(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=16).digest()

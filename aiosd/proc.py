@@ -36,6 +36,7 @@ from aiosd.db import Database
 from aiosd.events import Events
 from aiosd.history import History
 from aiosd.identity import Identities
+from aiosd.journal import Write
 from aiosd.process import ENDED, Activity, Ending, Listener, Process
 from aiosd.reaper import Reaper
 from aiosd.roster import Note, Roster
@@ -136,11 +137,16 @@ class ProcessTable:
         waiting_s: float = 0.0,
         turnaround_s: float = 0.0,
         dollars: float = 0.0,
-    ) -> None:
-        """Add one request's use to an agent's totals; nothing when it is no longer kept."""
+        note: Note,
+    ) -> Write:
+        """Add one request's use to an agent's totals; nothing when it is no longer kept.
+
+        note: its record in the history. Returns what makes both durable, to be written with the
+        request's end.
+        """
         process = self._roster.find(aid)
         if process is None:
-            return
+            return self._roster.part(notes=[note])
         used = process.used
         used.requests += 1
         used.tokens_in += tokens_in
@@ -149,7 +155,7 @@ class ProcessTable:
         used.waiting_s += waiting_s
         used.turnaround_s += turnaround_s
         used.dollars += dollars
-        self._roster.save_soon(process)
+        return self._roster.part(process, notes=[note])
 
     def counts(self) -> dict[str, int]:
         """Return how many agents are in each state."""

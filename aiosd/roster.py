@@ -23,6 +23,7 @@ import msgspec
 from aiosd.access import Access, Caller
 from aiosd.db import Connection, Database
 from aiosd.events import Events
+from aiosd.journal import Write, together
 from aiosd.process import ASLEEP, INIT, Ending, Listener, Process, Silent, Used
 from aiosd.schema import last_aid
 
@@ -190,14 +191,18 @@ class Roster:
     # -- what is durable ------------------------------------------------------------------------
 
     async def save(
-        self, *processes: Process, notes: Sequence[Note] = (), durable: bool = False
+        self,
+        *processes: Process,
+        notes: Sequence[Note] = (),
+        more: Sequence[Write] = (),
+        durable: bool = False,
     ) -> None:
         """Make rows and notes durable in one transaction, then tell the watchers.
 
-        durable: through power loss as well.
+        more: what else belongs to it. durable: through power loss as well.
         """
         try:
-            await self.db.write(self._writing(processes, notes), durable)
+            await self.db.write(together(self._writing(processes, notes), *more), durable)
         except asyncio.CancelledError:
             self._tell(notes)  # it is written all the same
             raise
@@ -207,6 +212,11 @@ class Roster:
         """As `save`, without waiting for the disk; a later `save` waits for this one too."""
         self.db.write_soon(self._writing(processes, notes))
         self._tell(notes)
+
+    def part(self, *processes: Process, notes: Sequence[Note] = ()) -> Write:
+        """Return what `save` would write, to be part of a larger transaction; tell the watchers."""
+        self._tell(notes)
+        return self._writing(processes, notes)
 
     async def remove(self, *processes: Process) -> None:
         """Delete rows from memory and disk; their history stays."""

@@ -115,7 +115,55 @@ def numbered_series(db: Connection) -> None:
         )
 
 
-MIGRATIONS: Final[list[Migration]] = [first_boot, keyed_births, numbered_series]
+_CONTEXTS = """
+create table contexts (
+    cid integer primary key,
+    aid integer not null,
+    uid integer not null,
+    core text not null,
+    fingerprint text not null,      -- of the core that computed its KV; '' before it did
+    tokens blob not null,           -- 4 bytes each, little-endian
+    runs blob not null,             -- msgpack: how the first kv positions were computed
+    kv integer not null,
+    meta text not null,             -- JSON, the context's own
+    created real not null,
+    used real not null
+)
+"""
+
+_OPEN_REQUESTS = """
+create table open_requests (
+    rid integer primary key,
+    aid integer not null,
+    cid integer not null,
+    key text not null,              -- '' for one that nobody can ask for again
+    args blob not null,             -- msgpack: the call
+    submitted real not null,
+    progress blob not null          -- msgpack: the generation's own
+)
+"""
+
+_ANSWERS = """
+create table answers (
+    agent integer not null,         -- 1: owner is an aid; 0: a uid
+    owner integer not null,
+    call text not null,
+    key text not null,
+    print blob not null,
+    answer blob not null,
+    expires real not null,
+    primary key (agent, owner, call, key)
+) without rowid
+"""
+
+
+def journal(db: Connection) -> None:
+    """Let contexts, open requests and kept answers outlive the kernel."""
+    for script in (_CONTEXTS, _OPEN_REQUESTS, _ANSWERS):
+        db.executescript(script)
+
+
+MIGRATIONS: Final[list[Migration]] = [first_boot, keyed_births, numbered_series, journal]
 
 
 def last_aid(db: Connection) -> int:

@@ -9,6 +9,7 @@ parameter is filled by its name: `stream` (a Stream, for calls that send chunks 
 partial answer) or `session`. Attributes on the method that count here:
     keeps_keys  it keeps the answers of keyed calls itself
     waits       it only waits for others: a drain ends it at once instead of waiting for it
+    lasting     what it does outlives the kernel, and so do the answers of its keyed calls
 
 What must hold: one request never takes down its connection or the daemon; every request is
 answered once; a handler runs only after `Access.permit` returned.
@@ -33,7 +34,8 @@ from aiosd.abi.system import CallStatistics, Cancel, Hello, Welcome
 from aiosd.abi.table import BY_NAME, TABLE
 from aiosd.access import Access, Caller
 from aiosd.entry import Entry
-from aiosd.keys import Kept, Keys
+from aiosd.journal import AnswerRow
+from aiosd.keys import Kept, Keys, asking
 from aiosd.session import (
     Flight,
     Port,
@@ -58,18 +60,26 @@ GOING_DOWN: Final = "the kernel is going down; agents live on, ask again when it
 Attach = Callable[[Caller, str], Awaitable[str]]
 """Makes the caller the agent that a credential proves; returns the one to re-attach with."""
 
+Remember = Callable[[AnswerRow], Awaitable[None]]
+
+
+async def _forgetful(row: AnswerRow) -> None:
+    """Keep an answer in memory alone."""
+
 
 class Dispatcher:
     """Handles the requests of all sessions.
 
     access decides. attach serves the credential in a hello. version and boot_id go into its answer.
-    max_inflight bounds one session's unanswered requests, max_frame the bytes of a reply.
+    keys: where the answers of keyed calls are kept; `remember` makes one durable. max_inflight
+    bounds one session's unanswered requests, max_frame the bytes of a reply.
     """
 
     def __init__(
         self,
         access: Access,
         attach: Attach,
+        keys: Keys | None = None,
         *,
         version: str,
         boot_id: str,
@@ -86,7 +96,8 @@ class Dispatcher:
         self.oldest = oldest
         self.draining = False
         self.sessions: set[Session] = set()
-        self.keys = Keys()
+        self.keys = keys or Keys()
+        self.remember: Remember = _forgetful
         self._flights: set[Flight] = set()
         self._idle: asyncio.Event | None = None
         self._entries = {number: Entry(call) for number, call in TABLE.items()}
@@ -319,8 +330,11 @@ class Dispatcher:
             if flight.reason:
                 work.close()
                 raise asyncio.CancelledError
+            asking.set(flight.kept)
             body = encode(await work)
             check_size(len(body) + 16, self.max_frame)
+            if flight.entry.lasting and flight.kept is not None and not flight.kept.stored:
+                await self._remember(flight.kept, body)
         except asyncio.CancelledError:
             if not flight.reason:
                 self._land(flight, errno.EIO, sentence(f"{call.name}: cut short"))
@@ -331,6 +345,13 @@ class Dispatcher:
             body = sentence(text)
         flight.entry.count(perf_counter() - began, number != 0)
         self._land(flight, number, body)
+
+    async def _remember(self, kept: Kept, body: bytes) -> None:
+        """Make an answer durable; where the disk fails it is kept in memory alone."""
+        try:
+            await self.remember(kept.row(body))
+        except OSError as error:
+            log.warning("the answer of a keyed %s is not on disk: %s", kept.name[1], error)
 
     def _land(self, flight: Flight, number: int, body: bytes) -> None:
         """Take a flight off the books and send its answer."""

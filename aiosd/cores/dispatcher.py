@@ -69,6 +69,7 @@ class Cores:
         self._buffers = Buffers(Path(config.context.kv_dir), config.context.ram_limit)
         self._cores: dict[str, LocalCore] = {}
         self._drivers: dict[str, str] = {}
+        self._absent: dict[str, LocalCore] = {}  # cores of contexts that are there no more
         self._refused: dict[str, str] = {}  # configured cores that could not be begun, and why
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -152,6 +153,31 @@ class Cores:
             known = ", ".join(self._cores) or "none"
             why = f" ({self._refused[name]})" if name in self._refused else ""
             raise FileNotFoundError(errno.ENOENT, f"no core {name!r}{why}; there are: {known}")
+        return core
+
+    def find(self, name: str) -> LocalCore | None:
+        """Return a core by name, None when there is none."""
+        return self._cores.get(name)
+
+    def home(self, name: str) -> LocalCore:
+        """Return the core of a context that outlived a kernel, by its name.
+
+        Where there is none any more: one that computes nothing, is on no list, and says why.
+        """
+        core = self._cores.get(name) or self._absent.get(name)
+        if core is None:
+            core = self._absent[name] = self._stand_in(name)
+        return core
+
+    def _stand_in(self, name: str) -> LocalCore:
+        nothing = CoreSetup(
+            runner="", model="", slots=1, n_ctx=0, grid=1, threads=1, gpu_layers=0,
+            kv_k="", kv_v="", exact=True, verdict="",
+        )  # fmt: skip
+        policy = sched.make(self.sched.policy, **_options(self.sched))
+        core = LocalCore(name, nothing, 0, policy, self._buffers, self._listener)
+        why = self._refused.get(name, f"there is no core {name!r} since aiosd was restarted")
+        core.never(f"{why}; add it again to go on with this context")
         return core
 
     def choose(self, name: str, needs: str) -> LocalCore:

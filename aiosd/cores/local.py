@@ -60,8 +60,8 @@ class Listener(Protocol):
 class LocalCore:
     """One worker, its slots, and the run queue in front of them.
 
-    state: loading, ready, restarting, draining, failed, removed. requests: how many were given to
-    it and have not ended, whatever they wait for; counted by whoever gives them.
+    state: loading, ready, restarting, draining, failed, removed, absent. requests: how many were
+    given to it and have not ended, whatever they wait for; counted by whoever gives them.
     """
 
     def __init__(
@@ -124,6 +124,11 @@ class LocalCore:
         self.placement.died()
         for sequence in list(self.placement.sequences.values()):
             self.placement.forget(sequence)
+
+    def never(self, why: str) -> None:
+        """Stand for a core that there is no more; whoever asks it for something is told why."""
+        self.state, self.error = "absent", why
+        self._ready.set_exception(OSError(errno.ENODEV, why))
 
     @property
     def pid(self) -> int:
@@ -253,7 +258,9 @@ class LocalCore:
             self._tickets.pop(ask.ticket, None)
 
     def check(self) -> None:
-        """Raise OSError(EIO) with the reason when the core will compute no more."""
+        """Raise OSError (EIO, ENODEV) with the reason when the core will compute no more."""
+        if self.state == "absent":
+            raise OSError(errno.ENODEV, self.error)
         if self.state in ("failed", "removed"):
             raise OSError(errno.EIO, self.error)
 

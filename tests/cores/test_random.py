@@ -11,11 +11,13 @@ import itertools
 import os
 import random
 import signal
+from typing import Any, cast
 
 import pytest
 
 from aiosd.access import Access
 from aiosd.context import Context, Contexts
+from aiosd.journal import Journal
 from tests.cores.conftest import Bench, MakeBench, Result, within
 
 DEEDS = ["start", "go on", "hold", "release", "cancel", "copy", "forget", "renice"]
@@ -48,6 +50,13 @@ class Story:
         _, self.result = await b.submit(prompt, sequence=self.context.sequence, max_tokens=30)
 
 
+class NoDisk:
+    """A database that keeps nothing."""
+
+    def write_soon(self, write: object) -> None:
+        """Drop it."""
+
+
 class Chaos:
     """Random deeds on one core."""
 
@@ -55,7 +64,8 @@ class Chaos:
         self.b = b
         self.rng = random.Random(seed)
         self.kills = kills
-        self.contexts = Contexts(itertools.count(1).__next__, Access(0), max_per_agent=1000)
+        journal = Journal(cast(Any, NoDisk()))
+        self.contexts = Contexts(itertools.count(1).__next__, Access(0), journal, 1000)
         self.stories: list[Story] = []
         self.killed: set[int] = set()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aiosd.abi.process import Fork, ListAgents, QueryHistory, RegisterAgent, Spawn, Wait
 from aiosd.process import Ending
+from aiosd.roster import Note
 from tests.proc.world import STRANGER, World
 
 
@@ -72,10 +75,15 @@ async def test_those_without_a_process_have_time_to_come_back(
 
 async def test_totals_and_history_survive(world: World, state_dir: Path) -> None:
     aid = await spawn(world)
-    world.table.account(aid, tokens_in=10, tokens_out=5, waiting_s=0.5, turnaround_s=1.5)
-    world.table.account(aid, tokens_in=1, tokens_out=1, cached=1)
-    world.table.account(99, tokens_in=1)
-    world.table.note("request.end", aid, {"finish": "stop"})
+    note = Note("request.end", aid, {"finish": "stop"})
+    account = partial(world.table.account, note=note)
+    uses: list[dict[str, Any]] = [
+        {"aid": aid, "tokens_in": 10, "tokens_out": 5, "waiting_s": 0.5, "turnaround_s": 1.5},
+        {"aid": aid, "tokens_in": 1, "tokens_out": 1, "cached": 1},
+        {"aid": 99, "tokens_in": 1},
+    ]
+    for use in uses:
+        await world.db.write(account(**use))
     await world.die()
     again = World(state_dir)
     again.spawner.adoptable[aid] = world.shim(aid)
@@ -85,7 +93,7 @@ async def test_totals_and_history_survive(world: World, state_dir: Path) -> None
     assert (usage.tokens_in, usage.tokens_out, usage.cached_tokens, usage.requests) == (11, 6, 1, 2)
     assert (usage.waiting_s, usage.turnaround_s) == (0.5, 1.5)
     kinds = [h.kind for h in await again.call(again.person(), QueryHistory(aid))]
-    assert kinds == ["agent.spawn", "agent.start", "request.end", "agent.adopted"]
+    assert kinds == ["agent.spawn", "agent.start", *["request.end"] * 3, "agent.adopted"]
     await again.end()
 
 

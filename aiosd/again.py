@@ -1,0 +1,90 @@
+"""Asking again: what a client gets that lost its connection, or its kernel, and asks once more.
+
+The same key stands for the same request. While that runs, its stream goes on from any token; once
+it has ended, its answer is repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aiosd.abi import inference as abi
+
+if TYPE_CHECKING:
+    from aiosd.generation import Generation
+    from aiosd.session import Stream
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """A keyed request that has ended: its reply, and the text of each of its tokens.
+
+    certain: of how many tokens it is certain that whoever read them read these; -1: of all.
+    """
+
+    reply: abi.Generation
+    texts: list[str]
+    certain: int = -1
+
+
+def body(args: abi.LlmGenerate) -> bytes:
+    """Return what a key stands for: the request, from wherever its stream is read."""
+    return msgspec.msgpack.encode(msgspec.structs.replace(args, resume=0))
+
+
+async def on_disk(written: asyncio.Future[None] | None) -> None:
+    """Return when something is durable, or can't be: a disk that fails stops no generation."""
+    if written is not None:
+        await asyncio.wait([written])
+
+
+async def catch_up(generation: Generation, resume: int) -> None:
+    """Let a request that an earlier kernel began come to where its caller has read already.
+
+    Raises OSError: EINVAL when the caller can't have read so far, EIO when this kernel can't
+    compute those very tokens again.
+    """
+    if generation.known < 0 and resume > len(generation.tokens):
+        raise _ahead(resume, len(generation.tokens))
+    if generation.preparing is not None:
+        await asyncio.wait([generation.preparing])
+    if generation.error is None and 0 <= generation.certain < resume:
+        raise _changed(resume, generation.certain, generation.context.core.name)
+    await generation.news(resume - 1)
+    if len(generation.tokens) < resume and generation.error is None:
+        raise _ahead(resume, len(generation.tokens))
+
+
+async def repeat(kept: bytes, args: abi.LlmGenerate, stream: Stream) -> abi.Generation:
+    """Give a kept answer again; a stream gets what it has not received in one chunk."""
+    answer = msgspec.msgpack.decode(kept, type=Answer)
+    tokens = answer.reply.token_ids
+    if 0 <= answer.certain < args.resume:
+        raise _changed(args.resume, answer.certain, answer.reply.core)
+    if args.resume > len(tokens):
+        raise _ahead(args.resume, len(tokens))
+    if args.stream and answer.texts[args.resume :]:
+        text = "".join(answer.texts[args.resume :])
+        logprobs = answer.reply.logprobs[args.resume :]
+        await stream.send(abi.Chunk(text, tokens[args.resume :], args.resume, logprobs))
+    return answer.reply
+
+
+def _changed(resume: int, certain: int, core: str) -> OSError:
+    return OSError(
+        errno.EIO,
+        f"llm_generate: aiosd was restarted with {certain} tokens of this request on record, its "
+        f"caller has read {resume}, and core {core} could not compute the others again exactly; "
+        "ask anew with another key, or use a core whose `exact` is yes",
+    )
+
+
+def _ahead(resume: int, count: int) -> OSError:
+    return OSError(
+        errno.EINVAL,
+        f"llm_generate: resume: {resume} is past the {count} tokens that there are; "
+        "give the index of the first one not yet received",
+    )

@@ -1,0 +1,73 @@
+"""Kill points: named places at which a test has this process die, as if by SIGKILL.
+
+    AIOS_KILL_AT=journal.end:3 aiosd ...        # dies when it comes there for the third time
+    AIOS_KILL_AT=journal.end:3:/tmp/mark ...    # ... once only: not where the file exists already
+
+A test hook and nothing else. Without the variable `reach` does nothing, and nothing is counted.
+Workers inherit the variable, so that a point may lie in theirs; the file keeps the one that comes
+after from dying there again.
+
+The points, in the order in which a request meets them:
+    journal.begin      a request and its context are written, not committed
+    journal.flush      tokens are written behind, not committed
+    journal.end        a request's end is written, not committed
+    journal.save       contexts are written at their owner's wish, not committed
+    journal.forget     contexts are deleted, not committed
+    journal.answer     the answer of a keyed call is written, not committed
+    db.commit          a group is complete, its commit not begun
+    db.committed       a group is committed, nobody has been told
+    inference.answer   a request's end is durable, its reply not sent
+    identity.answer    a new credential is durable, its owner has not been told
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Final
+
+VARIABLE: Final = "AIOS_KILL_AT"
+
+
+def _nothing(name: str) -> None:
+    """Come by a point that nobody asked for."""
+
+
+def _armed(wanted: str, count: int, mark: str) -> Callable[[str], None]:
+    left = count
+
+    def reach(name: str) -> None:
+        nonlocal left
+        if name != wanted:
+            return
+        left -= 1
+        if left == 0 and _first(mark):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return reach
+
+
+def _first(mark: str) -> bool:
+    """Whether no process has died here before; leaves the mark that says so."""
+    if not mark:
+        return True
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return False
+    return True
+
+
+def arm(text: str) -> Callable[[str], None]:
+    """Return the function that counts the points passed. text: NAME[:COUNT[:FILE]], "" for none.
+
+    Raises ValueError for a count that is no number.
+    """
+    name, _, rest = text.partition(":")
+    count, _, mark = rest.partition(":")
+    return _armed(name, int(count or 1), mark) if name else _nothing
+
+
+reach: Final = arm(os.environ.get(VARIABLE, ""))
+"""Come by the point of this name."""
