@@ -174,6 +174,37 @@ class History(Section, frozen=True, kw_only=True):
     keep_events: Annotated[int, Meta(ge=0)] = 100_000
 
 
+Asked = Literal[
+    "spawn", "memory", "storage", "encrypt", "tool", "signal", "observe", "wait", "fork", "context",
+    "message",
+]  # fmt: skip
+"""Capabilities that agents have by themselves, over themselves and their descendants."""
+
+
+class Rules(Section, frozen=True, kw_only=True):
+    """[access]: who may grant, and what agents must ask for. max_* count what is in force.
+
+    grantors: who may grant beside root and the daemon's owner: "owner" nobody, "persons" everyone
+    over what is their own, "agents" agents too, over themselves and their descendants.
+    ask: capabilities that agents have only with somebody's approval. ask_timeout: how long a
+    request waits for it.
+    """
+
+    grantors: Literal["owner", "persons", "agents"] = "persons"
+    ask: list[Asked] = []
+    ask_timeout: Duration = 120.0
+    max_grants: Annotated[int, Meta(ge=1, le=1 << 20)] = 10_000
+    max_groups: Annotated[int, Meta(ge=1, le=1 << 20)] = 1000
+    max_pending: Annotated[int, Meta(ge=1, le=65536)] = 256
+
+
+class Audit(Section, frozen=True, kw_only=True):
+    """[audit]: how much of the log is kept, in bytes, in files of segment bytes each."""
+
+    limit: Size = 256 << 20
+    segment: Annotated[int, Meta(ge=64 << 10, le=1 << 40), parse_size] = 8 << 20
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole configuration, every path absolute."""
 
@@ -183,3 +214,5 @@ class Config(Section, frozen=True, kw_only=True):
     context: Context = Context()
     agents: Agents = Agents()
     history: History = History()
+    access: Rules = Rules()
+    audit: Audit = Audit()
