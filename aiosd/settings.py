@@ -84,7 +84,7 @@ class Kernel(Section, frozen=True, kw_only=True):
 
 
 class Sched(Section, frozen=True, kw_only=True):
-    """[sched]: who runs when. quantum, boost and credit are in tokens.
+    """[sched]: who runs when. quantum, boost, credit and period are in tokens.
 
     groups: users, by name or number, who share as one under fair. weights: what a group or a user
     gets compared with others, 1 where nothing is said.
@@ -96,6 +96,7 @@ class Sched(Section, frozen=True, kw_only=True):
     boost: Annotated[int, Meta(ge=1, le=1 << 40)] = 16_384
     share_by: Literal["user", "agent"] = "user"
     credit: Annotated[int, Meta(ge=0, le=1 << 30)] = 256
+    period: Annotated[int, Meta(ge=0, le=1 << 30)] = 16
     prefill_cost: _Cost = 1.0
     decode_cost: _Cost = 1.0
     groups: dict[str, list[str]] = {}

@@ -406,7 +406,7 @@ class SyncCalls:
 
         policy: fifo, rr, priority, mlfq or fair; empty: unchanged.
         quantum: tokens; 0: unchanged.
-        options: levels, boost, credit, prefill_cost, decode_cost: [sched].
+        options: numbers of [sched] by name, as levels or credit.
         """
         answer: Sched = self._call(SetSched(policy=policy, quantum=quantum, options=dict(options)))
         return answer
@@ -1656,7 +1656,7 @@ class AsyncCalls:
 
         policy: fifo, rr, priority, mlfq or fair; empty: unchanged.
         quantum: tokens; 0: unchanged.
-        options: levels, boost, credit, prefill_cost, decode_cost: [sched].
+        options: numbers of [sched] by name, as levels or credit.
         """
         answer: Sched = await self._call(SetSched(policy=policy, quantum=quantum, options=dict(options)))
         return answer
