@@ -66,7 +66,7 @@ def test_approving_and_denying(ctl: Run, kernel: Daemon) -> None:
 
 
 def test_the_audit_log_is_shown_followed_and_proved(ctl: Run, kernel: Daemon) -> None:
-    one, a = register(kernel, "seen")
+    one, _ = register(kernel, "seen")
     ctl("grant", "seen", "observe", "uid:0")
     lines = ctl("audit", "--kind", "grant.add").out.splitlines()
     assert "observe" in lines[-1]
