@@ -21,7 +21,7 @@ from typing import Any
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
 from aiosd.cores.local import LocalCore
-from aiosd.cores.sequence import Place, Sequence
+from aiosd.cores.sequence import DISK, RAM, Place, Sequence
 from aiosd.engine import runs as record
 from aiosd.journal import ContextRow, Journal
 
@@ -32,6 +32,7 @@ class Context:
 
     exact: False once its KV could not be rebuilt as on record. fingerprint: of the core (model,
     build, processor, setting) that computed its KV, "" before one did. gone: it was forgotten.
+    snapshots: how many named ones it has.
     """
 
     sequence: Sequence
@@ -41,6 +42,7 @@ class Context:
     exact: bool = True
     fingerprint: str = ""
     gone: bool = False
+    snapshots: int = 0
     created: float = field(default_factory=time.time)
     used: float = field(default_factory=time.time)
 
@@ -101,17 +103,25 @@ class Context:
 
     @property
     def tier(self) -> str:
-        """Where its KV is: slot, ram, or tokens when it would have to be computed again."""
+        """Where its KV is: slot, ram, disk, or tokens when it would have to be computed again."""
         if self.sequence.resident:
             return "slot"
-        return "ram" if self.sequence.snapshot else "tokens"
+        snapshot = self.sequence.snapshot
+        return snapshot.tier if snapshot else "tokens"
 
     @property
     def kv_ram(self) -> int:
-        """Bytes that its KV takes, in a slot and in a buffer."""
-        snapshot = self.sequence.snapshot
+        """Bytes that its KV takes, in a slot and in memory; files that are shared count in full."""
         in_slot = self.sequence.cells(self.sequence.slot_kv) * self.core.placement.bytes_per_token
-        return in_slot + (snapshot.size if snapshot else 0)
+        return in_slot + self._bytes(RAM)
+
+    @property
+    def kv_disk(self) -> int:
+        """Bytes that its KV takes on disk."""
+        return self._bytes(DISK)
+
+    def _bytes(self, tier: str) -> int:
+        return sum(s.size for s in self.sequence.snapshots if s.tier == tier)
 
     def row(self) -> abi.Context:
         """Describe it for list_contexts."""
@@ -131,6 +141,10 @@ class Context:
             created=self.created,
             used=self.used,
             busy=self.busy,
+            ram=self.kv_ram,
+            disk=self.kv_disk,
+            snapshots=self.snapshots,
+            note=sequence.note,
         )
 
 
@@ -194,6 +208,10 @@ class Contexts:
         context.core.placement.sequences.pop(context.cid, None)
         context.core = core
         core.add(context.sequence)
+
+    def sequences(self) -> dict[int, Sequence]:
+        """Return all sequences by context id."""
+        return {cid: context.sequence for cid, context in self._all.items()}
 
     async def save(self, aid: int) -> None:
         """Make an agent's contexts durable as they are. Raises OSError when the disk fails."""

@@ -20,9 +20,10 @@ def activity(
     channel: what a request waits for before it may begin, "" when it may.
     """
     kv_ram = sum(context.kv_ram for context in contexts)
+    kv_disk = sum(context.kv_disk for context in contexts)
     best = min((_rank(generation, channel) for generation in generations), default=None)
     if best is None:
-        return Activity(kv_ram=kv_ram)
+        return Activity(kv_ram=kv_ram, kv_disk=kv_disk)
     order, place, waiting, _, generation = best
     return Activity(
         state="RQS"[order],
@@ -32,6 +33,7 @@ def activity(
         queue=place,
         tokens_per_s=tokens_per_s,
         kv_ram=kv_ram,
+        kv_disk=kv_disk,
         tokens_in=sum(g.prompt_tokens - g.cached_tokens for g in generations),
         tokens_out=sum(len(g.tokens) for g in generations),
     )

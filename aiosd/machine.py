@@ -66,6 +66,12 @@ class Machine:
         """A sequence was given a slot."""
         self._events.emit("sched.start", sequence.aid, core=core.name, context=sequence.cid)
 
+    def fell_back(self, core: LocalCore, sequence: Sequence, why: str) -> None:
+        """A snapshot of a sequence is lost, and what was in it is computed again."""
+        self._events.emit(
+            "context.fallback", sequence.aid, core=core.name, context=sequence.cid, why=why
+        )
+
     def verdict(self, core: LocalCore, verdict: str) -> None:
         """Remember what a core's probe found."""
         key = setup_key(core.setup)

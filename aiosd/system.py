@@ -18,6 +18,7 @@ VERSION: Final = "0.1.0"
 
 _COUNTS: Final = (
     "connections", "requests", "preemptions", "tokens_in", "tokens_out", "kv_ram", "kv_ram_limit",
+    "kv_disk", "kv_disk_limit",
 )  # fmt: skip
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 

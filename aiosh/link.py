@@ -23,9 +23,6 @@ ENDED = frozenset("ZX")
 """States of agents whose process is over."""
 
 
-RECONNECT = 10.0
-"""Seconds for which a command waits for a daemon that went away: somebody sits before it."""
-
 door = "aiosctl"
 """Whose name messages begin with: aiosctl's or aiosh's."""
 
@@ -62,7 +59,7 @@ def kernel() -> Iterator[Kernel]:
     import aios
 
     try:
-        connection = aios.connect(reconnect=RECONNECT)
+        connection = aios.connect()
     except OSError as error:
         raise Unreachable(sentence(error)) from error
     try:

@@ -199,7 +199,9 @@ class Context(Record, frozen=True):
     """A context: the tokens that a model has read for an agent, and where their KV is.
 
     tier: slot, ram, disk or tokens. kv: how many of the tokens have their KV held. exact: whether
-    its KV came to be as in a solo run.
+    its KV came to be as in a solo run. ram and disk: bytes in each; bytes: those in memory.
+    shared: tokens at its beginning that it has in common with others. snapshots: how many points
+    it can go back to. note: what was lost of its KV last, and what it went back to.
     """
 
     cid: int
@@ -217,6 +219,10 @@ class Context(Record, frozen=True):
     used: float
     shared: int = 0
     busy: bool = False
+    ram: int = 0
+    disk: int = 0
+    snapshots: int = 0
+    note: str = ""
 
 
 @syscall(72, reply=list[Context], needs="context", errors="ESRCH")

@@ -80,6 +80,8 @@ class SystemInfo(Record, frozen=True):
     kv_ram_limit: int
     missing: list[str]
     calls: list[CallStatistics]
+    kv_disk: int = 0
+    kv_disk_limit: int = 0
 
 
 @syscall(2, reply=SystemInfo)

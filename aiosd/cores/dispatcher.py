@@ -24,8 +24,9 @@ from aiosd.abi import cores as abi
 from aiosd.config import Config
 from aiosd.config import Core as CoreConfig
 from aiosd.config import Sched as SchedConfig
-from aiosd.cores.buffers import Buffers
 from aiosd.cores.local import Listener, LocalCore
+from aiosd.cores.sequence import Sequence
+from aiosd.cores.tiers import Tiers
 from aiosd.engine.protocol import CoreSetup
 from aiosd.sched import Task
 
@@ -54,8 +55,10 @@ def _fake(core: CoreConfig) -> str:
 DRIVERS: Final[dict[str, Callable[[CoreConfig], str]]] = {"llama": _llama, "fake": _fake}
 
 
-TUNABLE: Final = ("levels", "boost", "credit", "period", "prefill_cost", "decode_cost")
+TUNABLE: Final = ("levels", "boost", "credit", "prefill_cost", "decode_cost")
 """Numbers of [sched] beside the quantum that set_sched may change."""
+
+SAVING: Final = 5.0  # seconds for all workers to save what is in their slots
 
 
 class Cores:
@@ -66,7 +69,12 @@ class Cores:
         self._config = config
         self._listener = listener
         self._verdicts = verdicts
-        self._buffers = Buffers(Path(config.context.kv_dir), config.context.ram_limit)
+        self.tiers = Tiers(
+            Path(config.context.kv_dir),
+            config.context.ram_limit,
+            Path(config.kernel.state_dir) / "contexts",
+            config.context.disk_limit,
+        )
         self._cores: dict[str, LocalCore] = {}
         self._drivers: dict[str, str] = {}
         self._absent: dict[str, LocalCore] = {}  # cores of contexts that are there no more
@@ -81,14 +89,9 @@ class Cores:
         """The requests that wait for others to end."""
         return {task.id: task for core in self for task in core.policy.waiting}.values()
 
-    @property
-    def kv_ram(self) -> int:
-        """Bytes of KV in buffers."""
-        return self._buffers.used
-
     async def boot(self) -> None:
         """Begin to load the configured cores; requests wait for them."""
-        self._buffers.boot()
+        self.tiers.boot()
         for core in self._config.cores:
             try:
                 self._begin(core)
@@ -97,19 +100,41 @@ class Cores:
                 log.error("%s", self._refused[core.name])
 
     def reload(self, config: Config) -> None:
-        """Take on the schedule and the limit of KV in memory; cores stay as they are."""
-        self._buffers.limit = config.context.ram_limit
+        """Take on the schedule and the limits of KV off the cores; cores stay as they are."""
+        self.tiers.ram.limit = config.context.ram_limit
+        self.tiers.disk.limit = config.context.disk_limit
         before, self._config = self._config.sched, config
         if config.sched != before:
             self._reschedule(config.sched)
 
+    async def adopt(self, sequences: dict[int, Sequence], named: Iterable[str] = ()) -> None:
+        """Take over the KV that an earlier kernel left of these sequences, by context id.
+
+        named: files that are kept whatever they hold. All others are deleted.
+        """
+        homes = [*self._cores.values(), *self._absent.values()]
+        grids = {cid: core.setup.grid for core in homes for cid in core.placement.sequences}
+        await self.tiers.adopt(sequences, lambda sequence: grids.get(sequence.cid, 1), named)
+
     async def close(self) -> None:
-        """Stop all cores and free their buffers."""
+        """Save what is in the slots, stop all cores, and leave the files to the next kernel."""
+        await self._save_all()
+        await self.tiers.drain(self._config.kernel.drain_timeout)
+        self.tiers.seal()
         await asyncio.gather(*(core.stop() for core in list(self._cores.values())))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._buffers.close()
+        self.tiers.close()
+
+    async def _save_all(self) -> None:
+        """Bring what is only in slots into files, while the worker answers soon."""
+        saves = (core.placement.save_all() for core in self._cores.values())
+        try:
+            async with asyncio.timeout(SAVING):
+                await asyncio.gather(*saves)
+        except TimeoutError:
+            log.warning("contexts were not saved in %g s; they will be computed again", SAVING)
 
     async def add(self, core: CoreConfig) -> LocalCore:
         """Load a model as a core and return it when it is ready.
@@ -175,7 +200,7 @@ class Cores:
             kv_k="", kv_v="", exact=True, verdict="",
         )  # fmt: skip
         policy = sched.make(self.sched.policy, **_options(self.sched))
-        core = LocalCore(name, nothing, 0, policy, self._buffers, self._listener)
+        core = LocalCore(name, nothing, 0, policy, self.tiers, self._listener)
         why = self._refused.get(name, f"there is no core {name!r} since aiosd was restarted")
         core.never(f"{why}; add it again to go on with this context")
         return core
@@ -273,7 +298,7 @@ class Cores:
             self._setup(config),
             config.nice,
             sched.make(self.sched.policy, **_options(self.sched)),
-            self._buffers,
+            self.tiers,
             self._listener,
         )
         self._cores[config.name] = core

@@ -20,10 +20,10 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from aiosd import sched
-from aiosd.cores.buffers import Buffers
 from aiosd.cores.placement import Placement
 from aiosd.cores.rate import Rate
 from aiosd.cores.sequence import Sequence
+from aiosd.cores.tiers import Tiers
 from aiosd.cores.worker import Worker
 from aiosd.engine import protocol
 from aiosd.engine.protocol import PREFILL, CoreSetup, Event, Loaded
@@ -38,7 +38,7 @@ KILL_WEIGHT: Final = 0.05  # of a death that was a kill from outside
 RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 
 
-Question = protocol.Tokenize | protocol.Detokenize | protocol.Compile
+Question = protocol.Tokenize | protocol.Detokenize
 
 
 class Listener(Protocol):
@@ -52,6 +52,9 @@ class Listener(Protocol):
 
     def started(self, core: LocalCore, sequence: Sequence) -> None:
         """A sequence was put on the core."""
+
+    def fell_back(self, core: LocalCore, sequence: Sequence, why: str) -> None:
+        """A snapshot of a sequence is lost; it goes on from an older one, or from its tokens."""
 
     def verdict(self, core: LocalCore, verdict: str) -> None:
         """The exactness probe's verdict is to be remembered."""
@@ -70,7 +73,7 @@ class LocalCore:
         setup: CoreSetup,
         nice: int,
         policy: Policy,
-        buffers: Buffers,
+        tiers: Tiers,
         listener: Listener,
     ) -> None:
         self.name = name
@@ -82,7 +85,7 @@ class LocalCore:
         self.requests = self.restarts = self.preemptions = 0
         self.tokens_in = self.tokens_out = 0
         self.step_s = self.device_s = 0.0
-        self.placement = Placement(setup.slots, buffers, self._command)
+        self.placement = Placement(setup.slots, tiers, self._command, self._fell_back)
         self._nice = nice
         self._listener = listener
         self._loop = asyncio.get_running_loop()
@@ -124,6 +127,7 @@ class LocalCore:
         self.placement.died()
         for sequence in list(self.placement.sequences.values()):
             self.placement.forget(sequence)
+        self.placement.close()
 
     def never(self, why: str) -> None:
         """Stand for a core that there is no more; whoever asks it for something is told why."""
@@ -245,13 +249,6 @@ class LocalCore:
         assert isinstance(answer, protocol.Pieces)
         return answer.pieces
 
-    async def compile(self, grammar: str, schema: str) -> str:
-        """Return the grammar of a goal, from GBNF or a JSON Schema; raises OSError(EINVAL)."""
-        self._last_ticket += 1
-        answer = await self._ask(protocol.Compile(self._last_ticket, grammar, schema))
-        assert isinstance(answer, protocol.Compiled)
-        return answer.grammar
-
     async def _ask(self, ask: Question) -> protocol.Event:
         await self.ready()
         self.check()
@@ -279,6 +276,7 @@ class LocalCore:
         """Schedule a settled sequence whose goal and sink have been set."""
         assert sequence.goal is not None and sequence.settled
         sequence.deaths = 0
+        sequence.asked(time.monotonic())
         if not sequence.holds:
             self._enqueue(sequence)
 
@@ -403,7 +401,7 @@ class LocalCore:
                 self._on_step(event)
             case protocol.Lost():
                 self._on_lost(event)
-            case protocol.Tokens() | protocol.Pieces() | protocol.Compiled():
+            case protocol.Tokens() | protocol.Pieces():
                 self._answer(event.ticket, event, None)
             case protocol.Refused():
                 self._answer(event.ticket, event, OSError(event.errno, event.message))
@@ -449,10 +447,18 @@ class LocalCore:
             self._schedule()
             return
         log.warning("core %s: context %d: %s", self.name, event.cid, event.message)
-        sequence.deaths += 1
+        sequence.deaths += 0 if event.path else 1  # a file is at fault once only
         if sequence.deaths >= DEATHS or event.errno == errno.EINVAL:
             self._fail(sequence, event.errno, event.message)
         self._schedule()
+
+    def _fell_back(self, sequence: Sequence, why: str) -> None:
+        """Say that a snapshot is lost, and what the sequence goes on from."""
+        kept = sequence.snapshot
+        source = f"{kept.kv} of {sequence.kv} positions on {kept.tier}" if kept else "its tokens"
+        sequence.note = f"{why}; went back to {source}"
+        log.warning("core %s: context %d: %s", self.name, sequence.cid, sequence.note)
+        self._listener.fell_back(self, sequence, sequence.note)
 
     def _on_step(self, step: protocol.Step) -> None:
         now = time.monotonic()
@@ -460,6 +466,7 @@ class LocalCore:
         self.step_s += step.seconds
         self.device_s += step.device_seconds
         try:
+            self.placement.costs.step(step)
             for cid, kind, start, end in step.computed:
                 self._computed(cid, kind, start, end, now - step.seconds)
             for token in step.tokens:

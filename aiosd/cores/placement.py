@@ -14,36 +14,45 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Set
 
-from aiosd.cores.buffers import Buffers
-from aiosd.cores.sequence import Place, Sequence, Snapshot
+from aiosd.cores.buffers import STORED
+from aiosd.cores.costs import Costs
+from aiosd.cores.sequence import DISK, RAM, Place, Sequence, Snapshot
+from aiosd.cores.tiers import Tiers
 from aiosd.engine import protocol, runs
-from aiosd.engine.protocol import Command
+from aiosd.engine.protocol import Command, Run
 
 SLACK = 65_536  # bytes of a snapshot beside its KV
-TROUBLE = 5.0  # seconds for which nothing is saved after a buffer could not be written
-
-log = logging.getLogger(__name__)
 
 
 class Placement:
-    """The slots of one worker, and the buffers of what is out of them."""
+    """The slots of one worker, and the files of what is out of them.
 
-    def __init__(self, slots: int, buffers: Buffers, send: Callable[[Command], None]) -> None:
+    fell_back: told of a sequence whose snapshot is lost, with a sentence that says why.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        tiers: Tiers,
+        send: Callable[[Command], None],
+        fell_back: Callable[[Sequence, str], None],
+    ) -> None:
         self.slots = slots
+        self.costs = Costs()
         self.bytes_per_token = 0
         self.switches = 0
         self.sequences: dict[int, Sequence] = {}
-        self._buffers = buffers
+        self._tiers = tiers
         self._send = send
+        self._fell_back = fell_back
         self._inside: dict[int, Sequence] = {}
         self._writing: dict[int, deque[str]] = {}  # buffers of commands under way, as sent
         self._waiters: dict[int, list[asyncio.Future[None]]] = {}
-        self._trouble_until = 0.0
+        tiers.holders.append(self)
 
     @property
     def resident(self) -> int:
@@ -108,6 +117,7 @@ class Placement:
         held, snapshot = sequence.held, None
         if sequence.place is Place.OUT:
             snapshot = sequence.snapshot
+            sequence.restoring = snapshot.path if snapshot else ""
             self.switches += 1
         self._send(
             protocol.Admit(
@@ -119,7 +129,7 @@ class Placement:
                 sequence.goal,
                 rank,
                 history=runs.cut(sequence.history, held),
-                held=snapshot.kv if snapshot else 0,
+                held=snapshot.held if snapshot else 0,
             )
         )
         sequence.slot_kv = held
@@ -132,38 +142,21 @@ class Placement:
         self._send(protocol.Park(sequence.cid))
 
     def _evict(self, sequence: Sequence) -> None:
-        path = self._take(sequence) or ""
+        path = "" if self._saved(sequence) else self._take(sequence)
         self._writing.setdefault(sequence.cid, deque()).append(path)
         sequence.place = Place.LEAVING
         self._send(protocol.Evict(sequence.cid, path))
 
-    def _take(self, sequence: Sequence) -> str | None:
-        """Return a buffer for the sequence's KV, dropping idle snapshots to find room."""
-        if time.monotonic() < self._trouble_until:
-            return None
+    def _saved(self, sequence: Sequence) -> bool:
+        """Whether all that stands still in a sequence's slot is in a snapshot already."""
+        if sequence.place is not Place.PARKED:
+            return False
+        return any(s.kv >= sequence.held for s in sequence.snapshots)
+
+    def _take(self, sequence: Sequence) -> str:
+        """Return a file for the sequence's KV, "" when no tier has room for it."""
         size = (sequence.cells(sequence.slot_kv) + 64) * self.bytes_per_token + SLACK
-        path = self._buffers.take(size)
-        if path is None and self._reclaim(size):
-            path = self._buffers.take(size)
-        return path
-
-    def _reclaim(self, size: int) -> bool:
-        """Give up the oldest snapshots that nothing needs soon, until `size` bytes are free.
-
-        First those whose KV is in a slot anyway, then those of idle contexts: they can be
-        computed again from their record.
-        """
-        idle = [
-            s
-            for s in self.sequences.values()
-            if s.snapshot and s.cid not in self._writing and (s.resident or s.goal is None)
-        ]
-        idle.sort(key=lambda s: (not s.resident, s.used))
-        for sequence in idle:
-            if self._buffers.room >= size:
-                break
-            self.drop_snapshot(sequence)
-        return self._buffers.room >= size
+        return self._tiers.take(sequence, size, self.costs)
 
     # What a context's user asks for.
 
@@ -176,15 +169,32 @@ class Placement:
         self._settled(sequence.cid)
         self.drop_snapshot(sequence)
 
+    def close(self) -> None:
+        """Have nothing more to do with the tiers."""
+        if self in self._tiers.holders:
+            self._tiers.holders.remove(self)
+
+    def take_back(
+        self, sequence: Sequence, tokens: list[int], history: list[Run], grid: int
+    ) -> None:
+        """Make a settled sequence that is in no slot what it was at an earlier point, or a later.
+
+        Snapshots that have nothing in common with it go, but for those with a name.
+        """
+        assert sequence.place is Place.OUT
+        sequence.take_back(tokens, history, grid)
+        for snapshot in [s for s in sequence.snapshots if not s.kv and not s.named]:
+            self._give_up(sequence, snapshot.path)
+
     def drop_snapshot(self, sequence: Sequence) -> None:
-        """Free the buffer that a sequence's KV is in, if any."""
-        if sequence.snapshot is not None:
-            self._buffers.give(sequence.snapshot.path)
-            sequence.snapshot = None
+        """Free the files that a sequence's KV is in, if any."""
+        for snapshot in sequence.snapshots:
+            self._tiers.give(snapshot.path)
+        sequence.snapshots.clear()
 
     async def settle(self, sequence: Sequence) -> None:
         """Return when nothing more can come from the worker for this sequence unasked."""
-        while not sequence.settled:
+        while not sequence.settled or sequence.cid in self._writing:
             await self._answer(sequence.cid)
 
     async def save(self, sequence: Sequence) -> None:
@@ -193,22 +203,36 @@ class Placement:
         When that can't be (no room, the worker dies meanwhile) the snapshot is an older one, or
         none: its record is enough, only slower.
         """
-        if not sequence.resident:
+        if not sequence.resident or self._saved(sequence):
             return
         if sequence.place is not Place.LEAVING and sequence.cid not in self._writing:
             path = self._take(sequence)
-            if path is None:
+            if not path:
                 return
             self._writing[sequence.cid] = deque([path])
             self._send(protocol.Save(sequence.cid, path))
         await self._answer(sequence.cid)
 
+    async def save_all(self) -> None:
+        """Bring all that is in the slots into files."""
+        if self.bytes_per_token:  # a worker that is still loading has nothing
+            await asyncio.gather(*(self.save(s) for s in list(self._inside.values())))
+
+    def leave(self, sequence: Sequence) -> None:
+        """Give a sequence's slot up and forget what is in it; its snapshots stay."""
+        if sequence.resident and sequence.place is not Place.LEAVING:
+            self._send(protocol.Evict(sequence.cid, ""))
+            self._writing.setdefault(sequence.cid, deque()).append("")
+            sequence.place = Place.LEAVING
+
     def copy_snapshot(self, source: Sequence, target: Sequence) -> None:
-        """Let a second sequence start from the first one's snapshot."""
-        if source.snapshot is not None:
-            self._buffers.share(source.snapshot.path)
-            old = source.snapshot
-            target.snapshot = Snapshot(old.path, old.kv, old.size)
+        """Let a second sequence start from the first one's snapshots: the files are shared."""
+        for old in source.snapshots:
+            if not old.kv:
+                continue
+            self._tiers.pool(old.path).share(old.path)
+            new = Snapshot(old.path, old.kv, old.size, old.held, old.tier)
+            target.snapshots.append(new)
 
     async def _answer(self, cid: int) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -237,6 +261,9 @@ class Placement:
             case protocol.Placed():
                 self.placed(event)
                 return False
+            case protocol.Restored():
+                self.restored(event)
+                return False
             case _:
                 return False
         return True
@@ -262,29 +289,40 @@ class Placement:
         path = self._written(event.cid, event.path)
         sequence = self.sequences.get(event.cid)
         if sequence is None or sequence.place is not Place.LEAVING:
-            self._buffers.give(path)
+            self._tiers.give(path)
             return
         self._out(sequence)
         self._keep(sequence, path, event.kv, event.size)
         self._settled(event.cid)
 
     def kept(self, event: protocol.Kept) -> None:
-        """A sequence could not leave: its buffer can't be written, nor others for some time."""
-        log.warning("context %d: its KV could not be saved: %s", event.cid, event.message)
+        """A sequence could not leave: its file can't be written, nor others for some time."""
+        self._failed(event.path, event.message)
         self._written(event.cid, "")
-        self._trouble_until = time.monotonic() + TROUBLE
         sequence = self._inside.get(event.cid)
         if sequence is not None and sequence.place is Place.LEAVING:
             sequence.place = Place.PARKED
             sequence.slot_kv = event.kv
             self._settled(event.cid)
 
+    def _failed(self, path: str, why: str) -> None:
+        self._tiers.failed(DISK if path.endswith(STORED) else RAM, why)
+
+    def restored(self, event: protocol.Restored) -> None:
+        """A sequence's KV was read back."""
+        tier = DISK if event.path.endswith(STORED) else RAM
+        self.costs.restored(tier, event.size, event.seconds)
+        if (sequence := self.sequences.get(event.cid)) is not None:
+            sequence.restoring = ""
+
     def saved(self, event: protocol.Saved) -> None:
         """A copy of a sequence's KV is in its buffer."""
+        if event.message:
+            self._failed((self._writing.get(event.cid) or [""])[0], event.message)
         path = self._written(event.cid, event.path)
         sequence = self.sequences.get(event.cid)
         if sequence is None:
-            self._buffers.give(path)
+            self._tiers.give(path)
             return
         self._keep(sequence, path, event.kv, event.size)
         self._settled(event.cid)
@@ -296,30 +334,50 @@ class Placement:
                 sequence.slot = slot
 
     def lost(self, event: protocol.Lost) -> Sequence | None:
-        """The worker could not go on with a sequence; its snapshot is not to be trusted.
+        """The worker could not go on with a sequence; the snapshot that it used is not trusted.
 
         ESRCH: the worker answers a command that was under way when it had lost the sequence
         already. Nothing of a sequence that was admitted again meanwhile is lost by that. EBUSY: no
         slot was free after all, and nothing is wrong with the sequence.
         """
         cid, unknown = event.cid, event.errno == errno.ESRCH
-        if event.errno != errno.EBUSY:
+        if unknown:
             self._written(cid, "")
+            self._settled(cid)
         sequence = self._inside.get(cid)
         if sequence is None or (unknown and sequence.place in (Place.LIVE, Place.PARKED)):
             return None
+        used, sequence.restoring = sequence.restoring, ""
         self._out(sequence)
         if event.errno != errno.EBUSY:
-            self.drop_snapshot(sequence)
+            self._refuse(sequence, event, used)
         self._settled(cid)
         return sequence
+
+    def _refuse(self, sequence: Sequence, event: protocol.Lost, used: str) -> None:
+        """Never start from this file again: a damaged one goes out of the way of all."""
+        path = event.path or used
+        if not any(s.path == path for s in sequence.snapshots):
+            return
+        if event.path:
+            users = self._tiers.set_aside(path)
+        else:
+            users = [sequence]
+            self._give_up(sequence, path)
+        for user in users:
+            self._fell_back(user, event.message)
+
+    def _give_up(self, sequence: Sequence, path: str) -> None:
+        for snapshot in [s for s in sequence.snapshots if s.path == path]:
+            sequence.snapshots.remove(snapshot)
+            self._tiers.give(path)
 
     def died(self) -> list[Sequence]:
         """The worker is gone; returns the sequences that it was running."""
         live = self.live()
         for paths in self._writing.values():
             for path in paths:
-                self._buffers.give(path)
+                self._tiers.give(path)
         self._writing.clear()
         for sequence in list(self._inside.values()):
             self._out(sequence)
@@ -334,25 +392,28 @@ class Placement:
         if not paths:
             self._writing.pop(cid, None)
         if not path:
-            self._buffers.give(buffer)
+            self._tiers.give(buffer)
             return ""
         return buffer
 
     def _out(self, sequence: Sequence) -> None:
-        sequence.place = Place.OUT
+        sequence.place, sequence.restoring = Place.OUT, ""
         sequence.slot, sequence.slot_kv = -1, 0
         self._inside.pop(sequence.cid, None)
 
     def _keep(self, sequence: Sequence, path: str, kv: int, size: int) -> None:
-        """Take a filled buffer as the sequence's snapshot.
+        """Take a filled file as the sequence's snapshot in its tier.
 
         One that holds more than is on record goes on with tokens that a cancelled generation never
-        took up, and so does not fit whatever comes instead of them.
+        took up: only what is on record counts.
         """
-        if kv > sequence.kv:
-            self._buffers.give(path)
-        if not path or kv > sequence.kv:
+        usable = min(kv, sequence.kv)
+        if not path or not usable:
+            self._tiers.give(path)
             return
-        self.drop_snapshot(sequence)
-        self._buffers.booked(path, size)
-        sequence.snapshot = Snapshot(path, kv, size)
+        tier = DISK if path.endswith(STORED) else RAM
+        for old in [s for s in sequence.snapshots if s.tier == tier and not s.named]:
+            sequence.snapshots.remove(old)
+            self._tiers.give(old.path)
+        self._tiers.written(path, size)
+        sequence.snapshots.append(Snapshot(path, usable, size, kv, tier))

@@ -12,19 +12,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from aiosd.engine import runs
 from aiosd.engine.protocol import DECODE, PREFILL, SHIFT, Goal, Run, Token
 
+RAM: Final = "ram"
+DISK: Final = "disk"
+
 
 @dataclass(slots=True)
 class Snapshot:
-    """KV of a sequence's first `kv` positions: `size` bytes in the file at `path`."""
+    """KV of a sequence's first `kv` positions: `size` bytes in the file at `path`.
+
+    held: positions that the file holds, of which the first kv are this sequence's. tier: RAM or
+    DISK. named: it is kept for its name's sake, not given up for room.
+    """
 
     path: str
     kv: int
     size: int
+    held: int
+    tier: str = RAM
+    named: bool = False
 
 
 class Sink(Protocol):
@@ -63,6 +73,9 @@ class Sequence:
     just now (fewer during a replay). rank: in the order of prefill, as the worker knows it. holds:
     what keeps a sequence with a goal from being scheduled.
     deaths: workers that died under it since it last made progress (a kill counts little).
+    used: when it was last at work (monotonic seconds), gap: seconds that usually pass until it is
+    again. note: what became of its KV last, when something had to be computed again. restoring: the
+    file that the worker has yet to read.
     """
 
     cid: int
@@ -78,10 +91,13 @@ class Sequence:
     slot: int = -1
     rank: int = 0
     place: Place = Place.OUT
-    snapshot: Snapshot | None = None
+    snapshots: list[Snapshot] = field(default_factory=list)
     holds: set[str] = field(default_factory=set)
     used: float = 0.0
+    gap: float = 0.0
     deaths: float = 0.0
+    note: str = ""
+    restoring: str = ""
 
     def record(self, kind: int, start: int, end: int, grid: int) -> bool:
         """Note that positions start to end have been computed; False when that was on record.
@@ -143,6 +159,31 @@ class Sequence:
         """Tokens in its window, computed or not."""
         return len(self.tokens) - runs.gone(self.history)
 
+    def asked(self, now: float) -> None:
+        """Note that its agent wants it again, at this time (monotonic seconds)."""
+        if self.used:
+            passed = max(0.0, now - self.used)
+            self.gap = (self.gap + passed) / 2 if self.gap else passed
+
+    def take_back(self, tokens: list[int], history: list[Run], grid: int) -> None:
+        """Make it what it was, or might become: snapshots keep what they have in common with it."""
+        same = runs.common(self.history, history, grid)
+        for at, (one, other) in enumerate(zip(self.tokens, tokens, strict=False)):
+            if one != other:
+                same = min(same, at)
+                break
+        same = min(same, len(tokens), len(self.tokens))
+        for snapshot in self.snapshots:
+            snapshot.kv = min(snapshot.kv, same)
+        self.tokens, self.history = list(tokens), list(history)
+        self.kv = history[-1].end if history else 0
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The snapshot to start from: the longest, of equals the one in memory."""
+        usable = [s for s in self.snapshots if s.kv]
+        return max(usable, key=lambda s: (s.kv, s.tier == RAM), default=None)
+
     @property
     def filling(self) -> bool:
         """Whether its prompt is still being computed in its slot."""
@@ -163,4 +204,5 @@ class Sequence:
         """Positions on record whose KV is held, in a slot or a snapshot."""
         if self.resident:
             return min(self.slot_kv, self.kv)
-        return min(self.snapshot.kv, self.kv) if self.snapshot else 0
+        snapshot = self.snapshot
+        return min(snapshot.kv, self.kv) if snapshot else 0

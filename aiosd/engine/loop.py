@@ -24,7 +24,7 @@ from typing import Final
 
 from aiosd.engine import protocol as p
 from aiosd.engine import runs
-from aiosd.engine.runner import Chunk, Draw, Row, Runner, Sampler
+from aiosd.engine.runner import Chunk, Draw, Row, Runner
 from aiosd.engine.sequence import Sequence, check
 from aiosd.engine.slots import Slots
 from aiosd.engine.snapshot import Record
@@ -201,13 +201,10 @@ class Loop:
         drawn = runner.sample(
             [Draw(row, s.sampler, s.goal.before + s.kv, s.tokens) for row, s in draws]
         )
-        tokens = []
-        for one, (_, s) in zip(drawn, draws, strict=True):
-            if isinstance(one, OSError):
-                self._lose(s, one)
-            else:
-                tokens.append(s.accept(one, runner.is_eog(one.token), runner.piece, n_ctx))
-        return tokens
+        return [
+            s.accept(one, runner.is_eog(one.token), runner.piece, n_ctx)
+            for one, (_, s) in zip(drawn, draws, strict=True)
+        ]
 
     def _report(
         self, computed: list[tuple[int, int, int, int]], tokens: list[p.Token], began: float
@@ -239,13 +236,7 @@ class Loop:
             self._lose(resident or admit.cid, e)
             return
         self._order += 1
-        try:
-            sampler = self._sampler(admit, resident)
-        except OSError as e:
-            if not resident:
-                self._slots.remove(admit.cid)
-            self._lose(resident or admit.cid, e)
-            return
+        sampler = self._runner.sampler(admit.goal, admit.tokens)
         sequence = Sequence(admit, self._order, slot, self._runner.piece, sampler)
         self._sequences[admit.cid] = sequence
         try:
@@ -255,12 +246,6 @@ class Loop:
             return
         if not resident:
             self._place()
-
-    def _sampler(self, admit: p.Admit, resident: Sequence | None) -> Sampler:
-        """The sequence's own where it has not moved on: to rebuild a long one takes a while."""
-        if resident and resident.goal == admit.goal and resident.tokens == admit.tokens:
-            return resident.sampler
-        return self._runner.sampler(admit.goal, admit.tokens)
 
     def _take_slot(self, cid: int) -> int:
         running = [s.cid for s in self._sequences.values() if s.running]
@@ -372,7 +357,8 @@ def _check(admit: p.Admit, record: Record) -> None:
     elif runs.cut(record.runs, kv) != admit.history:
         text = "was computed in another way than the context"
     elif runs.gone(record.runs) != runs.gone(admit.history):
-        text = "has shifted past what is wanted of it"
+        # Nothing is wrong with the file: it is only of no use here.
+        raise OSError(errno.ESTALE, f"context {admit.cid} has shifted since; compute it again")
     else:
         return
     text = f"snapshot {admit.path} {text}; compute it again"

@@ -45,6 +45,21 @@ def after(runs: Sequence[Run], start: int) -> list[Run]:
     return [r if r.start >= start else replace(r, start=start) for r in runs if r.end > start]
 
 
+def common(a: Sequence[Run], b: Sequence[Run], grid: int) -> int:
+    """How many positions two records have computed in the same way, counted from the first."""
+    at = 0
+    for one, other in zip(a, b, strict=False):
+        if one == other:
+            at = one.end
+            continue
+        end = min(one.end, other.end)
+        if msgspec.structs.replace(one, end=end) != msgspec.structs.replace(other, end=end):
+            return at
+        # Chunks are the same up to the last boundary that both have.
+        return end if one.kind == DECODE or end % grid == 0 else max(at, end // grid * grid)
+    return at
+
+
 def covers(runs: Sequence[Run], end: int) -> bool:
     """Whether runs lead from 0 to `end` without gaps."""
     at = 0

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from aiosd import sched
 from aiosd.config import PACKAGED_MODEL, find_model
-from aiosd.cores.buffers import Buffers
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import Sequence
+from aiosd.cores.tiers import Tiers
 from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Token
 from tests.bench.kernel import N_CTX, TMPFS
 
@@ -57,6 +57,9 @@ class _Quiet:
     def started(self, core: LocalCore, sequence: Sequence) -> None:
         pass
 
+    def fell_back(self, core: LocalCore, sequence: Sequence, why: str) -> None:
+        pass
+
     def verdict(self, core: LocalCore, verdict: str) -> None:
         pass
 
@@ -78,15 +81,15 @@ async def bare_core(*, slots: int = 8, policy: str = "rr") -> AsyncIterator[Loca
         verdict="",
     )
     with tempfile.TemporaryDirectory(prefix="aios-bench-", dir=TMPFS) as place:
-        buffers = Buffers(Path(place, "kv"), 2 << 30)
-        buffers.boot()
-        core = LocalCore("bare", setup, 19, sched.make(policy), buffers, _Quiet())
+        tiers = Tiers(Path(place, "kv"), 2 << 30, Path(place, "contexts"), 2 << 30)
+        tiers.boot()
+        core = LocalCore("bare", setup, 19, sched.make(policy), tiers, _Quiet())
         try:
             await core.start()
             yield core
         finally:
             await core.stop()
-            buffers.close()
+            tiers.close()
 
 
 async def submit(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from aiosd import sched
-from aiosd.cores.buffers import Buffers
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import Sequence
+from aiosd.cores.tiers import Tiers
 from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Slide, Token
 
 DEADLINE = 60.0
@@ -55,9 +55,9 @@ class Result:
 class Bench:
     """A core, what it told its listener, and a way to run prompts on it."""
 
-    def __init__(self, core: LocalCore, buffers: Buffers, news: list[str]) -> None:
+    def __init__(self, core: LocalCore, tiers: Tiers, news: list[str]) -> None:
         self.core = core
-        self.buffers = buffers
+        self.tiers = tiers
         self.news = news
         self._cid = 0
 
@@ -122,8 +122,10 @@ MakeBench = Callable[..., AbstractAsyncContextManager[Bench]]
 
 
 @pytest.fixture
-def bench(kv_dir: Path) -> MakeBench:
+def bench(kv_dir: Path, tmp_path: Path) -> MakeBench:
     """Make a core: `async with bench(slots=4, policy="rr", quantum=8, step_ms=1) as b`."""
+
+    disk_dir = tmp_path / "contexts"
 
     @asynccontextmanager
     async def make(
@@ -134,10 +136,11 @@ def bench(kv_dir: Path) -> MakeBench:
         policy: str = "rr",
         quantum: int = 8,
         ram: int = 1 << 30,
+        disk: int = 1 << 30,
         **options: object,
     ) -> AsyncIterator[Bench]:
-        buffers = Buffers(kv_dir, ram)
-        buffers.boot()
+        tiers = Tiers(kv_dir, ram, disk_dir, disk)
+        tiers.boot()
         news: list[str] = []
         given = {"quantum": quantum} if sched.takes(policy, "quantum") else {}
         setup = CoreSetup(
@@ -153,12 +156,12 @@ def bench(kv_dir: Path) -> MakeBench:
             exact=True,
             verdict="",
         )
-        core = LocalCore("c", setup, 19, sched.make(policy, **given), buffers, _News(news))
+        core = LocalCore("c", setup, 19, sched.make(policy, **given), tiers, _News(news))
         try:
-            yield Bench(core, buffers, news)
+            yield Bench(core, tiers, news)
         finally:
             await core.stop()
-            buffers.close()
+            tiers.close()
 
     return make
 
@@ -175,6 +178,9 @@ class _News:
 
     def started(self, core: LocalCore, sequence: Sequence) -> None:
         self._news.append("start")
+
+    def fell_back(self, core: LocalCore, sequence: Sequence, why: str) -> None:
+        self._news.append(f"fell back: {why}")
 
     def verdict(self, core: LocalCore, verdict: str) -> None:
         self._news.append("verdict")

@@ -23,6 +23,8 @@ def make(kv_dir: Path) -> Iterator[Callable[[int], Buffers]]:
     yield pool
     for made in pools:
         made.close()
+    for path in kv_dir.glob("*.kv"):
+        path.unlink()
 
 
 def fill(path: str, size: int) -> None:
@@ -68,9 +70,44 @@ def test_a_shared_buffer_lives_until_its_last_holder(make: Callable[[int], Buffe
     assert pool.used == 0
 
 
-def test_boot_removes_what_an_earlier_kernel_left(
+def test_a_file_of_an_earlier_kernel_is_left_alone(
     kv_dir: Path, make: Callable[[int], Buffers]
 ) -> None:
-    fill(str(kv_dir / "7.kv"), 10)
-    make(MIB)
-    assert not list(kv_dir.iterdir())
+    kv_dir.mkdir(exist_ok=True)
+    old = str(kv_dir / "7.kv")
+    fill(old, 10)
+    pool = Buffers(kv_dir, MIB)
+    assert pool.boot() == [old]
+    taken = pool.take(10)
+    assert taken is not None and taken != old and Path(old).exists()
+    pool.booked(old, 10)
+    pool.give(taken)
+    pool.give(old)
+    pool.close()
+    assert not Path(old).exists()
+
+
+def test_what_is_held_when_a_pool_is_sealed_stays(kv_dir: Path) -> None:
+    pool = Buffers(kv_dir, 4 * MIB)
+    pool.boot()
+    held, idle = pool.take(MIB), pool.take(MIB)
+    assert held and idle
+    for path in (held, idle):
+        fill(path, MIB)
+    pool.give(idle)
+    pool.seal()
+    pool.give(held)
+    pool.close()
+    assert [str(path) for path in kv_dir.iterdir()] == [held]
+    assert pool.take(1) is None
+    Path(held).unlink()
+
+
+def test_a_pool_on_disk_deletes_what_is_given_back(tmp_path: Path) -> None:
+    removed: list[str] = []
+    pool = Buffers(tmp_path / "contexts", MIB, ".snapshot", reuse=False, remove=removed.append)
+    pool.boot()
+    path = pool.take(MIB)
+    assert path and path.endswith(".snapshot") and pool.take(1) is None
+    pool.give(path)
+    assert removed == [path] and pool.room == MIB

@@ -62,7 +62,7 @@ async def crowd(b: Bench, kills: int, seed: int, max_tokens: int) -> None:
     assert b.core.preemptions > 0 and b.core.placement.resident <= b.core.setup.slots
     for sequence, _ in runs:
         b.core.forget(sequence)
-    assert b.buffers.used == 0
+    assert b.tiers.ram.used == b.tiers.disk.used == 0
 
 
 @pytest.mark.parametrize("policy", ["rr", "fifo", "priority"])

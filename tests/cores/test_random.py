@@ -172,7 +172,7 @@ def test_random_deeds(bench: MakeBench, seed: int, policy: str, ram: int, kills:
                 chaos.contexts.forget(story.context)
             await b.core.tokenize("all that was sent before is answered", "", True, False)
             await b.solo("a last word")
-            assert b.buffers.used == 0 and b.core.placement.resident == 0
+            assert b.tiers.ram.used == b.tiers.disk.used == 0 and b.core.placement.resident == 0
             assert not list(chaos.contexts) and not b.core.placement.sequences
 
     asyncio.run(main())

@@ -67,6 +67,6 @@ def test_a_removed_core_leaves_nobody_waiting_and_no_buffer(bench: MakeBench) ->
             for _, result in runs[1:]:
                 with pytest.raises(OSError, match="removed"):
                     await within(result.done)
-            assert b.buffers.used == 0 and b.core.placement.resident == 0
+            assert b.tiers.ram.used == b.tiers.disk.used == 0 and b.core.placement.resident == 0
 
     asyncio.run(main())
