@@ -187,10 +187,15 @@ class Births:
             cwd="",
             created=time.time(),
             birth_key=birth_key,
+            lineage=self._lineage(parent),
             unborn=True,
         )
         self._roster.add(process)
         return process
+
+    def _lineage(self, parent: int) -> tuple[int, ...]:
+        found = self._roster.find(parent)
+        return (*found.lineage, found.aid) if found is not None else ()
 
     def _nice(self, caller: Caller, parent: Process | None, nice: int) -> int:
         """Return the nice value of a child; an agent's inherits its parent's unless it is given.

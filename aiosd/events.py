@@ -76,9 +76,13 @@ class Events:
 
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
+        self.witness: Callable[[str, int, dict[str, Any]], None] | None = None
+        """Told of every event before the watchers, for the record; must neither wait nor raise."""
 
     def emit(self, kind: str, aid: int = 0, /, **data: Any) -> None:
         """Tell the watchers that something happened; aid 0: to the kernel, so anyone may know."""
+        if self.witness is not None:
+            self.witness(kind, aid, data)
         if not self._subscriptions:
             return
         event = Event(time(), kind, aid, data)

@@ -274,9 +274,16 @@ class Generation:
             context=self.context.cid,
             core=core.name,
             request=self.rid,
+            parsed=self._parsed(),
             logprobs=self.logprobs,
             exact=self.context.certain,
         )
+
+    def _parsed(self) -> Any:
+        """Return the value that a schema's text stands for, once it is whole."""
+        if self.args.schema is None or self.finish != "stop":
+            return None
+        return msgspec.json.decode("".join(self.texts) + self.tail)
 
     def timing(self) -> Timing:
         """Seconds from submission to commencement, to the first token, and to the end."""
@@ -328,8 +335,6 @@ def unbuilt(args: LlmGenerate) -> None:
     """Refuse what this kernel can't do yet; raises OSError(ENOSYS) that names the field."""
     asked = {
         "beams": args.beams > 1,
-        "schema": args.schema is not None,
-        "grammar": bool(args.grammar),
         "tools": bool(args.tools),
         "recall": bool(args.recall),
         "watermark": args.watermark,
@@ -351,5 +356,13 @@ def check(args: LlmGenerate) -> None:
         )
     if args.raw and args.messages:
         raise OSError(errno.EINVAL, "llm_generate: raw goes with prompt, not with messages")
+    if args.schema is not None and args.grammar:
+        raise OSError(errno.EINVAL, "llm_generate: give either schema or grammar, not both")
+    if args.stop and (args.schema is not None or args.grammar):
+        raise OSError(
+            errno.EINVAL,
+            "llm_generate: stop: a stop string could cut off what a schema or grammar promises; "
+            "say in the grammar where the text ends",
+        )
     if args.resume and not args.key:
         raise OSError(errno.EINVAL, "llm_generate: resume needs the key of the first request")

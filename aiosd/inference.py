@@ -291,15 +291,23 @@ class Inference:
         context, args = generation.context, generation.args
         sequence = context.sequence
         try:
+            grammar = await self._grammar(context, args)
             tokens = await self._tokens(context, args)
             await self._order.turn(generation, self._table.get(generation.aid).nice)
             await context.core.placement.settle(sequence)
-            self._submit(generation, tokens)
+            self._submit(generation, tokens, grammar)
         except OSError as error:
             generation.failed(error.errno or errno.EIO, error.strerror or str(error))
         except Exception as error:
             log.exception("request %d can't be prepared", generation.rid)
             generation.failed(errno.EIO, f"llm_generate: the kernel failed on it: {error!r}")
+
+    async def _grammar(self, context: Context, args: abi.LlmGenerate) -> str:
+        """Return the grammar that a request's output must follow, "" when there is none."""
+        if args.schema is None and not args.grammar:
+            return ""
+        schema = "" if args.schema is None else msgspec.json.encode(args.schema).decode()
+        return await context.core.compile(args.grammar, schema)
 
     async def _tokens(self, context: Context, args: abi.LlmGenerate) -> list[int]:
         """Return the tokens that a request adds to its context; none when it only goes on."""
@@ -313,7 +321,7 @@ class Inference:
             raise OSError(errno.EINVAL, "llm_generate: prompt: it has no tokens")
         return tokens
 
-    def _submit(self, generation: Generation, tokens: list[int]) -> None:
+    def _submit(self, generation: Generation, tokens: list[int], grammar: str) -> None:
         """Append the new tokens to the context and schedule it."""
         context, args, process = (
             generation.context,
@@ -347,6 +355,7 @@ class Inference:
             sampling=_sampling(args),
             stop=list(args.stop),
             sampled=sampled,
+            grammar=grammar,
         )
         context.core.submit(sequence)
         self.journal.touch(generation)

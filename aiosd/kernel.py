@@ -27,10 +27,13 @@ import msgspec
 from aiosd import config as configuration
 from aiosd import log as logs
 from aiosd.access import Access, Caller
+from aiosd.approvals import Approvals
+from aiosd.audit import Audit
 from aiosd.claim import Door, Lock
 from aiosd.config import Config
-from aiosd.db import Database
+from aiosd.db import Connection, Database
 from aiosd.events import Events
+from aiosd.grants import Grants
 from aiosd.inference import Inference
 from aiosd.keys import Keys
 from aiosd.machine import Machine
@@ -43,6 +46,9 @@ from aiosd.syscall import Dispatcher
 from aiosd.system import VERSION, About, System
 
 log = logging.getLogger(__name__)
+
+WRITTEN_STEP: Final = 64
+"""Records of the audit log after which the database is told how far it goes."""
 
 SPARE_FILES: Final = 256
 """Descriptors beside connections: database, log, shims, workers."""
@@ -58,6 +64,7 @@ class Kernel:
         self._source = source
         self._notifier = Notifier()
         self._stop = asyncio.Event()
+        self._written_last = 0
         self._undo = AsyncExitStack()  # what boot did, undone in reverse order
 
     async def boot(self) -> None:
@@ -67,6 +74,7 @@ class Kernel:
             self._allow_files()  # as many descriptors as connections may need
             await self._open_database()  # migrated; what was acknowledged is there again
             self._assemble()  # every part made, every handler bound
+            await self._open_audit()  # from here on what is decided is on record
             await self._recover()  # processes that outlived the last kernel are adopted
             await self._open_door()  # from here on calls are answered
             self._hear_signals()  # TERM, INT: end; HUP: reload
@@ -115,10 +123,30 @@ class Kernel:
         self.db = Database.open(f"{self.config.kernel.state_dir}/aios.db", MIGRATIONS)
         self._undo.push_async_callback(self.db.close)
 
+    async def _open_audit(self) -> None:
+        self.audit.open(await self.db.read(_written))
+        self._undo.push_async_callback(self.audit.close)
+        self.access.witness = self.audit.decision
+        self.events.witness = self.audit.happened
+        await self.grants.boot()
+        await self.approvals.boot()
+
     def _assemble(self) -> None:
         kernel = self.config.kernel
+        rules = self.config.access
         self.events = Events()
-        self.access = Access(os.geteuid())
+        self.access = Access(os.geteuid(), rules.ask, rules.grantors)
+        self.audit = Audit(
+            f"{kernel.state_dir}/audit",
+            segment=self.config.audit.segment,
+            limit=self.config.audit.limit,
+        )
+        self.audit.uid_of, self.audit.sees = self.access.uid_of, self.access.may_audit
+        self.audit.on_synced = self._note_written
+        self.grants = Grants(lambda: self.config, self.db, self.access, self.audit)
+        self.approvals = Approvals(
+            lambda: self.config, self.db, self.access, self.audit, self.events
+        )
         self.keys = Keys()
         self.dispatcher = Dispatcher(
             self.access,
@@ -131,11 +159,14 @@ class Kernel:
         )
         about = About(self.boot_id, kernel.socket, kernel.state_dir, self._source)
         system = System(about, self.dispatcher, self.events, self.access, self._figures)
+        self.dispatcher.approval = self.approvals.wait
+        self.approvals.draining = lambda: self.dispatcher.draining
         agents_dir = Path(kernel.state_dir) / "agents"
         self.table = ProcessTable(
             self.config, self.db, self.events, self.access, partial(Spawner, agents_dir)
         )
         self.table.on_settled(self.dispatcher.forget_agent)
+        self.table.on_settled(self.approvals.agent_ended)
         self.machine = Machine(self.config, self.db, self.events, self.access)
         self.inference = Inference(
             self.config,
@@ -149,12 +180,14 @@ class Kernel:
         self.table.listener = self.inference
         self.dispatcher.remember = self.inference.journal.answer
         self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)
+        self.dispatcher.bind(self.audit, self.grants, self.approvals)
 
     async def _recover(self) -> None:
         await self.inference.boot()  # numbers go on where the last kernel stopped
         self._undo.push_async_callback(self.inference.close)
         self._undo.push_async_callback(self.table.close)
         await self.table.boot()
+        await self.grants.prune()
         self._undo.push_async_callback(self.machine.cores.close)
         await self.machine.boot()  # cores begin to load; requests wait for them
         await self.inference.recover()  # contexts are there again, requests under way go on
@@ -202,11 +235,18 @@ class Kernel:
         self.dispatcher.max_inflight = config.kernel.max_inflight
         self.table.reload(config)
         self.inference.reload(config)
+        self.access.set_policy(config.access.ask, config.access.grantors)
         self.machine.reload(config)
         self.server.max_connections = config.kernel.max_connections
 
     async def _attach(self, caller: Caller, credential: str) -> str:
         return (await self.table.attach(caller, credential))[1]
+
+    def _note_written(self, id: int) -> None:
+        """Remember in the database how far the audit log goes, so that a missing end is noticed."""
+        if id - self._written_last >= WRITTEN_STEP:
+            self._written_last = id
+            self.db.write_soon(lambda db: _set_written(db, id))
 
     def _figures(self) -> dict[str, Any]:
         cores = list(self.machine.cores)
@@ -222,6 +262,16 @@ class Kernel:
             "kv_disk": self.machine.cores.tiers.disk.used,
             "kv_disk_limit": self.config.context.disk_limit,
         }
+
+
+def _written(db: Connection) -> int:
+    """Return up to which record the audit log is known to have been written."""
+    row = db.execute("select value from meta where key = 'audit.written'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _set_written(db: Connection, id: int) -> None:
+    db.execute("insert or replace into meta (key, value) values ('audit.written', ?)", (str(id),))
 
 
 def _without(old: Config, new: Config, keys: list[str]) -> Config:

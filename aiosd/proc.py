@@ -17,7 +17,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 from aiosd.abi.process import (
@@ -115,9 +115,9 @@ class ProcessTable:
         """Return the uid that owns an agent, ended ones included; ESRCH when there is none."""
         return self._roster.uid_of(aid)
 
-    def ancestors(self, aid: int) -> Iterator[int]:
-        """Yield an agent's parent, its parent's parent, and so on; ESRCH when there is none."""
-        return self._roster.ancestors(aid)
+    def lineage(self, aid: int) -> tuple[int, ...]:
+        """Return all forebears of an agent at its birth, oldest first; ESRCH when there is none."""
+        return self._roster.lineage(aid)
 
     async def attach(self, caller: Caller, credential: str) -> tuple[Process, str]:
         """Make the caller the agent that a credential proves; see Identities.attach."""
@@ -282,7 +282,10 @@ class ProcessTable:
             and self._access.may_see(caller, process.aid)
         ]
         found.sort(key=lambda process: process.aid)
-        return [process.row(self._activity(process)) for process in found[-args.limit :]]
+        return [
+            process.row(self._activity(process), self._access.groups(process.aid))
+            for process in found[-args.limit :]
+        ]
 
     def sys_get_status(self, caller: Caller, args: GetStatus) -> Status:
         """Say in which state an agent is."""

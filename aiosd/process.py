@@ -11,6 +11,7 @@ to `wait` for as long as its row is kept. Any other agent is a zombie until its 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -141,7 +142,8 @@ class Ending:
 class Process:
     """One agent. Everything is owned by the event loop's thread; only the table's managers write.
 
-    The first block is fixed at birth; birth_key names the request that asked for it.
+    The first block is fixed at birth; birth_key names the request that asked for it, lineage all
+    forebears that are agents, the oldest first.
 
     The second is durable and changes: parent by orphaning, name, nice and max_tokens by the calls
     that set them, pid and started by its start, stopped by signals, ending once. credential and
@@ -164,6 +166,7 @@ class Process:
     cwd: str
     created: float
     birth_key: str = ""
+    lineage: tuple[int, ...] = ()
 
     parent: int
     name: str
@@ -241,7 +244,7 @@ class Process:
         end = self.ending
         return ExitStatus(self.aid, end.code, end.signal, end.reason, end.ended, self.usage(ENDED))
 
-    def row(self, activity: Activity) -> Agent:
+    def row(self, activity: Activity, groups: Iterable[str] = ()) -> Agent:
         """Return its row of the process table."""
         end = self.ending
         state = self.state(activity)
@@ -251,7 +254,7 @@ class Process:
             name=self.name,
             uid=self.uid,
             gid=self.gid,
-            groups=[],
+            groups=sorted(groups),
             kind=self.kind,
             program=self.program,
             argv=self.argv,

@@ -107,12 +107,9 @@ class Roster:
         """Return the uid that owns an agent; ESRCH when there is none."""
         return self.get(aid).uid
 
-    def ancestors(self, aid: int) -> Iterator[int]:
-        """Yield parent, grandparent and so on, without the person or init at the top."""
-        parent = self.get(aid).parent
-        while parent > INIT and parent in self._processes:
-            yield parent
-            parent = self._processes[parent].parent
+    def lineage(self, aid: int) -> tuple[int, ...]:
+        """Return all forebears of an agent at its birth, oldest first; ESRCH when there is none."""
+        return self.get(aid).lineage
 
     def surplus(self, keep: int) -> list[Process]:
         """Return those ended longest ago beyond `keep`, the dead before the zombies.
@@ -276,8 +273,8 @@ _USED: Final = (
     "turnaround_s", "cpu_s",
 )  # fmt: skip
 _COLUMNS: Final = (
-    *_PLAIN, *_USED, "argv", "state", "reaped", "credential_hash", "ticket_hash", "ended",
-    "exit_code", "exit_signal", "exit_reason",
+    *_PLAIN, *_USED, "argv", "lineage", "state", "reaped", "credential_hash", "ticket_hash",
+    "ended", "exit_code", "exit_signal", "exit_reason",
 )  # fmt: skip
 _UPSERT: Final = (
     f"insert into agents ({', '.join(_COLUMNS)}) values ({', '.join('?' * len(_COLUMNS))}) "
@@ -293,6 +290,7 @@ def _to_row(process: Process) -> tuple[object, ...]:
         *(getattr(process, name) for name in _PLAIN),
         *(getattr(process.used, name) for name in _USED),
         _json(process.argv).decode(),
+        _json(process.lineage).decode(),
         process.state(ASLEEP),
         int(process.reaped),
         process.credential,
@@ -310,6 +308,7 @@ def _from_row(row: Mapping[str, Any]) -> Process:
     return Process(
         **{name: row[name] for name in _PLAIN},
         argv=msgspec.json.decode(row["argv"]),
+        lineage=tuple(msgspec.json.decode(row["lineage"])),
         used=Used(**{name: row[name] for name in _USED}),
         stopped=row["state"] == "T",
         reaped=bool(row["reaped"]),

@@ -8,6 +8,7 @@ Times are seconds since the epoch, durations seconds, JSON is text.
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from aiosd.db import Connection, Migration
@@ -163,7 +164,52 @@ def journal(db: Connection) -> None:
         db.executescript(script)
 
 
-MIGRATIONS: Final[list[Migration]] = [first_boot, keyed_births, numbered_series, journal]
+_GRANTS = """
+create table grants (
+    id integer primary key autoincrement,
+    subject text not null,      -- agent:AID, group:NAME or uid:UID
+    capability text not null,
+    object text not null,       -- the same, or kernel
+    mode text not null check (mode in ('allow', 'ask')),
+    by text not null,           -- who gave it, as a subject
+    created real not null,
+    expires real not null       -- 0: never
+);
+create unique index grants_said_once on grants (subject, capability, object);
+create table groups (
+    name text primary key,
+    uid integer not null,       -- to whom it belongs: who may say who is in it
+    created real not null
+) without rowid;
+create table approvals (
+    id integer primary key autoincrement,
+    aid integer not null,       -- 0: a person asks
+    uid integer not null,
+    capability text not null,
+    object text not null,
+    call text not null,
+    print text not null,        -- of the call and its arguments: only this request is approved
+    t real not null,
+    expires real not null,
+    state text not null check (state in ('pending', 'allowed', 'denied')),
+    by text not null default ''
+);
+"""
+
+
+def rights(db: Connection) -> None:
+    """Keep grants, groups and what waits for approval; and every agent's line of forebears."""
+    db.executescript(_GRANTS)
+    db.execute("alter table agents add column lineage text not null default '[]'")
+    known: dict[int, list[int]] = {}
+    for aid, parent in db.execute("select aid, parent from agents order by aid").fetchall():
+        known[aid] = [*known[parent], parent] if parent in known else []
+        db.execute("update agents set lineage = ? where aid = ?", (json.dumps(known[aid]), aid))
+
+
+MIGRATIONS: Final[list[Migration]] = [
+    first_boot, keyed_births, numbered_series, journal, rights,
+]  # fmt: skip
 
 
 def last_aid(db: Connection) -> int:

@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from aiosd.abi import wire
+from aiosd.abi.call import Call
 from aiosd.access import Caller
 from aiosd.entry import Entry
 from aiosd.keys import Kept
@@ -88,13 +89,19 @@ class Stream:
 class Flight:
     """One request in flight: its task, and who wants the answer (several only under one key).
 
-    reason and errno: what to answer once the task was cancelled.
+    reason and errno: what to answer once the task was cancelled. waits: a drain ends it at once.
     """
 
-    __slots__ = ("askers", "begun", "entry", "errno", "kept", "reason", "stream", "task")
+    __slots__ = (
+        "args", "askers", "begun", "caller", "entry", "errno", "kept", "reason", "stream", "task",
+        "waits",
+    )  # fmt: skip
 
-    def __init__(self, entry: Entry, session: Session, id: int) -> None:
+    def __init__(self, entry: Entry, session: Session, id: int, args: Call) -> None:
         self.entry = entry
+        self.args = args
+        self.caller = session.caller
+        self.waits = entry.waits
         self.askers = [(session, id)]
         self.kept: Kept | None = None
         self.task: asyncio.Task[None] | None = None

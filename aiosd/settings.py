@@ -84,7 +84,7 @@ class Kernel(Section, frozen=True, kw_only=True):
 
 
 class Sched(Section, frozen=True, kw_only=True):
-    """[sched]: who runs when. quantum, boost and credit are in tokens.
+    """[sched]: who runs when. quantum, boost, credit and period are in tokens.
 
     groups: users, by name or number, who share as one under fair. weights: what a group or a user
     gets compared with others, 1 where nothing is said.
@@ -96,6 +96,7 @@ class Sched(Section, frozen=True, kw_only=True):
     boost: Annotated[int, Meta(ge=1, le=1 << 40)] = 16_384
     share_by: Literal["user", "agent"] = "user"
     credit: Annotated[int, Meta(ge=0, le=1 << 30)] = 256
+    period: Annotated[int, Meta(ge=0, le=1 << 30)] = 16
     prefill_cost: _Cost = 1.0
     decode_cost: _Cost = 1.0
     groups: dict[str, list[str]] = {}
@@ -180,6 +181,37 @@ class History(Section, frozen=True, kw_only=True):
     keep_events: Annotated[int, Meta(ge=0)] = 100_000
 
 
+Asked = Literal[
+    "spawn", "memory", "storage", "encrypt", "tool", "signal", "observe", "wait", "fork", "context",
+    "message",
+]  # fmt: skip
+"""Capabilities that agents have by themselves, over themselves and their descendants."""
+
+
+class Rules(Section, frozen=True, kw_only=True):
+    """[access]: who may grant, and what agents must ask for. max_* count what is in force.
+
+    grantors: who may grant beside root and the daemon's owner: "owner" nobody, "persons" everyone
+    over what is their own, "agents" agents too, over themselves and their descendants.
+    ask: capabilities that agents have only with somebody's approval. ask_timeout: how long a
+    request waits for it.
+    """
+
+    grantors: Literal["owner", "persons", "agents"] = "persons"
+    ask: list[Asked] = []
+    ask_timeout: Duration = 120.0
+    max_grants: Annotated[int, Meta(ge=1, le=1 << 20)] = 10_000
+    max_groups: Annotated[int, Meta(ge=1, le=1 << 20)] = 1000
+    max_pending: Annotated[int, Meta(ge=1, le=65536)] = 256
+
+
+class Audit(Section, frozen=True, kw_only=True):
+    """[audit]: how much of the log is kept, in bytes, in files of segment bytes each."""
+
+    limit: Size = 256 << 20
+    segment: Annotated[int, Meta(ge=64 << 10, le=1 << 40), parse_size] = 8 << 20
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole configuration, every path absolute."""
 
@@ -189,3 +221,5 @@ class Config(Section, frozen=True, kw_only=True):
     context: Context = Context()
     agents: Agents = Agents()
     history: History = History()
+    access: Rules = Rules()
+    audit: Audit = Audit()

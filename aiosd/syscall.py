@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
@@ -29,7 +30,7 @@ import msgspec
 
 from aiosd import refusal
 from aiosd.abi import LEVEL, wire
-from aiosd.abi.call import Call
+from aiosd.abi.call import Call, Syscall
 from aiosd.abi.system import CallStatistics, Cancel, Hello, Welcome
 from aiosd.abi.table import BY_NAME, TABLE
 from aiosd.access import Access, Caller
@@ -67,6 +68,14 @@ async def _forgetful(row: AnswerRow) -> None:
     """Keep an answer in memory alone."""
 
 
+Approval = Callable[[Caller, Syscall, Call], Awaitable[None]]
+"""Returns once somebody has approved a call; raises PermissionError."""
+
+
+async def _nobody_to_ask(caller: Caller, call: Syscall, args: Call) -> None:
+    raise PermissionError(errno.EPERM, f"{call.name} needs approval, and nobody can be asked")
+
+
 class Dispatcher:
     """Handles the requests of all sessions.
 
@@ -94,6 +103,7 @@ class Dispatcher:
         self.max_inflight = max_inflight
         self.max_frame = max_frame
         self.oldest = oldest
+        self.approval: Approval = _nobody_to_ask
         self.draining = False
         self.sessions: set[Session] = set()
         self.keys = keys or Keys()
@@ -177,6 +187,7 @@ class Dispatcher:
             return self._handle_slowly(session, id, request.number, entry, request.body)
         began = perf_counter()
         failed = True
+        args = None
         try:
             try:
                 args = entry.decode(request.body)
@@ -184,12 +195,12 @@ class Dispatcher:
                 raise refusal.of_arguments(entry.call, error) from None
             if entry.floats:
                 refusal.check_finite(entry.call, entry.floats, args)
-            if entry.needs:
-                self.access.permit(session.caller, entry.call, args)
+            if entry.needs and self.access.permit(session.caller, entry.call, args):
+                return self._handle_slowly(session, id, request.number, entry, request.body)
             reply = answer(id, False, entry.fast(session.caller, args), self.max_frame)
             failed = False
         except Exception as error:  # noqa: BLE001 - becomes the answer
-            reply = last(id, *refusal.translate(entry.call, error))
+            reply = last(id, *self._translate(session.caller, entry.call, args, error))
         entry.count(perf_counter() - began, failed)
         return reply
 
@@ -207,9 +218,11 @@ class Dispatcher:
             return last(id, errno.ENOSYS, f"no system call has the number {number}; {known}")
         began = perf_counter()
         failed = True
+        args = None
         try:
             self._admit(session, id, entry)
-            args = self._arguments(session, entry, body)
+            args = self._arguments(entry, body)
+            asks = entry.needs and self.access.permit(session.caller, entry.call, args)
             key = args.key if entry.keyed else ""  # type: ignore[attr-defined]
             kept = self._kept(session, entry, args, key) if key else None
             if kept is not None and kept.answer is not None:
@@ -217,16 +230,24 @@ class Dispatcher:
             elif kept is not None and kept.work is not None:
                 self._join(session, id, kept.work)
                 return None
-            elif entry.asynchronous:
-                self._start(session, id, entry, args, kept, began)
+            elif entry.asynchronous or asks:
+                self._start(session, id, entry, args, kept, began, asks)
                 return None
             else:
                 reply = self._answer_now(session, id, entry, args, kept)
             failed = False
         except Exception as error:  # noqa: BLE001 - becomes the answer
-            reply = last(id, *refusal.translate(entry.call, error))
+            reply = last(id, *self._translate(session.caller, entry.call, args, error))
         entry.count(perf_counter() - began, failed)
         return reply
+
+    def _translate(
+        self, caller: Caller, call: Syscall, args: Call | None, error: Exception
+    ) -> tuple[int, str]:
+        """Return the errno and sentence of an error; what was refused goes on record."""
+        number, text = refusal.translate(call, error)
+        self.access.refused(caller, call, args, number, text)
+        return number, text
 
     def _admit(self, session: Session, id: int, entry: Entry) -> None:
         """Refuse what must not even be decoded."""
@@ -248,8 +269,8 @@ class Dispatcher:
                 "the limit (kernel.max_inflight); read some answers first",
             )
 
-    def _arguments(self, session: Session, entry: Entry, body: msgspec.Raw) -> Call:
-        """Return the decoded and permitted arguments; raise OSError."""
+    def _arguments(self, entry: Entry, body: msgspec.Raw) -> Call:
+        """Return the decoded arguments; raise OSError."""
         if entry.free and (wrong := wire.nesting(bytes(body))):
             raise OSError(errno.EINVAL, f"{entry.call.name}: the body {wrong}; send less, flatter")
         try:
@@ -258,8 +279,6 @@ class Dispatcher:
             raise refusal.of_arguments(entry.call, error) from None
         if entry.floats:
             refusal.check_finite(entry.call, entry.floats, args)
-        if entry.needs:
-            self.access.permit(session.caller, entry.call, args)
         return args
 
     def _kept(self, session: Session, entry: Entry, args: Call, key: str) -> Kept:
@@ -293,9 +312,10 @@ class Dispatcher:
         args: Call,
         kept: Kept | None,
         began: float,
+        asks: bool,
     ) -> None:
-        """Let an asynchronous handler go to work as a task."""
-        flight = Flight(entry, session, id)
+        """Let a handler go to work as a task; with `asks` once somebody has approved."""
+        flight = Flight(entry, session, id, args)
         extra: tuple[object, ...] = ()
         if entry.third == "stream":
             flight.stream = Stream(session, id, entry.call.name, self.max_frame)
@@ -309,8 +329,24 @@ class Dispatcher:
         session.held = entry.alone
         self._flights.add(flight)
         assert entry.handler is not None
-        work = entry.handler(session.caller, args, *extra)
+        if asks:
+            work = self._approved(flight, session.caller, args, extra)
+        else:
+            work = entry.handler(session.caller, args, *extra)
         flight.task = asyncio.get_running_loop().create_task(self._fly(flight, work, began))
+
+    async def _approved(
+        self, flight: Flight, caller: Caller, args: Call, extra: tuple[object, ...]
+    ) -> object:
+        """Run a handler once its call was approved, if the call is still permitted then."""
+        entry = flight.entry
+        flight.waits = True
+        await self.approval(caller, entry.call, args)
+        flight.waits = entry.waits
+        self.access.permit(caller, entry.call, args)
+        assert entry.handler is not None
+        result = entry.handler(caller, args, *extra)
+        return await result if inspect.isawaitable(result) else result
 
     def _join(self, session: Session, id: int, flight: Flight) -> None:
         """Make a request wait for the answer of the first one with its key."""
@@ -341,7 +377,7 @@ class Dispatcher:
                 raise
             number, body = flight.errno, sentence(f"{call.name}: {flight.reason}")
         except Exception as error:  # noqa: BLE001 - becomes the answer
-            number, text = refusal.translate(call, error)
+            number, text = self._translate(flight.caller, call, flight.args, error)
             body = sentence(text)
         flight.entry.count(perf_counter() - began, number != 0)
         self._land(flight, number, body)
@@ -420,7 +456,7 @@ class Dispatcher:
         for session in self.sessions:
             session.restricted = True
         for flight in list(self._flights):
-            if flight.entry.waits:
+            if flight.waits:
                 flight.abort(GOING_DOWN, errno.ESHUTDOWN)
         await self._quiet(seconds)
         for flight in list(self._flights):

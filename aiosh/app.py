@@ -31,6 +31,7 @@ PARTS: Final = {
     "top": ("top",),
     "output": ("logs", "attach", "history", "watch"),
     "cores": ("cores", "models", "sched", "mem", "ctx"),
+    "rights": ("grant", "revoke", "grants", "approve", "audit"),
     "simulate": ("simulate",),
     "system": ("info", "syscall", "man"),
     "demo": ("demo",),

@@ -23,6 +23,9 @@ ENDED = frozenset("ZX")
 """States of agents whose process is over."""
 
 
+RECONNECT = 10.0
+"""Seconds for which a command waits for a daemon that went away: somebody sits before it."""
+
 door = "aiosctl"
 """Whose name messages begin with: aiosctl's or aiosh's."""
 
@@ -59,7 +62,7 @@ def kernel() -> Iterator[Kernel]:
     import aios
 
     try:
-        connection = aios.connect()
+        connection = aios.connect(reconnect=RECONNECT)
     except OSError as error:
         raise Unreachable(sentence(error)) from error
     try:

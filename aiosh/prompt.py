@@ -66,25 +66,33 @@ def interact(shell: Shell) -> int:
             print()
 
 
+_told: Final[set[int]] = set()  # requests for approval that this shell has shown
+
+
 def announce(shell: Shell) -> None:
-    """Say which jobs have ended since the last prompt."""
-    if not shell.jobs:
-        return
+    """Say which jobs have ended since the last prompt, and who asks for approval."""
+    from aiosh.rights import notices
+
     try:
-        for line in shell.jobs.finished():
-            print(line)
+        if shell.jobs:
+            for line in shell.jobs.finished():
+                print(line)
+        with link.kernel() as kernel:
+            for line in notices(kernel, _told):
+                print(tables.paint(tables.clean(line), "yellow"))
     except (OSError, link.Failure):
         return  # the daemon is away: the prompt says so
 
 
 def prompt() -> StyleAndTextTuples:
-    """Return the prompt: the number of agents alive, or that the daemon is down."""
+    """Return the prompt: the number of agents alive, who asks, or that the daemon is down."""
     try:
         with link.kernel() as kernel:
             alive = len(kernel.list_agents())
+            asking = len(kernel.list_pending())
     except (OSError, link.Failure):
         return [("class:prompt.down", "aios(down)> ")]
-    return [("class:prompt", f"aios({alive})> ")]
+    return [("class:prompt", f"aios({alive}{f', {asking} ask' if asking else ''})> ")]
 
 
 def _session(shell: Shell) -> PromptSession[str]:

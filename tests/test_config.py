@@ -192,7 +192,7 @@ def test_a_key_like_nothing_lists_what_is_valid(environ: dict[str, str], tmp_pat
     assert line.endswith(
         "sched.zzzz: unknown key; valid here: policy, quantum, levels, "
         "boost, share_by, "
-        "credit, prefill_cost, decode_cost, groups, weights"
+        "credit, period, prefill_cost, decode_cost, groups, weights"
     )
 
 

@@ -107,7 +107,7 @@ class Kin:
     def uid_of(self, aid: int) -> int:
         return 1000 if aid == 8 else 0
 
-    def ancestors(self, aid: int) -> tuple[int, ...]:
+    def lineage(self, aid: int) -> tuple[int, ...]:
         return ()
 
 

@@ -11,6 +11,15 @@ from aiosd.abi.call import Call, Count, Key, Limit, Name, Record, syscall
 Subject = Annotated[
     str, Meta(min_length=1, max_length=64, description="agent:AID, group:NAME or uid:UID")
 ]
+Object = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        description="agent:AID, group:NAME (its members, or its pool), uid:UID (that user's"
+        " agents), or kernel",
+    ),
+]
 
 
 class GrantRecord(Record, frozen=True):
@@ -28,12 +37,27 @@ class GrantRecord(Record, frozen=True):
 
 @syscall(140, reply=GrantRecord, errors="EEXIST", needs="grant")
 class Grant(Call, frozen=True):
-    """Give a subject a capability on an object."""
+    """Give a subject a capability on an object.
+
+    As a subject uid:UID is the person, not his agents. `member` on group:NAME makes an agent and
+    all its descendants members of a group, which belongs to whoever first did that.
+    """
 
     subject: Subject
-    capability: Name
-    object: Subject
-    mode: Annotated[str, Meta(max_length=8, description="allow or ask")] = "allow"
+    capability: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$",
+            description="of a call (signal, observe, context, message, ...), or member,"
+            " pool.read, pool.write",
+        ),
+    ]
+    object: Object
+    mode: Annotated[
+        str, Meta(max_length=8, description="allow, or ask: each use waits for approval")
+    ] = "allow"
     expires: Annotated[float, Meta(ge=0, description="Unix time; 0: never")] = 0.0
     key: Key = ""
 
@@ -55,7 +79,7 @@ class ListGrants(Call, frozen=True):
 
 @syscall(143, reply=None, errors="ENOENT", needs="grant")
 class Approve(Call, frozen=True):
-    """Answer a request that waits for approval."""
+    """Answer a request that waits for approval; who may grant on its object may."""
 
     id: Count
     allow: bool
@@ -71,6 +95,8 @@ class Pending(Record, frozen=True):
     object: str
     t: float
     expires: float
+    uid: int = 0
+    call: str = ""
 
 
 @syscall(144, reply=list[Pending])
@@ -92,11 +118,17 @@ class AuditRecord(Record, frozen=True):
 
 @syscall(145, reply=None, chunk=list[AuditRecord], needs="audit")
 class ReadAudit(Call, frozen=True):
-    """Stream the audit log; follow goes on until cancelled."""
+    """Stream the audit log, oldest first; follow goes on until cancelled.
 
-    since: Count = 0
-    kind: Annotated[str, Meta(max_length=64)] = ""
-    aid: Count = 0
+    Root and the daemon's owner see all of it, another person what concerns his uid, an agent
+    nothing unless `audit` is granted to it.
+    """
+
+    since: Annotated[int, Meta(ge=0, le=2**53, description="only records after this id")] = 0
+    kind: Annotated[str, Meta(max_length=64, description="prefix of the kind: access.deny")] = ""
+    aid: Annotated[
+        int, Meta(ge=0, le=2**53, description="only what this agent did or what was done to it")
+    ] = 0
     follow: bool = False
 
 

@@ -343,7 +343,10 @@ class SetSched(Call, frozen=True):
     quantum: Annotated[int, Meta(ge=0, le=1_000_000, description="tokens; 0: unchanged")] = 0
     options: Annotated[
         dict[str, Annotated[float, Meta(ge=0, le=1e12)]],
-        Meta(max_length=8, description="levels, boost, credit, prefill_cost, decode_cost: [sched]"),
+        Meta(
+            max_length=8,
+            description="numbers of [sched] by name, as levels or credit",
+        ),
     ] = {}
 
 

@@ -55,7 +55,7 @@ def _fake(core: CoreConfig) -> str:
 DRIVERS: Final[dict[str, Callable[[CoreConfig], str]]] = {"llama": _llama, "fake": _fake}
 
 
-TUNABLE: Final = ("levels", "boost", "credit", "prefill_cost", "decode_cost")
+TUNABLE: Final = ("levels", "boost", "credit", "period", "prefill_cost", "decode_cost")
 """Numbers of [sched] beside the quantum that set_sched may change."""
 
 SAVING: Final = 5.0  # seconds for all workers to save what is in their slots

@@ -38,7 +38,7 @@ KILL_WEIGHT: Final = 0.05  # of a death that was a kill from outside
 RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 
 
-Question = protocol.Tokenize | protocol.Detokenize
+Question = protocol.Tokenize | protocol.Detokenize | protocol.Compile
 
 
 class Listener(Protocol):
@@ -249,6 +249,13 @@ class LocalCore:
         assert isinstance(answer, protocol.Pieces)
         return answer.pieces
 
+    async def compile(self, grammar: str, schema: str) -> str:
+        """Return the grammar of a goal, from GBNF or a JSON Schema; raises OSError(EINVAL)."""
+        self._last_ticket += 1
+        answer = await self._ask(protocol.Compile(self._last_ticket, grammar, schema))
+        assert isinstance(answer, protocol.Compiled)
+        return answer.grammar
+
     async def _ask(self, ask: Question) -> protocol.Event:
         await self.ready()
         self.check()
@@ -401,7 +408,7 @@ class LocalCore:
                 self._on_step(event)
             case protocol.Lost():
                 self._on_lost(event)
-            case protocol.Tokens() | protocol.Pieces():
+            case protocol.Tokens() | protocol.Pieces() | protocol.Compiled():
                 self._answer(event.ticket, event, None)
             case protocol.Refused():
                 self._answer(event.ticket, event, OSError(event.errno, event.message))

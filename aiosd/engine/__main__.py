@@ -4,7 +4,7 @@ N is the inherited end of a socketpair that speaks `aiosd.engine.protocol`. The 
 its kernel: by the socket's end, and by PR_SET_PDEATHSIG. It runs niced below the kernel
 (AIOS_ENGINE_NICE, 19 unless set).
 
-Threads: this one owns the model; one more reads the socket, answers Tokenize and Detokenize itself
+Threads: this one owns the model; one more reads the socket, answers what needs no KV (Ask) itself
 and queues the rest. Exit status: 0 when told to leave or when the kernel has gone, 1 when the model
 can't be opened, 76 (EX_PROTOCOL) on a malformed frame, 70 (EX_SOFTWARE) with a traceback on
 standard error when an invariant is broken.
@@ -25,6 +25,7 @@ import time
 from queue import SimpleQueue
 
 from aiosd.engine import protocol as p
+from aiosd.engine import schema
 from aiosd.engine.link import Link
 from aiosd.engine.loop import Loop
 from aiosd.engine.runner import Runner, open_runner
@@ -66,10 +67,8 @@ class Worker:
             while (command := self._link.receive()) is not None:
                 if isinstance(command, p.Quit):
                     break
-                if isinstance(command, p.Tokenize):
-                    self._tokenize(command)
-                elif isinstance(command, p.Detokenize):
-                    self._detokenize(command)
+                if isinstance(command, p.Ask):
+                    self._answer(command)
                 else:
                     self._inbox.put(command)
         except BrokenPipeError:
@@ -80,27 +79,27 @@ class Worker:
             os._exit(EX_PROTOCOL)
         os._exit(0)
 
-    def _tokenize(self, request: p.Tokenize) -> None:
+    def _answer(self, request: p.Ask) -> None:
         if self._runner is None:
             message = "the model is still being opened; ask again after Loaded"
             self._link.send(p.Refused(request.ticket, errno.EAGAIN, message))
             return
         try:
-            tokens = self._runner.encode(request)
-            head, lead = self._runner.outline(request, tokens)
+            answer: p.Event = self._found(self._runner, request)
         except OSError as e:
             message = e.strerror or str(e)
-            self._link.send(p.Refused(request.ticket, e.errno or errno.EINVAL, message))
-        else:
-            self._link.send(p.Tokens(request.ticket, tokens, head, lead))
+            answer = p.Refused(request.ticket, e.errno or errno.EINVAL, message)
+        self._link.send(answer)
 
-    def _detokenize(self, request: p.Detokenize) -> None:
-        if self._runner is None:
-            message = "the model is still being opened; ask again after Loaded"
-            self._link.send(p.Refused(request.ticket, errno.EAGAIN, message))
-            return
-        pieces = [self._runner.piece(token) for token in request.tokens]
-        self._link.send(p.Pieces(request.ticket, pieces))
+    def _found(self, runner: Runner, request: p.Ask) -> p.Answer:
+        if isinstance(request, p.Tokenize):
+            tokens = runner.encode(request)
+            return p.Tokens(request.ticket, tokens, *runner.outline(request, tokens))
+        if isinstance(request, p.Detokenize):
+            return p.Pieces(request.ticket, [runner.piece(token) for token in request.tokens])
+        grammar = schema.grammar(request.schema) if request.schema else request.grammar
+        runner.compile(grammar)
+        return p.Compiled(request.ticket, grammar)
 
 
 def _loaded(runner: Runner, setup: p.CoreSetup, seconds: float) -> p.Loaded:

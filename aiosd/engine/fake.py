@@ -23,7 +23,8 @@ from typing import Final
 
 import msgspec
 
-from aiosd.engine import runs
+from aiosd.engine import gbnf, runs
+from aiosd.engine.matcher import Matcher
 from aiosd.engine.prompt import common, outline, segments
 from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Tokenize
 from aiosd.engine.runner import Chunk, Draw, Drawn, ModelInfo, Row, Sampler
@@ -155,9 +156,13 @@ class FakeRunner:
 
     def sampler(self, goal: Goal, tokens: Sequence[int]) -> Sampler:
         """All that the choice depends on beside the KV."""
-        return FakeSampler(goal)
+        return FakeSampler(goal, tokens)
 
-    def sample(self, draws: Sequence[Draw]) -> list[Drawn]:
+    def compile(self, grammar: str) -> None:
+        """Refuse what is no grammar."""
+        gbnf.parse(grammar)
+
+    def sample(self, draws: Sequence[Draw]) -> list[Drawn | OSError]:
         """The token that follows from each row's KV."""
         return [self._draw(draw) for draw in draws]
 
@@ -246,13 +251,18 @@ class FakeRunner:
             time.sleep(milliseconds / 1e3)
         self.device_seconds = time.perf_counter() - began
 
-    def _draw(self, draw: Draw) -> Drawn:
+    def _draw(self, draw: Draw) -> Drawn | OSError:
         assert isinstance(draw.sampler, FakeSampler)
         goal, held = draw.sampler.goal, self._last[draw.row]
         said = len(goal.said) + len(draw.tokens) - goal.prompt_len
         ends = said >= goal.sampling.min_tokens
         dice = _digest(held[-1][1], _salt(goal.sampling, draw))
-        token = self._choose(held, dice, ends)
+        if draw.sampler.matcher is not None:
+            token = _within(draw.sampler.matcher, dice, ends)
+            if token < 0:
+                return OSError(errno.EINVAL, "grammar: no byte can go on from here")
+        else:
+            token = self._choose(held, dice, ends)
         return Drawn(token, -(1 + dice[6]) / 64 if goal.sampling.logprobs else 0.0)
 
     def _choose(self, held: list[tuple[int, bytes]], dice: bytes, ends: bool) -> int:
@@ -268,13 +278,35 @@ class FakeRunner:
 
 
 class FakeSampler:
-    """A sequence's sampler: it remembers nothing."""
+    """A sequence's sampler: it remembers where it is in its grammar."""
 
-    def __init__(self, goal: Goal) -> None:
+    def __init__(self, goal: Goal, tokens: Sequence[int]) -> None:
         self.goal = goal
+        self.matcher = Matcher(gbnf.parse(goal.grammar)) if goal.grammar else None
+        for token in goal.output(list(tokens)):
+            self.accept(token)
 
     def accept(self, token: int) -> None:
         """Take note of the token that was chosen."""
+        if self.matcher is not None and token != EOG:
+            try:
+                self.matcher.take(token)
+            except ValueError as e:
+                raise OSError(errno.EINVAL, f"grammar: what was generated breaks it: {e}") from e
+
+
+def _within(matcher: Matcher, dice: bytes, ends: bool) -> int:
+    """A token that a grammar allows, with a liking for what closes things; -1 when there is none.
+
+    An end that min_tokens forbids is chosen all the same where nothing else may follow.
+    """
+    allowed = [byte for byte in range(256) if matcher.allows(byte)]
+    if matcher.complete and (not allowed or (ends and dice[7] < 64)):
+        return EOG
+    closing = [byte for byte in b'"}],:' if byte in allowed] if dice[8] < 96 else []
+    plain = [byte for byte in allowed if 32 <= byte < 127] if dice[9] < 240 else []
+    some = closing or plain or allowed
+    return some[int.from_bytes(dice[:4], "little") % len(some)] if some else -1
 
 
 def _salt(how: Sampling, draw: Draw) -> bytes:

@@ -32,6 +32,7 @@ import llama_cpp
 import llama_cpp.llama_chat_format
 
 from aiosd.engine import gguf, probe
+from aiosd.engine.grammar import Grammars
 from aiosd.engine.idle import Idle
 from aiosd.engine.pace import Pace, choices
 from aiosd.engine.prompt import Template, common, outline, segments
@@ -67,14 +68,14 @@ class Vocabulary:
     """A model's tokens. Reads only what never changes: any thread may use it."""
 
     def __init__(self, model: Any) -> None:
-        self._vocab = L.llama_model_get_vocab(model)
-        self.size = int(L.llama_vocab_n_tokens(self._vocab))
+        self.handle = L.llama_model_get_vocab(model)
+        self.size = int(L.llama_vocab_n_tokens(self.handle))
         self._pieces: dict[int, bytes] = {}
         self._controls = self._control_words()
-        self.ends = [t for t in range(self.size) if L.llama_vocab_is_eog(self._vocab, t)]
+        self.ends = [t for t in range(self.size) if L.llama_vocab_is_eog(self.handle, t)]
         self._eog = set(self.ends)
-        self._bos = int(L.llama_vocab_bos(self._vocab))
-        self._adds_bos = bool(L.llama_vocab_get_add_bos(self._vocab)) and self._bos >= 0
+        self._bos = int(L.llama_vocab_bos(self.handle))
+        self._adds_bos = bool(L.llama_vocab_get_add_bos(self.handle)) and self._bos >= 0
         template = L.llama_model_chat_template(model, None)
         self._template = self._open_template(template) if template else None
 
@@ -104,7 +105,7 @@ class Vocabulary:
         data = text.encode("utf-8", "replace")
         room = len(data) + 8
         buffer = (ctypes.c_int32 * room)()
-        count = L.llama_tokenize(self._vocab, data, len(data), buffer, room, False, control)
+        count = L.llama_tokenize(self.handle, data, len(data), buffer, room, False, control)
         if count < 0:
             raise OSError(errno.EINVAL, "the prompt can't be tokenized")
         return list(buffer[:count])
@@ -122,21 +123,21 @@ class Vocabulary:
 
     def _read_piece(self, token: int, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(256)
-        size = L.llama_token_to_piece(self._vocab, token, buffer, 256, 0, special)
+        size = L.llama_token_to_piece(self.handle, token, buffer, 256, 0, special)
         if size < 0:
             buffer = ctypes.create_string_buffer(-size)
-            size = L.llama_token_to_piece(self._vocab, token, buffer, -size, 0, special)
+            size = L.llama_token_to_piece(self.handle, token, buffer, -size, 0, special)
         return buffer.raw[:size]
 
     def _control_words(self) -> list[str]:
-        marked = (t for t in range(self.size) if L.llama_vocab_is_control(self._vocab, t))
+        marked = (t for t in range(self.size) if L.llama_vocab_is_control(self.handle, t))
         words = (self._read_piece(t, True).decode("utf-8", "replace") for t in marked)
         return sorted({w for w in words if w}, key=len, reverse=True)
 
     def _open_template(self, template: bytes) -> Template:
         words = [
             self._read_piece(t, True).decode("utf-8", "replace") if t >= 0 else ""
-            for t in (L.llama_vocab_eos(self._vocab), L.llama_vocab_bos(self._vocab))
+            for t in (L.llama_vocab_eos(self.handle), L.llama_vocab_bos(self.handle))
         ]
         formatter: Any = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
             template.decode("utf-8", "replace"), words[0], words[1]
@@ -414,8 +415,9 @@ class LlamaRunner:
         self._device.adapt(verdict.threads if verdict else _choices(setup))
         self._device.rolls_back = verdict is None or verdict.rolls_back
         self._vocabulary = Vocabulary(model)
-        self._samplers = Samplers(self._vocabulary.size, self._vocabulary.ends)
-        self.sampler = self._samplers.open
+        grammars = Grammars(self._vocabulary.handle, self._vocabulary.piece)
+        self._samplers = Samplers(self._vocabulary.size, self._vocabulary.ends, grammars)
+        self.sampler, self.compile = self._samplers.open, grammars.compile
         self._rows: list[int] = []
         fingerprint = hashlib.sha256(f"{key} {setting} {low}".encode()).hexdigest()[:32]
         types = (setting.kv_k, setting.kv_v)
@@ -497,11 +499,11 @@ class LlamaRunner:
         """Compute one step."""
         self._rows = self._device.decode(rows)
 
-    def sample(self, draws: Sequence[Draw]) -> list[Drawn]:
+    def sample(self, draws: Sequence[Draw]) -> list[Drawn | OSError]:
         """Choose a token for each draw."""
         logits = self._device.logits(len(self._rows))
         kept = {row: i for i, row in enumerate(self._rows)}
-        return [self._samplers.choose(logits[kept[draw.row]], draw) for draw in draws]
+        return [self._samplers.draw(logits[kept[draw.row]], draw) for draw in draws]
 
     def save(self, slot: int, path: str, record: Record) -> int:
         """Write the slot's KV to a file."""

@@ -24,7 +24,7 @@ from typing import Final
 
 from aiosd.engine import protocol as p
 from aiosd.engine import runs
-from aiosd.engine.runner import Chunk, Draw, Row, Runner
+from aiosd.engine.runner import Chunk, Draw, Row, Runner, Sampler
 from aiosd.engine.sequence import Sequence, check
 from aiosd.engine.slots import Slots
 from aiosd.engine.snapshot import Record
@@ -201,10 +201,13 @@ class Loop:
         drawn = runner.sample(
             [Draw(row, s.sampler, s.goal.before + s.kv, s.tokens) for row, s in draws]
         )
-        return [
-            s.accept(one, runner.is_eog(one.token), runner.piece, n_ctx)
-            for one, (_, s) in zip(drawn, draws, strict=True)
-        ]
+        tokens = []
+        for one, (_, s) in zip(drawn, draws, strict=True):
+            if isinstance(one, OSError):
+                self._lose(s, one)
+            else:
+                tokens.append(s.accept(one, runner.is_eog(one.token), runner.piece, n_ctx))
+        return tokens
 
     def _report(
         self, computed: list[tuple[int, int, int, int]], tokens: list[p.Token], began: float
@@ -236,7 +239,13 @@ class Loop:
             self._lose(resident or admit.cid, e)
             return
         self._order += 1
-        sampler = self._runner.sampler(admit.goal, admit.tokens)
+        try:
+            sampler = self._sampler(admit, resident)
+        except OSError as e:
+            if not resident:
+                self._slots.remove(admit.cid)
+            self._lose(resident or admit.cid, e)
+            return
         sequence = Sequence(admit, self._order, slot, self._runner.piece, sampler)
         self._sequences[admit.cid] = sequence
         try:
@@ -246,6 +255,12 @@ class Loop:
             return
         if not resident:
             self._place()
+
+    def _sampler(self, admit: p.Admit, resident: Sequence | None) -> Sampler:
+        """The sequence's own where it has not moved on: to rebuild a long one takes a while."""
+        if resident and resident.goal == admit.goal and resident.tokens == admit.tokens:
+            return resident.sampler
+        return self._runner.sampler(admit.goal, admit.tokens)
 
     def _take_slot(self, cid: int) -> int:
         running = [s.cid for s in self._sequences.values() if s.running]

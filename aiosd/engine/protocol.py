@@ -2,8 +2,8 @@
 
 One socketpair per worker. Each message is a 4-byte little-endian length and one msgpack array; the
 first element is the message's tag. The kernel sends commands, the worker answers with events.
-Commands take effect between two batches, in the order sent; only `Tokenize` is answered at once,
-from a thread of its own, since it touches the vocabulary and nothing else.
+Commands take effect between two batches, in the order sent; only an `Ask` is
+answered at once, from a thread of its own, since it touches the vocabulary and nothing else.
 
 Who owns what: the kernel owns the truth about a sequence (its tokens and how each range of its KV
 came to be) and can give it to a fresh worker at any time; the worker owns the slots and the KV in
@@ -91,6 +91,7 @@ class Goal(msgspec.Struct, frozen=True, array_like=True):
     the prompt that an earlier generation chose: they are computed by decode. before: positions of
     the context that came before the sequence's first one, so that no position draws the same
     numbers again. slide: what to do in a full window; without it the generation ends there.
+    grammar: what the output must satisfy, in GBNF as a `Compiled` gave it; "" for anything.
     """
 
     prompt_len: int
@@ -101,6 +102,7 @@ class Goal(msgspec.Struct, frozen=True, array_like=True):
     said: list[int] = []
     before: int = 0
     slide: Slide | None = None
+    grammar: str = ""
 
     def output(self, tokens: list[int]) -> list[int]:
         """The generation's tokens so far, in a sequence of these tokens."""
@@ -160,6 +162,14 @@ class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag="detokenize")
     tokens: list[int]
 
 
+class Compile(msgspec.Struct, frozen=True, array_like=True, tag="compile"):
+    """Check a grammar (GBNF) or a JSON Schema; answered by Compiled or Refused, out of order."""
+
+    ticket: int
+    grammar: str
+    schema: str
+
+
 class Admit(msgspec.Struct, frozen=True, array_like=True, tag="admit"):
     """Put a sequence in a slot (or take it up again where it is parked) and run it.
 
@@ -215,7 +225,8 @@ class Quit(msgspec.Struct, frozen=True, array_like=True, tag="quit"):
     """Leave at once with status 0."""
 
 
-Command = Load | Tokenize | Detokenize | Admit | Park | Evict | Save | Rank | Quit
+Ask = Tokenize | Detokenize | Compile
+Command = Load | Ask | Admit | Park | Evict | Save | Rank | Quit
 
 
 # Events: worker to kernel.
@@ -275,8 +286,15 @@ class Pieces(msgspec.Struct, frozen=True, array_like=True, tag="pieces"):
     pieces: list[bytes]
 
 
+class Compiled(msgspec.Struct, frozen=True, array_like=True, tag="compiled"):
+    """Answer to Compile: a grammar for goals to name."""
+
+    ticket: int
+    grammar: str
+
+
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
-    """A Tokenize that can't be done: an errno and a sentence."""
+    """A Tokenize or a Compile that can't be done: an errno and a sentence."""
 
     ticket: int
     errno: int
@@ -384,7 +402,7 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
     path: str = ""
 
 
-Answer = Tokens | Pieces | Refused
+Answer = Tokens | Pieces | Compiled | Refused
 Event = Loaded | Failed | Answer | Step | Parked | Evicted | Saved | Kept | Restored | Placed | Lost
 
 encode_command = msgspec.msgpack.Encoder().encode

@@ -108,6 +108,10 @@ class Runner(Protocol):
         """What `Tokens` calls head and lead of a request's tokens. Any thread may call it."""
         ...
 
+    def compile(self, grammar: str) -> None:
+        """Read a grammar (GBNF) and keep it ready; OSError(EINVAL). Any thread may call it."""
+        ...
+
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for control tokens. Any thread may call it."""
         ...
@@ -125,11 +129,14 @@ class Runner(Protocol):
         ...
 
     def sampler(self, goal: Goal, tokens: Sequence[int]) -> Sampler:
-        """How a sequence that has come as far as these tokens chooses the next ones."""
+        """How a sequence that has come as far as these tokens chooses the next ones.
+
+        Raises OSError(EINVAL) when its grammar is none, or the tokens do not follow it.
+        """
         ...
 
-    def sample(self, draws: Sequence[Draw]) -> list[Drawn]:
-        """Choose a token for each draw."""
+    def sample(self, draws: Sequence[Draw]) -> list[Drawn | OSError]:
+        """Choose a token for each draw; an error for one that has none to choose."""
         ...
 
     def save(self, slot: int, path: str, record: Record) -> int:

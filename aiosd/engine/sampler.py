@@ -2,7 +2,9 @@
 
 `Samplers` belongs to a model and is shared; `Sampler` is one sequence's. In order: the logits are
 changed (logit_bias, penalties, no end before min_tokens), filtered (top_k, top_p, min_p), divided
-by the temperature, and one token is drawn.
+by the temperature, and one token is drawn. Where that one breaks a grammar, another is drawn from
+those that don't: so the whole vocabulary, which takes milliseconds, is held against the grammar
+only then, and each token's share is what it would be if it always were.
 
 What must hold: a choice depends on the logits, the parameters, the tokens before it and its
 position alone, so that a replay chooses the same; with nothing asked for, a greedy choice is one
@@ -12,6 +14,7 @@ position alone, so that a replay chooses the same; with nothing asked for, a gre
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from aiosd.engine.grammar import Grammar, Grammars
 from aiosd.engine.protocol import Goal, Sampling
 from aiosd.engine.runner import Draw, Drawn
 
@@ -28,6 +32,7 @@ L: Any = llama_cpp  # ctypes bindings without types
 
 UNSEEDED: Final = 0xFFFFFFFF  # llama.cpp takes this seed for "choose one at random"
 CHAINS: Final = 64  # filters that are kept
+LIKELY: Final = 128  # tokens that a greedy choice holds against a grammar before all others
 
 Logits = npt.NDArray[np.float32]
 Filters = tuple[float, float, int, float]  # temperature, top_p, top_k, min_p
@@ -40,16 +45,20 @@ class Sampler:
     how: Sampling
     first: int  # position of its first token, before 0 if that has left the window
     plain: bool
+    grammar: Grammar | None
 
     def accept(self, token: int) -> None:
         """Take note of the token that was chosen."""
+        if self.grammar is not None:
+            self.grammar.accept(token)
 
 
 class Samplers:
     """All that choosing needs of a model: its vocabulary's size, and memory that is kept."""
 
-    def __init__(self, n_vocab: int, ends: Sequence[int]) -> None:
+    def __init__(self, n_vocab: int, ends: Sequence[int], grammars: Grammars | None = None) -> None:
         """ends: the tokens that end a generation."""
+        self._grammars = grammars
         kinds = [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
         self._candidates = np.zeros(n_vocab, kinds)
         self._ids = np.arange(n_vocab, dtype=np.int32)
@@ -62,14 +71,31 @@ class Samplers:
         """A sampler for a generation that has come as far as these tokens."""
         how = goal.sampling
         plain = not (how.logit_bias or how.min_tokens or _penalized(how))
-        return Sampler(how, goal.prompt_len - len(goal.said), plain)
+        grammar = None
+        if goal.grammar:
+            assert self._grammars is not None
+            grammar = self._grammars.open(goal.grammar)
+            grammar.replay(goal.output(list(tokens)))
+        return Sampler(how, goal.prompt_len - len(goal.said), plain, grammar)
+
+    def draw(self, logits: Logits, draw: Draw) -> Drawn | OSError:
+        """As choose; an error that says why there is nothing to choose."""
+        try:
+            return self.choose(logits, draw)
+        except OSError as e:
+            return e
 
     def choose(self, logits: Logits, draw: Draw) -> Drawn:
-        """The token for a position from one row of logits, and its log-probability if asked for."""
+        """The token for a position from one row of logits, and its log-probability if asked for.
+
+        Raises OSError(EINVAL) when the grammar leaves no token of this vocabulary.
+        """
         sampler = draw.sampler
         assert isinstance(sampler, Sampler)
         changed = logits if sampler.plain else self._change(logits, sampler, draw.tokens)
         token = self._draw(changed, sampler.how, draw.position)
+        if sampler.grammar is not None and not sampler.grammar.allows(token):
+            token = self._draw_within(sampler.grammar, logits, changed, sampler.how, draw.position)
         return Drawn(token, log_probability(logits, token) if sampler.how.logprobs else 0.0)
 
     def _change(self, logits: Logits, sampler: Sampler, tokens: Sequence[int]) -> Logits:
@@ -84,20 +110,49 @@ class Samplers:
             changed[self._ends] = -np.inf
         return changed
 
-    def _draw(self, logits: Logits, how: Sampling, position: int) -> int:
+    def _draw_within(
+        self, grammar: Grammar, given: Logits, changed: Logits, how: Sampling, position: int
+    ) -> int:
+        """Choose among the tokens that a grammar allows.
+
+        An end that min_tokens forbids is chosen all the same where nothing else may follow.
+        """
+        if how.temperature <= 0 and (best := _best_of_likely(grammar, changed)) >= 0:
+            return best
+        allowed = self._ids[grammar.allowed(self._ids)]
+        if not len(allowed):
+            raise OSError(
+                errno.EINVAL, "grammar: no token of this model's vocabulary can go on from here"
+            )
+        possible = allowed[changed[allowed] > -np.inf]
+        logits = changed if len(possible) else given
+        return self._draw(logits, how, position, possible if len(possible) else allowed)
+
+    def _draw(
+        self,
+        logits: Logits,
+        how: Sampling,
+        position: int,
+        among: npt.NDArray[np.int32] | None = None,
+    ) -> int:
+        """Choose a token; among: of these, ascending, and with other dice than at first."""
+        if among is not None:
+            logits = logits[among]
         if how.temperature <= 0:
-            return int(logits.argmax())  # of equals the first, as llama.cpp's greedy sampler
-        chosen, ordered, top_p = self._ids, False, how.top_p
+            best = int(logits.argmax())  # of equals the first, as llama.cpp's greedy sampler
+            return best if among is None else int(among[best])
+        chosen, ordered, top_p = self._ids if among is None else among, False, how.top_p
         if how.top_k <= 0 and top_p < 1:
-            chosen, ordered, top_p = _nucleus(logits, top_p), True, 1.0
-            logits = logits[chosen]
+            nucleus, ordered, top_p = _nucleus(logits, top_p), True, 1.0
+            logits, chosen = logits[nucleus], chosen[nucleus]
         candidates, array = self._candidates[: len(chosen)], self._array
         candidates["id"], candidates["logit"] = chosen, logits
         array.data = ctypes.cast(candidates.ctypes.data, L.llama_token_data_p)
         array.size, array.selected, array.sorted = len(chosen), -1, ordered
         chain = self._chain((how.temperature, top_p, how.top_k, how.min_p))
         L.llama_sampler_apply(chain, ctypes.byref(array))
-        dice = L.llama_sampler_init_dist(position_seed(how.seed, position))
+        seed = position_seed(how.seed if among is None else ~how.seed, position)
+        dice = L.llama_sampler_init_dist(seed)
         L.llama_sampler_apply(dice, ctypes.byref(array))
         L.llama_sampler_free(dice)
         return int(array.data[array.selected].id)
@@ -135,6 +190,18 @@ def _penalize(logits: Logits, how: Sampling, tokens: Sequence[int]) -> None:
     some = logits[seen]
     some = np.where(some > 0, some / np.float32(how.repeat_penalty), some * how.repeat_penalty)
     logits[seen] = some - counts * how.frequency_penalty - how.presence_penalty
+
+
+def _best_of_likely(grammar: Grammar, logits: Logits) -> int:
+    """The likeliest token that a grammar allows, if it is among the LIKELY first; else -1."""
+    if len(logits) <= LIKELY:
+        return -1
+    likely = np.sort(np.argpartition(logits, -LIKELY)[-LIKELY:])
+    found = likely[grammar.allowed(likely)]
+    if not len(found):
+        return -1
+    best = int(found[logits[found].argmax()])
+    return best if logits[best] > -np.inf else -1
 
 
 def log_probability(logits: Logits, token: int) -> float:

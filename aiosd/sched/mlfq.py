@@ -1,9 +1,9 @@
 """Multi-level feedback: agents that have received little run first, whatever they ask for next.
 
-The level of a request is its agent's, by the tokens that the agent has received over all its
-requests: level n begins at (2^n - 1) quanta and has quanta of 2^n times the first level's. So
-short work overtakes long work without anyone saying how long it is, and long work is interrupted
-ever more rarely.
+The level of a request is by the tokens that its agent has received over all its requests, and
+those of its prompt that are still to be computed: it takes as many at least. Level n begins at
+(2^n - 1) quanta and has quanta of 2^n times the first level's. So short work overtakes long work
+without anyone saying how long a reply will be, and long work is interrupted ever more rarely.
 
 - What was received is weighted by nice (1.25 for each step) and halves with each `boost` tokens
   that the core computes: what an agent did long ago says little.
@@ -61,13 +61,15 @@ class Mlfq(Levels):
         self._idle: OrderedDict[int, None] = OrderedDict()  # those of them without a task
         self._since: OrderedDict[int, int] = OrderedDict()  # ready id: `_computed` as it was queued
         self._boosted: set[int] = set()
+        self._prompt: dict[int, int] = {}  # tokens of its prompt that a request has yet to compute
 
     def level(self, task: Task) -> int:
-        """The level of the task's agent, or the first while the task is boosted."""
+        """By what the agent has received and the prompt needs; the first while it is boosted."""
         if task.id in self._boosted:
             return 0
         agent = self._agents.get(task.aid)
-        quanta = int(self._faded(agent) // self._first) if agent else 0
+        needed = self._prompt.get(task.id, task.prompt_tokens) * share(task.nice)
+        quanta = int((needed + (self._faded(agent) if agent else 0)) // self._first)
         return min((quanta + 1).bit_length() - 1, self._levels - 1)
 
     def limit(self, level: int) -> int:
@@ -90,6 +92,7 @@ class Mlfq(Levels):
         task = super().remove(id)
         self._since.pop(id, None)
         self._boosted.discard(id)
+        del self._prompt[id]
         agent = self._agents[task.aid]
         agent.tasks -= 1
         if not agent.tasks:
@@ -105,6 +108,7 @@ class Mlfq(Levels):
         entry = self._entries[id]
         agent = self._agents[entry.task.aid]
         self._computed += prefill + decode
+        self._prompt[id] = max(0, self._prompt[id] - prefill)
         received = self._faded(agent) + (prefill + decode) * share(entry.task.nice)
         agent.received = min(received, self._first * float(1 << self._levels))
         agent.epoch = self._computed // self._boost
@@ -124,6 +128,7 @@ class Mlfq(Levels):
         return super().plan(slots)
 
     def _join(self, task: Task) -> None:
+        self._prompt[task.id] = task.prompt_tokens
         self._agents.setdefault(task.aid, _Agent(epoch=self._computed // self._boost)).tasks += 1
         self._idle.pop(task.aid, None)
 

@@ -113,9 +113,24 @@ def background(draw: random.Random) -> list[Agent]:
 
 
 def mixed(draw: random.Random) -> list[Agent]:
-    """32 agents at once, few of them with much to do."""
-    sizes = [min(1500, int(draw.paretovariate(1.1) * 24)) for _ in range(32)]
-    return [Agent(f"a{n}", 0.0, (Turn(size, max(8, size // 2)),)) for n, size in enumerate(sizes)]
+    """32 agents at once, every fourth with much to do."""
+    return [
+        Agent(
+            f"a{n}",
+            0.0,
+            (
+                Turn(draw.randint(300, 1000), draw.randint(200, 400))
+                if n % 4 == 0
+                else Turn(draw.randint(20, 60), draw.randint(8, 48)),
+            ),
+        )
+        for n in range(32)
+    ]
+
+
+def steady(draw: random.Random) -> list[Agent]:
+    """32 agents that get replies all the time; their prompts have been read."""
+    return [Agent(f"a{n}", 0.0, (Turn(1, 150),)) for n in range(32)]
 
 
 def backlog(draw: random.Random) -> list[Agent]:
@@ -132,7 +147,7 @@ def backlog(draw: random.Random) -> list[Agent]:
 
 
 MAKERS: Final[dict[str, Callable[[random.Random], list[Agent]]]] = {
-    maker.__name__: maker for maker in (short, chat, background, mixed, backlog)
+    maker.__name__: maker for maker in (short, chat, background, mixed, steady, backlog)
 }
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from aios import errors
 from aios.calls import AsyncCalls
-from aios.link import Exchange, Link, Open, Pause, Plan, Step, exit_code
+from aios.link import Begin, Exchange, Link, Open, Pause, Plan, Step, exit_code
 from aios.place import inherited, socket_path
 from aios.session import Finish, InFlight, Session
 from aios.streams import AsyncStream
@@ -85,6 +85,7 @@ class AsyncLine(asyncio.Protocol):
     async def start(self, args: Call, finish: Finish | None = None) -> InFlight:
         """Send a request, waiting while the kernel is slow to take it."""
         pending, data = self.session.request(args, finish)
+        pending.line = self
         try:
             self._waiting += 1
             self._read(True)
@@ -159,29 +160,39 @@ def _wake(touched: list[InFlight]) -> None:
 
 
 class _Streaming:
-    """Makes a stream's request when it is first used."""
+    """Makes a stream's request when it is first used, over whatever connection there is."""
 
     def __init__(self, kernel: AsyncKernel, args: Call, finish: Finish | None) -> None:
         self._kernel = kernel
         self._args = args
         self._finish = finish
-        self._line: AsyncLine | None = None
+        self.moved()
 
     async def start(self) -> InFlight:
-        self._line = await self._kernel._attached()
-        return await self._line.start(self._args, self._finish)
+        plan = self._kernel._link.begin(self._args, self._finish, self._tries)
+        return await self._kernel._run(plan)
+
+    async def resume(self, pending: InFlight, seen: int, error: OSError) -> InFlight:
+        plan = self._kernel._link.resume(pending, seen, error, self._tries)
+        return await self._kernel._run(plan)
 
     async def wait(self, pending: InFlight) -> None:
-        assert self._line is not None
-        await self._line.wait(pending)
+        await _line(pending).wait(pending)
 
     def cancel(self, pending: InFlight) -> None:
-        assert self._line is not None
-        self._line.cancel(pending)
+        _line(pending).cancel(pending)
 
     def abandon(self, pending: InFlight) -> None:
-        assert self._line is not None
-        self._line.abandon(pending)
+        _line(pending).abandon(pending)
+
+    def moved(self) -> None:
+        self._tries = self._kernel._link.tries()
+
+
+def _line(pending: InFlight) -> AsyncLine:
+    """Return the connection that a request is on."""
+    line: AsyncLine = pending.line
+    return line
 
 
 class AsyncKernel(AsyncCalls):
@@ -235,7 +246,7 @@ class AsyncKernel(AsyncCalls):
         link = self._link
         try:
             if link.registered and not link.over and link.own_process:
-                link.patience = 0.0  # leaving: nobody waits for a kernel to come back
+                link.reconnect = 0.0  # leaving: nobody waits for a kernel to come back
                 with suppress(OSError):
                     await self.exit(exit_code(error))
         finally:
@@ -271,6 +282,8 @@ class AsyncKernel(AsyncCalls):
             line = self._line if step.raw else await self._attached()
             assert line is not None
             return await line.exchange(step.args, step.finish)
+        if isinstance(step, Begin):
+            return await (await self._attached()).start(step.args, step.finish)
         if isinstance(step, Open):
             await self._open(step.path)
         elif isinstance(step, Pause):
@@ -310,10 +323,10 @@ def connect_async(
     name: str | None = None,
     credential: str | None = None,
     *,
-    patience: float = 10.0,
+    reconnect: float = 60.0,
 ) -> AsyncKernel:
     """Return a connection to aiosd for asyncio: use it with `async with`, or await it.
 
     The arguments and errors are those of `aios.connect`; errors come when it is entered.
     """
-    return AsyncKernel(Link(socket_path(socket), name, credential, patience, inherited))
+    return AsyncKernel(Link(socket_path(socket), name, credential, reconnect, inherited))

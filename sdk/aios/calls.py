@@ -406,7 +406,7 @@ class SyncCalls:
 
         policy: fifo, rr, priority, mlfq or fair; empty: unchanged.
         quantum: tokens; 0: unchanged.
-        options: levels, boost, credit, prefill_cost, decode_cost: [sched].
+        options: numbers of [sched] by name, as levels or credit.
         """
         answer: Sched = self._call(SetSched(policy=policy, quantum=quantum, options=dict(options)))
         return answer
@@ -1173,10 +1173,16 @@ class SyncCalls:
     ) -> GrantRecord:
         """Give a subject a capability on an object.
 
+        As a subject uid:UID is the person, not his agents. `member` on group:NAME makes an agent
+        and
+        all its descendants members of a group, which belongs to whoever first did that.
+
         subject: agent:AID, group:NAME or uid:UID.
-        capability: letters, digits, . _ : -.
-        object: agent:AID, group:NAME or uid:UID.
-        mode: allow or ask.
+        capability: of a call (signal, observe, context, message, ...), or member, pool.read,
+            pool.write.
+        object: agent:AID, group:NAME (its members, or its pool), uid:UID (that user's agents), or
+            kernel.
+        mode: allow, or ask: each use waits for approval.
         expires: Unix time; 0: never.
 
         Raises OSError with EEXIST.
@@ -1204,7 +1210,7 @@ class SyncCalls:
         return answer
 
     def approve(self, id: int, allow: bool, *, key: str = "") -> None:
-        """Answer a request that waits for approval.
+        """Answer a request that waits for approval; who may grant on its object may.
 
         Raises OSError with ENOENT.
         """
@@ -1223,7 +1229,15 @@ class SyncCalls:
         aid: int = 0,
         follow: bool = False,
     ) -> Stream[AuditRecord, None]:
-        """Stream the audit log; follow goes on until cancelled."""
+        """Stream the audit log, oldest first; follow goes on until cancelled.
+
+        Root and the daemon's owner see all of it, another person what concerns his uid, an agent
+        nothing unless `audit` is granted to it.
+
+        since: only records after this id.
+        kind: prefix of the kind: access.deny.
+        aid: only what this agent did or what was done to it.
+        """
         return self._stream(ReadAudit(since=since, kind=kind, aid=aid, follow=follow))
 
     def encrypt_data(self, data: bytes) -> bytes:
@@ -1642,7 +1656,7 @@ class AsyncCalls:
 
         policy: fifo, rr, priority, mlfq or fair; empty: unchanged.
         quantum: tokens; 0: unchanged.
-        options: levels, boost, credit, prefill_cost, decode_cost: [sched].
+        options: numbers of [sched] by name, as levels or credit.
         """
         answer: Sched = await self._call(SetSched(policy=policy, quantum=quantum, options=dict(options)))
         return answer
@@ -2408,10 +2422,16 @@ class AsyncCalls:
     ) -> GrantRecord:
         """Give a subject a capability on an object.
 
+        As a subject uid:UID is the person, not his agents. `member` on group:NAME makes an agent
+        and
+        all its descendants members of a group, which belongs to whoever first did that.
+
         subject: agent:AID, group:NAME or uid:UID.
-        capability: letters, digits, . _ : -.
-        object: agent:AID, group:NAME or uid:UID.
-        mode: allow or ask.
+        capability: of a call (signal, observe, context, message, ...), or member, pool.read,
+            pool.write.
+        object: agent:AID, group:NAME (its members, or its pool), uid:UID (that user's agents), or
+            kernel.
+        mode: allow, or ask: each use waits for approval.
         expires: Unix time; 0: never.
 
         Raises OSError with EEXIST.
@@ -2439,7 +2459,7 @@ class AsyncCalls:
         return answer
 
     async def approve(self, id: int, allow: bool, *, key: str = "") -> None:
-        """Answer a request that waits for approval.
+        """Answer a request that waits for approval; who may grant on its object may.
 
         Raises OSError with ENOENT.
         """
@@ -2458,7 +2478,15 @@ class AsyncCalls:
         aid: int = 0,
         follow: bool = False,
     ) -> AsyncStream[AuditRecord, None]:
-        """Stream the audit log; follow goes on until cancelled."""
+        """Stream the audit log, oldest first; follow goes on until cancelled.
+
+        Root and the daemon's owner see all of it, another person what concerns his uid, an agent
+        nothing unless `audit` is granted to it.
+
+        since: only records after this id.
+        kind: prefix of the kind: access.deny.
+        aid: only what this agent did or what was done to it.
+        """
         return self._stream(ReadAudit(since=since, kind=kind, aid=aid, follow=follow))
 
     async def encrypt_data(self, data: bytes) -> bytes:

@@ -99,6 +99,8 @@ def lost(call: Syscall, args: Call, sent: bool, after: str = "") -> ConnectionLo
         state = "the call was not made"
     elif call.idempotent:
         state = "it may have been done, and asking again does no harm"
+    elif not key:
+        state = "it can't be known whether it was done, since it had no key to ask again with"
     else:
         state = f"it may have been done; asking again with key={key!r} gives the first answer"
     sentence = f"the connection to aiosd was lost during {call.name}{after}: {state}"

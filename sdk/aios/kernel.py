@@ -23,7 +23,7 @@ import msgspec
 
 from aios import errors
 from aios.calls import SyncCalls
-from aios.link import Exchange, Link, Open, Pause, Plan, Step, exit_code
+from aios.link import Begin, Exchange, Link, Open, Pause, Plan, Step, exit_code
 from aios.place import inherited, socket_path
 from aios.session import Finish, InFlight, Session
 from aios.streams import Stream
@@ -110,6 +110,7 @@ class Line:
             self._drop()
         with self._lock:
             pending, data = self.session.request(args, finish)
+        pending.line = self
         pending.sent = True  # from here on the kernel may have seen it
         return pending, data
 
@@ -272,11 +273,44 @@ class Line:
                 self._stand_down()
 
 
+def _line(pending: InFlight) -> Line:
+    """Return the connection that a request is on."""
+    line: Line = pending.line
+    return line
+
+
 def _wake(touched: list[InFlight]) -> None:
     """Wake the threads that wait for these, holding their connection's lock."""
     for pending in touched:
         if pending.waiter is not None:
             pending.waiter.notify()
+
+
+class _Streaming:
+    """One stream's way over whatever connection there is. A request goes with its line."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.moved()
+
+    def begin(self, args: Call, finish: Finish | None) -> InFlight:
+        return self._kernel._run(self._kernel._link.begin(args, finish, self._tries))
+
+    def resume(self, pending: InFlight, seen: int, error: OSError) -> InFlight:
+        plan = self._kernel._link.resume(pending, seen, error, self._tries)
+        return self._kernel._run(plan)
+
+    def wait(self, pending: InFlight) -> None:
+        _line(pending).wait(pending)
+
+    def cancel(self, pending: InFlight) -> None:
+        _line(pending).cancel(pending)
+
+    def abandon(self, pending: InFlight) -> None:
+        _line(pending).abandon(pending)
+
+    def moved(self) -> None:
+        self._tries = self._kernel._link.tries()
 
 
 class Kernel(SyncCalls):
@@ -327,7 +361,7 @@ class Kernel(SyncCalls):
         link = self._link
         try:
             if link.registered and not link.over and link.own_process:
-                link.patience = 0.0  # leaving: nobody waits for a kernel to come back
+                link.reconnect = 0.0  # leaving: nobody waits for a kernel to come back
                 with suppress(OSError):
                     self.exit(exit_code(error))
         finally:
@@ -341,8 +375,8 @@ class Kernel(SyncCalls):
         return self._run(self._link.call(args, finish))
 
     def _stream(self, args: Call, finish: Finish | None = None) -> Stream[Any, Any]:
-        line = self._attached()
-        return Stream(line, line.start(args, finish))
+        source = _Streaming(self)
+        return Stream(source, source.begin(args, finish))
 
     def _run(self, plan: Plan[T]) -> T:
         """Carry out a plan's steps."""
@@ -364,6 +398,8 @@ class Kernel(SyncCalls):
             line = self._line if step.raw else self._attached()
             assert line is not None
             return line.exchange(step.args, step.finish)
+        if isinstance(step, Begin):
+            return self._attached().start(step.args, step.finish)
         if isinstance(step, Open):
             if self._line is not None:
                 self._line.close()
@@ -397,7 +433,7 @@ def connect(
     name: str | None = None,
     credential: str | None = None,
     *,
-    patience: float = 10.0,
+    reconnect: float = 60.0,
 ) -> Kernel:
     """Connect to aiosd and return its system calls as an object.
 
@@ -405,9 +441,10 @@ def connect(
     name: become an agent of this name. A process that aiosd started is one already and keeps the
     name that it was started with. Without either the connection is a person's.
     credential: speak for the agent that it belongs to (from `fork` or an earlier connection).
-    patience: seconds to go on trying when a connection is lost later on.
+    reconnect: seconds to go on trying when the connection is lost later on; calls in flight are
+    asked again and generations go on where they were, as far as that does nothing twice.
 
     Raises ConnectionRefusedError when aiosd is not running, PermissionError when it is another
     user's or the credential is not valid, VersionError when the two don't fit together.
     """
-    return Kernel(Link(socket_path(socket), name, credential, patience, inherited))
+    return Kernel(Link(socket_path(socket), name, credential, reconnect, inherited))

@@ -1,8 +1,12 @@
 """What outlives a single connection: who we are, and how to come back after a loss. No I/O.
 
 A `Plan` is a generator that yields steps (`Open` a connection, `Exchange` a call for its reply,
-`Pause`); a face carries the steps out, blocking or awaiting, and sends the outcome back in. So the
-order of things is written once for both faces.
+`Begin` a stream, `Pause`); a face carries the steps out, blocking or awaiting, and sends the
+outcome back in. So the order of things is written once for both faces.
+
+What must hold: a call is asked again only where that does it no second time (it has a key, or is
+idempotent), a stream only from the first token that did not come; and never for longer than
+`reconnect` seconds without success.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import msgspec
 
 from aios import errors
 from aios.place import Inherited
-from aios.session import Finish
+from aios.session import Finish, InFlight
 from aiosd.abi import LEVEL
 from aiosd.abi.call import Call
+from aiosd.abi.inference import LlmGenerate
 from aiosd.abi.process import Exit, RegisterAgent, SetAid, Started
 from aiosd.abi.system import Hello, Welcome
 from aiosd.abi.table import BY_ARGS
@@ -43,13 +48,20 @@ class Exchange(msgspec.Struct, frozen=True):
     raw: bool = False
 
 
+class Begin(msgspec.Struct, frozen=True):
+    """Send a streaming call and give its request in flight."""
+
+    args: Call
+    finish: Finish | None = None
+
+
 class Pause(msgspec.Struct, frozen=True):
     """Wait this many seconds."""
 
     seconds: float
 
 
-Step = Open | Exchange | Pause
+Step = Open | Exchange | Begin | Pause
 T = TypeVar("T")
 Plan = Generator[Step, Any, T]
 
@@ -64,10 +76,34 @@ def client_name() -> str:
     return os.path.basename(sys.argv[0] if sys.argv else "")[:100] or "python"
 
 
+class Tries:
+    """Pauses between tries that double, with jitter, so that a crowd does not come back at once.
+
+    They begin with the first `again`, and are over when `seconds` have passed since.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._until: float | None = None
+        self._pause = FIRST_PAUSE
+
+    def again(self) -> Pause | None:
+        """Return how long to wait before the next try; None when the time is over."""
+        now = self._clock()
+        if self._until is None:
+            self._until = now + self._seconds
+        pause = self._pause * (0.5 + os.urandom(1)[0] / 510)
+        if now + pause > self._until:
+            return None
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        return Pause(pause)
+
+
 class Link:
     """The identity of a `Kernel` object and its way back to the kernel.
 
-    path: the socket. aid: 0 until this is an agent. patience: seconds to go on trying after a
+    path: the socket. aid: 0 until this is an agent. reconnect: seconds to go on trying after a
     lost connection. registered: whether this object made the process an agent itself.
     """
 
@@ -76,13 +112,13 @@ class Link:
         path: str,
         name: str | None,
         credential: str | None,
-        patience: float,
+        reconnect: float,
         inherited: Inherited,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = path
         self.name = name or ""
-        self.patience = patience
+        self.reconnect = reconnect
         self.aid = 0
         self.registered = False
         self.over = False
@@ -109,62 +145,85 @@ class Link:
         """Whether this is the process that made the link, not a fork of it."""
         return os.getpid() == self._pid
 
+    def tries(self) -> Tries:
+        """Return a fresh set of tries."""
+        return Tries(self.reconnect, self._clock)
+
     def attach(self) -> Plan[None]:
-        """Connect and say who we are; after a loss go on trying for `patience` seconds."""
-        until = self._clock() + (self.patience if self.welcome else 0.0)
-        pause = FIRST_PAUSE
+        """Connect and say who we are; after a loss go on trying for `reconnect` seconds."""
+        tries = Tries(self.reconnect if self.welcome else 0.0, self._clock)
         while True:
             try:
                 yield Open(self.path)
                 yield from self._greet()
                 return
             except OSError as error:
-                if not _passing(error) or self._clock() + pause > until:
+                if not _passing(error) or (pause := tries.again()) is None:
                     raise
-            yield Pause(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            yield pause
 
     def call(self, args: Call, finish: Finish | None = None) -> Plan[Any]:
-        """Make a call; when the connection is lost meanwhile, come back and ask once more.
+        """Make a call; when the connection is lost meanwhile, come back and ask again.
 
-        That is safe: a call that is not idempotent carries a key. A kernel that is going down is
-        asked again until the next one answers, for `patience` seconds.
+        A kernel that is going down is asked again until the next one answers. Raises
+        ConnectionLost when it can't be known whether the call was done, or the time is over.
         """
-        step = Exchange(args, finish)
-        try:
-            reply = yield step
-        except errors.ConnectionLost:
-            if isinstance(args, Exit):  # the kernel hangs up on an agent that ended
-                self.over = True
-                return None
-            reply = yield from self._again(step)
-        except OSError as error:
-            if error.errno != errno.ESHUTDOWN:
-                raise
-            reply = yield from self._outlast(step)
+        step, tries, lost = Exchange(args, finish), self.tries(), False
+        while True:
+            try:
+                reply = yield step
+                break
+            except OSError as error:
+                if isinstance(error, errors.ConnectionLost) and isinstance(args, Exit):
+                    self.over = True  # the kernel hangs up on an agent that ended
+                    return None
+                pause = self._again(args, error, tries, lost)
+                lost = lost or isinstance(error, errors.ConnectionLost)
+            yield pause
         self._learn(args, reply)
         return reply
 
-    def _outlast(self, step: Exchange) -> Plan[Any]:
-        """Ask again until a kernel answers that is not going down."""
-        until = self._clock() + self.patience
-        pause = FIRST_PAUSE
+    def begin(self, args: Call, finish: Finish | None, tries: Tries) -> Plan[InFlight]:
+        """Send a streaming call, as `call` does."""
         while True:
-            yield Pause(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
             try:
-                return (yield step)
+                pending: InFlight = yield Begin(args, finish)
+                return pending
             except OSError as error:
-                if not _passing(error) or self._clock() + pause > until:
-                    raise
+                pause = self._again(args, error, tries, lost=False)
+            yield pause
 
-    def _again(self, step: Exchange) -> Plan[Any]:
-        """Ask once more; where nobody answers, say what that leaves open."""
-        try:
-            return (yield step)
-        except ConnectionRefusedError as error:
-            after = f", and aiosd did not come back within {self.patience:g} s"
-            raise errors.lost(BY_ARGS[type(step.args)], step.args, True, after) from error
+    def resume(self, stream: InFlight, seen: int, error: OSError, tries: Tries) -> Plan[InFlight]:
+        """Go on with a stream that an error has cut off; seen: tokens that came before it.
+
+        Raises that error where it is no lost connection, or the stream can't be taken up again.
+        """
+        args = resumed(stream.args, seen)
+        if args is None or not _cut(error):
+            raise error
+        if (pause := tries.again()) is None:
+            raise error
+        yield pause
+        return (yield from self.begin(args, stream.finish, tries))
+
+    def _again(self, args: Call, error: OSError, tries: Tries, lost: bool) -> Pause:
+        """Return how long to wait before asking again; raise the error when that is no use.
+
+        lost: whether the call was lost before, so that it may have been done.
+        """
+        refused = isinstance(error, ConnectionRefusedError)
+        if not _cut(error) and not (lost and refused):
+            raise error
+        call = BY_ARGS[type(args)]
+        if isinstance(error, errors.ConnectionLost) and not _repeatable(args) and error.maybe_done:
+            raise error
+        pause = None if self.over else tries.again()
+        if pause is not None:
+            return pause
+        if lost and refused:
+            after = f", and aiosd did not come back within {self.reconnect:g} s"
+            raise errors.lost(call, args, True, after) from error
+        raise error
 
     def _greet(self) -> Plan[None]:
         """Say hello; the first time, become the agent that was asked for."""
@@ -201,6 +260,23 @@ class Link:
             self.registered = False
         elif isinstance(args, Exit):
             self.over = True
+
+
+def resumed(args: Call, seen: int) -> Call | None:
+    """Return what to ask for the rest of a stream, None where there is no way to say that."""
+    if not isinstance(args, LlmGenerate) or not args.key:
+        return None
+    return msgspec.structs.replace(args, resume=seen)
+
+
+def _repeatable(args: Call) -> bool:
+    """Whether asking twice does no more than asking once."""
+    return BY_ARGS[type(args)].idempotent or bool(getattr(args, "key", ""))
+
+
+def _cut(error: OSError) -> bool:
+    """Whether a call was cut off by its kernel's end."""
+    return isinstance(error, errors.ConnectionLost) or error.errno == errno.ESHUTDOWN
 
 
 def _passing(error: OSError) -> bool:

@@ -41,11 +41,12 @@ class InFlight:
     """A request in flight.
 
     done: its last frame has come, or the connection ended. chunks: what a stream brought and
-    nobody took yet. waiter: the face's own, to wake whoever waits. sent: whether it left.
+    nobody took yet. waiter, line: the face's own, to wake whoever waits, and the connection that it
+    is on. sent: whether it left.
     """
 
-    __slots__ = ("abandoned", "args", "call", "chunks", "done", "error", "finish", "id", "reply",
-                 "sent", "waiter")  # fmt: skip
+    __slots__ = ("abandoned", "args", "call", "chunks", "done", "error", "finish", "id", "line",
+                 "reply", "sent", "waiter")  # fmt: skip
 
     def __init__(self, id: int, args: Call, finish: Finish | None = None) -> None:
         self.id = id
@@ -59,6 +60,7 @@ class InFlight:
         self.reply: Any = None
         self.error: OSError | None = None
         self.waiter: Any = None
+        self.line: Any = None
 
     @property
     def ready(self) -> bool:

@@ -8,7 +8,8 @@
         print(chunk.text, end="")
     story.reply.usage
 
-A stream that is left early (closed, or simply dropped) is cancelled in the kernel.
+A stream that is left early (closed, or simply dropped) is cancelled in the kernel. A generation
+goes on when the connection was lost, or its kernel: the next chunk is the one that would have come.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from aios.session import InFlight
+from aiosd.abi.inference import Chunk
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -36,6 +38,12 @@ class Source(Protocol):
     def abandon(self, pending: InFlight) -> None:
         """Ask the kernel to end the stream, and forget it. Never blocks."""
 
+    def resume(self, pending: InFlight, seen: int, error: OSError) -> InFlight:
+        """Ask for the rest of a stream that was cut off; raises `error` when that can't be."""
+
+    def moved(self) -> None:
+        """Something came."""
+
 
 class AsyncSource(Protocol):
     """The same for the asynchronous face; `start` makes the request."""
@@ -52,12 +60,20 @@ class AsyncSource(Protocol):
     def abandon(self, pending: InFlight) -> None:
         """Ask the kernel to end the stream, and forget it."""
 
+    async def resume(self, pending: InFlight, seen: int, error: OSError) -> InFlight:
+        """Ask for the rest of a stream that was cut off; raises `error` when that can't be."""
+
+    def moved(self) -> None:
+        """Something came."""
+
 
 class _Flow(Generic[C, R]):
     """What both kinds of stream know about theirs."""
 
     _pending: InFlight | None = None
     _closed = False
+    _wished = False  # its end was asked for
+    _seen = -1  # tokens that came; -1: none yet
 
     @property
     def ended(self) -> bool:
@@ -77,9 +93,15 @@ class _Flow(Generic[C, R]):
         assert self._pending is not None
         if self._pending.chunks:
             chunk: C = self._pending.chunks.popleft()
+            if isinstance(chunk, Chunk):
+                self._seen = chunk.index + len(chunk.token_ids)
             return chunk
         self._pending.result()
         return None
+
+    def _place(self, pending: InFlight) -> int:
+        """Return the index of the first token that did not come."""
+        return self._seen if self._seen >= 0 else int(getattr(pending.args, "resume", 0))
 
 
 class Stream(_Flow[C, R], Iterator[C]):
@@ -93,18 +115,30 @@ class Stream(_Flow[C, R], Iterator[C]):
         return self
 
     def __next__(self) -> C:
-        if self._closed:
-            raise StopIteration
-        if not self._pending.ready:
+        while not self._closed:
+            if not self._pending.ready:
+                try:
+                    self._source.wait(self._pending)
+                except BaseException:
+                    self.close()
+                    raise
             try:
-                self._source.wait(self._pending)
-            except BaseException:
-                self.close()
-                raise
-        chunk = self._take()
-        if chunk is None:
-            raise StopIteration
-        return chunk
+                chunk = self._take()
+            except OSError as error:
+                self._go_on(error)
+                continue
+            self._source.moved()
+            if chunk is None:
+                break
+            return chunk
+        raise StopIteration
+
+    def _go_on(self, error: OSError) -> None:
+        """Take the stream up again after an error, or raise it."""
+        seen = self._place(self._pending)
+        self._pending = self._source.resume(self._pending, seen, error)
+        if self._wished:
+            self._source.cancel(self._pending)
 
     def result(self) -> R:
         """Take what is left of the stream and return its reply."""
@@ -117,6 +151,7 @@ class Stream(_Flow[C, R], Iterator[C]):
 
         A generation ends with finish_reason "cancelled"; other streams raise ECANCELED.
         """
+        self._wished = True
         self._source.cancel(self._pending)
 
     def close(self) -> None:
@@ -154,19 +189,30 @@ class AsyncStream(_Flow[C, R], AsyncIterator[C]):
         return self
 
     async def __anext__(self) -> C:
-        if self._closed:
-            raise StopAsyncIteration
-        pending = self._pending or await self._start()
-        if not pending.ready:
+        while not self._closed:
+            pending = self._pending or await self._start()
+            if not pending.ready:
+                try:
+                    await self._source.wait(pending)
+                except BaseException:
+                    self._leave()
+                    raise
             try:
-                await self._source.wait(pending)
-            except BaseException:
-                self._leave()
-                raise
-        chunk = self._take()
-        if chunk is None:
-            raise StopAsyncIteration
-        return chunk
+                chunk = self._take()
+            except OSError as error:
+                await self._go_on(pending, error)
+                continue
+            self._source.moved()
+            if chunk is None:
+                break
+            return chunk
+        raise StopAsyncIteration
+
+    async def _go_on(self, pending: InFlight, error: OSError) -> None:
+        """Take the stream up again after an error, or raise it."""
+        self._pending = await self._source.resume(pending, self._place(pending), error)
+        if self._wished:
+            self._source.cancel(self._pending)
 
     async def result(self) -> R:
         """Take what is left of the stream and return its reply."""
@@ -176,6 +222,7 @@ class AsyncStream(_Flow[C, R], AsyncIterator[C]):
 
     def cancel(self) -> None:
         """Ask the kernel to end the stream; what it still brings, and its reply, can be taken."""
+        self._wished = True
         if self._pending is not None:
             self._source.cancel(self._pending)
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from aiosd.engine import protocol as p
 from tests.engine.churn import Churn, Result, alone
 from tests.engine.conftest import Start
 from tests.engine.kernel import GRID, Sequence, Worker, find_model
+from tests.engine.schemas import KEPT, PERSON
 
 pytestmark = [
     pytest.mark.model,
@@ -220,3 +223,51 @@ def test_a_damaged_model_is_refused_with_llama_cpps_reason(start: Start, tmp_pat
     assert isinstance(failed, p.Failed)
     assert failed.errno == errno.ENOEXEC
     assert "attn_q" in failed.message
+
+
+@pytest.mark.parametrize("how", [GREEDY, WARM], ids=["greedy", "warm"])
+def test_stop_under_a_schema_means_a_valid_text_however_often_it_is_moved(
+    bed: Bed, start: Start, tmp_path: Path, how: p.Sampling
+) -> None:
+    wanted = [PERSON, KEPT["boolean"], KEPT["date"], {"enum": ["red", "green"]}, KEPT["types"]]
+    worker = start(bed.setup)
+    grammars = []
+    for ticket, each in enumerate(wanted):
+        worker.send(p.Compile(ticket, "", json.dumps(each)))
+        grammars.append(worker.wait(p.Compiled).grammar)
+
+    def constrained() -> list[Sequence]:
+        return [
+            Sequence(
+                cid, bed.prompts[cid], p.Goal(len(bed.prompts[cid]), 40, how, [], grammar=grammar)
+            )
+            for cid, grammar in enumerate(grammars)
+        ]
+
+    expected = [alone(worker, s) for s in constrained()]
+    ended = 0
+    for schema, (_, text, finish) in zip(wanted, expected, strict=True):
+        if finish == "stop":
+            jsonschema.validate(json.loads(text), schema)
+            ended += 1
+    assert ended >= 3
+    churn = Churn(partial(start, bed.setup), tmp_path, 6, kills=1)
+    assert churn.run(constrained()) == expected
+
+
+def test_garbage_for_a_grammar_never_hurts_the_worker(bed: Bed, start: Start) -> None:
+    worker = start(bed.setup)
+    texts = ["", "root", "root ::= (" * 500, 'root ::= "a"{5,3}', "\x00\xff", 'root ::= ("a"*)*']
+    for ticket, text in enumerate(texts):
+        worker.send(p.Compile(ticket, text, ""))
+        refused = worker.wait(p.Refused)
+        assert (refused.ticket, refused.errno) == (ticket, errno.EINVAL)
+        assert refused.message.startswith("grammar: ")
+    # Every way to read it doubles with each letter.
+    ambiguous = 'root ::= a\na ::= "a" a a | "a" a b | "a"\nb ::= "a" b a | "a" a | "a" b'
+    lost = Sequence(0, bed.prompts[0], p.Goal(len(bed.prompts[0]), 60, GREEDY, []))
+    lost.goal = p.Goal(len(bed.prompts[0]), 60, GREEDY, [], grammar=ambiguous)
+    worker.admit(lost)
+    worker.finish(lost)
+    assert lost.finish or (lost.lost is not None and "ambiguous" in lost.lost.message)
+    assert len(tokens(worker, p.Tokenize(1, "still here", "", False, False))) > 2

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import errno
+import json
 import signal
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 
+import jsonschema
 import msgspec
 import pytest
 
 from aiosd.engine import protocol as p
+from aiosd.engine import schema
 from aiosd.engine.snapshot import verify
 from tests.engine.churn import Churn, alone, result
 from tests.engine.conftest import Start
 from tests.engine.kernel import GRID, Sequence, Worker, fake_setup
+from tests.engine.schemas import PERSON
 
 GREEDY = p.Sampling()
 WARM = p.Sampling(0.8, 0.95, 40, 0.05, 11)
@@ -414,3 +418,54 @@ def test_a_worker_dies_when_told(start: Start) -> None:
     with pytest.raises(AssertionError, match="ended"):
         worker.wait(p.Parked)
     assert worker.end() == -signal.SIGKILL
+
+
+def test_nothing_that_happens_shows_under_a_grammar(start: Start, tmp_path: Path) -> None:
+    text = schema.grammar(json.dumps(PERSON))
+    wanted = [sequence(cid, 20 + 40 * cid, 200, WARM if cid % 2 else GREEDY) for cid in range(8)]
+
+    def crowd_within() -> list[Sequence]:
+        return [
+            Sequence(s.cid, s.tokens, msgspec.structs.replace(s.goal, grammar=text)) for s in wanted
+        ]
+
+    solo = start(fake_setup(slots=4))
+    expected = [alone(solo, s) for s in crowd_within()]
+    churn = Churn(partial(start, fake_setup(slots=4, step_ms=1)), tmp_path, 2, kills=2)
+    assert churn.run(crowd_within()) == expected
+    ended = [json.loads(said) for _, said, finish in expected if finish == "stop"]
+    assert len(ended) > 3
+    for value in ended:
+        jsonschema.validate(value, PERSON)
+
+
+def test_a_grammar_is_checked_when_it_is_asked_for(start: Start) -> None:
+    worker = start()
+    worker.send(p.Compile(7, "", '{"type": "integer", "maximum": 5}'))
+    assert "root ::=" in worker.wait(p.Compiled).grammar
+    for ticket, (grammar, wanted) in enumerate([("root ::= x", ""), ("", '{"not": {}}')]):
+        worker.send(p.Compile(ticket, grammar, wanted))
+        refused = worker.wait(p.Refused)
+        assert (refused.ticket, refused.errno) == (ticket, errno.EINVAL)
+
+
+def test_a_grammar_with_no_way_on_ends_its_sequence_alone(start: Start) -> None:
+    worker = start(fake_setup(eog=0.0))
+    other = sequence(1, 20)
+    worker.admit(other)
+    for cid, grammar in (
+        (2, 'root ::= "a" x\nx ::= "b" x'),
+        (3, "root ::= y"),
+        (4, 'root ::= "a"'),
+    ):
+        prompt = prompt_of(20)
+        lost = Sequence(cid, prompt, p.Goal(20, 60, GREEDY, [], grammar=grammar))
+        if cid == 4:
+            lost.tokens = [*prompt, 98]  # which its grammar does not know
+        worker.admit(lost)
+    worker.finish(*worker.sequences.values())
+    assert worker.sequences[2].finish == "length" and worker.sequences[2].text == "a" + "b" * 59
+    for cid in (3, 4):
+        gone = worker.sequences[cid].lost
+        assert gone is not None and gone.errno == errno.EINVAL
+    assert other.finish

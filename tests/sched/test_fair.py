@@ -142,7 +142,7 @@ def test_costs_say_what_a_token_counts() -> None:
 
 
 def test_one_who_comes_takes_a_slot_at_once() -> None:
-    core = backlogged(Fair(quantum=64), [0] * 4, slots=2)
+    core = backlogged(Fair(quantum=64, period=0), [0] * 4, slots=2)
     for _ in range(1000):
         core.step()
     core.add(9, 10, aid=9)
@@ -151,10 +151,20 @@ def test_one_who_comes_takes_a_slot_at_once() -> None:
 
 
 def test_no_churn_among_equals() -> None:
-    core = backlogged(Fair(quantum=64), [0] * 4, slots=2)
+    core = backlogged(Fair(quantum=64, period=0), [0] * 4, slots=2)
     for _ in range(64 * 10):
         core.step()
     assert core.stops <= 2 * 10
+
+
+@pytest.mark.parametrize(("agents", "quantum"), [(2, 64), (3, 10), (8, 4), (40, 4)])
+def test_quanta_get_shorter_the_more_requests_there_are(agents: int, quantum: int) -> None:
+    core = backlogged(Fair(quantum=64, period=16), [0] * agents, slots=2)
+    core.step()
+    (first, _) = sorted(core.policy.running)
+    while first in core.policy.running and core.work[first].got < 64:
+        core.step()
+    assert core.work[first].got == (quantum if agents > 2 else 64)
 
 
 def test_what_is_kept_of_those_who_left_is_bounded() -> None:

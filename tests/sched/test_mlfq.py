@@ -40,6 +40,20 @@ def test_a_new_request_of_an_old_agent_starts_where_the_agent_is() -> None:
     assert policy.plan(1) == Plan((), (3,))
 
 
+def test_a_long_prompt_waits_for_short_ones() -> None:
+    policy = Mlfq(quantum=4)
+    policy.add(a_task(1, prompt=20, aid=1))
+    policy.add(a_task(2, prompt=2, aid=2))
+    assert levels(policy) == {1: 2, 2: 0}
+    assert policy.plan(1) == Plan((), (2,))
+    policy.remove(2)
+    policy.plan(1)
+    policy.charge(1, 16, 0)
+    assert levels(policy) == {1: 2}, "what it needs is the same, however far it has come"
+    policy.charge(1, 4, 9)
+    assert levels(policy) == {1: 3}
+
+
 def test_many_requests_at_once_sink_together() -> None:
     core = TinyCore(Mlfq(quantum=4), 1)
     for id in range(5):

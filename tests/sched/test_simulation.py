@@ -69,6 +69,24 @@ def test_preemption_serves_a_person_beside_long_work() -> None:
     assert waits["fifo"] > 20
 
 
+def test_mlfq_shortens_turnaround_where_few_have_much_to_do() -> None:
+    work = workload.make("mixed")
+    fifo, mlfq = (run(name, work, quantum=64).summary() for name in ("fifo", "mlfq"))
+    assert float(mlfq["turnaround_s"]) <= 0.7 * float(fifo["turnaround_s"])
+    assert float(mlfq["seconds"]) <= 1.05 * float(fifo["seconds"])
+
+
+def test_fair_is_even_from_window_to_window() -> None:
+    """As it is without a word of configuration; what it costs is stated in fair's head."""
+    work = workload.make("steady")
+    fair, fifo = run("fair", work, quantum=64), run("fifo", work)
+    all_busy = int(min(each.ended for each in fair.requests) // 2)
+    windows = [index for window, index in fair.fairness() if 1 <= window < all_busy]
+    assert len(windows) >= 4
+    assert sum(windows) / len(windows) >= 0.99
+    assert fair.seconds <= 1.15 * fifo.seconds
+
+
 def test_fair_shares_by_weight_while_all_decode() -> None:
     many = tuple(Agent(f"a{n}", 0.0, (Turn(1, 200),), nice=2 * (n % 2)) for n in range(12))
     work = Workload("w", many, slots=4)

@@ -17,7 +17,7 @@ from aios.aio import ENOUGH
 from aiosd.abi.inference import Chunk
 from aiosd.abi.system import Event
 from tests.sdk.fake_kernel import DEADLINE, Connection, FakeKernel
-from tests.sdk.test_kernel import Answer, endless, generation, lost_once, tell
+from tests.sdk.test_kernel import Answer, endless, generation, lost_once, tell, told_in_pieces
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -254,6 +254,20 @@ def test_a_call_lost_in_flight_is_asked_again_as_the_same_agent(fake: FakeKernel
     ]  # fmt: skip
     assert calls[2] == calls[4]
     assert calls[3][1].credential == "secret-7-0"
+
+
+def test_a_generation_that_is_cut_off_goes_on_with_the_next_token(fake: FakeKernel) -> None:
+    fake.answers["llm_generate"] = told_in_pieces(7)
+
+    async def main() -> None:
+        async with aios.connect_async(name="math") as kernel:
+            stream = kernel.llm_generate("x", stream=True)
+            assert "".join([chunk.text async for chunk in stream]) == "0123456"
+            assert stream.reply.text == "hello"
+
+    asyncio.run(main())
+    asked = [args for name, args in fake.seen.queue if name == "llm_generate"]
+    assert [args.resume for args in asked] == [0, 2, 4, 6]
 
 
 def test_a_stream_lost_in_flight_raises(fake: FakeKernel) -> None:

@@ -164,7 +164,7 @@ def test_a_call_outlasts_a_restart(daemon: Daemon) -> None:
 
 
 def test_without_a_kernel_the_error_says_so(daemon: Daemon) -> None:
-    with aios.connect(patience=0.05) as kernel:
+    with aios.connect(reconnect=0.05) as kernel:
         daemon.stop()
         with pytest.raises(aios.ConnectionLost, match="did not come back"):
             kernel.sysinfo()

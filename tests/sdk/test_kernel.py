@@ -20,7 +20,7 @@ import aios
 from aios import errors
 from aios.link import exit_code
 from aiosd.abi.inference import Chunk, Generation, Timing, TokenUsage, Turn
-from aiosd.abi.process import LogRecord
+from aiosd.abi.process import Kill, LogRecord
 from aiosd.abi.system import Event, Pong
 from tests.sdk.fake_kernel import DEADLINE, Connection, FakeKernel
 
@@ -83,7 +83,7 @@ def test_exit_codes(error: BaseException | None, code: int) -> None:
 
 def test_the_kernel_hanging_up_on_exit_is_no_error(fake: FakeKernel) -> None:
     fake.answers["exit"] = lambda connection, id, args: connection.hang_up()
-    with aios.connect(name="math", patience=0) as kernel:
+    with aios.connect(name="math", reconnect=0) as kernel:
         kernel.exit(3)
     assert kernel.closed
 
@@ -458,12 +458,78 @@ def test_a_call_lost_in_flight_is_asked_again_with_the_same_key(fake: FakeKernel
     assert fake.expect("llm_generate") == first
 
 
-def test_a_call_lost_twice_says_what_is_open(fake: FakeKernel) -> None:
+def test_a_call_lost_again_and_again_says_what_is_open(fake: FakeKernel) -> None:
     fake.answers["kill"] = lambda connection, id, args: connection.hang_up()
-    with aios.connect() as kernel, pytest.raises(aios.ConnectionLost, match="key='k'") as e:
+    with (
+        aios.connect(reconnect=0.2) as kernel,
+        pytest.raises(aios.ConnectionLost, match="key='k'") as e,
+    ):
         kernel.kill(1, key="k")
+    assert sum(name == "kill" for name, _ in fake.seen.queue) > 2
     assert (e.value.call, e.value.key, e.value.maybe_done) == ("kill", "k", True)
     assert isinstance(e.value, ConnectionResetError)
+
+
+def test_a_call_that_can_not_be_asked_again_is_not(fake: FakeKernel) -> None:
+    fake.answers["kill"] = lambda connection, id, args: connection.hang_up()
+    with aios.connect() as kernel:
+        with pytest.raises(ConnectionResetError, match="can't be known whether it was done"):
+            kernel._call(Kill(aid=1))  # no key
+        assert kernel.ping().payload == b""
+    assert sum(name == "kill" for name, _ in fake.seen.queue) == 1
+
+
+def told_in_pieces(tokens: int) -> Any:
+    """Stream a token at a time from `resume` on, and hang up after every second one."""
+
+    def act(connection: Connection, id: int, args: Any) -> None:
+        for index in range(args.resume, min(args.resume + 2, tokens)):
+            connection.reply(id, Chunk(str(index), [index], index), more=True)
+        if args.resume + 2 < tokens:
+            connection.hang_up()
+        else:
+            connection.reply(id, generation())
+
+    return act
+
+
+def test_a_generation_that_is_cut_off_goes_on_with_the_next_token(fake: FakeKernel) -> None:
+    fake.answers["llm_generate"] = told_in_pieces(7)
+    with aios.connect(name="math") as kernel:
+        stream = kernel.llm_generate("x", stream=True)
+        assert "".join(chunk.text for chunk in stream) == "0123456"
+        assert stream.reply.text == "hello"
+    asked = [args for name, args in fake.seen.queue if name == "llm_generate"]
+    assert [args.resume for args in asked] == [0, 2, 4, 6]
+    assert len({args.key for args in asked}) == 1
+
+
+def test_a_generation_that_gets_nowhere_is_given_up(fake: FakeKernel) -> None:
+    fake.answers["llm_generate"] = lambda connection, id, args: connection.hang_up()
+    with aios.connect(reconnect=0.2) as kernel:
+        with pytest.raises(aios.ConnectionLost, match="during llm_generate"):
+            next(kernel.llm_generate("x", stream=True))
+        fake.answers["llm_generate"] = OSError(errno.EIO, "on record, can't be computed again")
+        with pytest.raises(OSError, match="on record"):
+            next(kernel.llm_generate("x", stream=True))
+
+
+def test_a_cancel_reaches_the_kernel_that_goes_on(fake: FakeKernel) -> None:
+    def act(connection: Connection, id: int, args: Any) -> None:
+        if not args.resume:
+            connection.reply(id, Chunk("a", [1], 0), more=True)
+            connection.hang_up()
+
+    def end(connection: Connection, id: int, args: Any) -> None:
+        connection.reply(args.id, generation(finish="cancelled"))
+        connection.reply(id)
+
+    fake.answers["llm_generate"], fake.answers["cancel"] = act, end
+    with aios.connect() as kernel:
+        stream = kernel.llm_generate("x", stream=True)
+        assert next(stream).text == "a"
+        stream.cancel()
+        assert stream.result().finish_reason == "cancelled"
 
 
 def test_a_kernel_that_does_not_come_back(fake: FakeKernel) -> None:
@@ -474,7 +540,7 @@ def test_a_kernel_that_does_not_come_back(fake: FakeKernel) -> None:
 
     fake.answers["get_status"] = die
     with (
-        aios.connect(patience=0.05) as kernel,
+        aios.connect(reconnect=0.05) as kernel,
         pytest.raises(aios.ConnectionLost, match=r"did not come back within 0\.05 s.*no harm"),
     ):
         kernel.get_status(1)
@@ -497,7 +563,7 @@ def test_a_kernel_that_is_going_down_is_asked_again(fake: FakeKernel) -> None:
     fake.expect("hello")
     assert len({fake.expect("kill").key for _ in range(3)}) == 1
     fake.answers["kill"] = down
-    with aios.connect(patience=0.05) as kernel, pytest.raises(OSError, match="going down"):
+    with aios.connect(reconnect=0.05) as kernel, pytest.raises(OSError, match="going down"):
         kernel.kill(1)
     fake.answers["hello"] = down
     with pytest.raises(OSError, match="going down"):

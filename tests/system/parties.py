@@ -1,0 +1,44 @@
+"""Agents of two families and persons, for tests of who may do what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiosd.abi.accounts import AuditRecord, Grant, GrantRecord, ReadAudit
+from aiosd.abi.process import Fork, RegisterAgent
+from tests.daemon import Client, Daemon, answer
+from tests.system.agents import hello
+
+
+def register(daemon: Daemon, name: str) -> tuple[Client, int]:
+    """Return a connection that is a new agent, and its aid."""
+    client = daemon.connect()
+    return client, client.call(RegisterAgent(name)).aid
+
+
+def child(daemon: Daemon, parent: Client, aid: int) -> tuple[Client, int]:
+    """Return a connection that is a new child of an agent, and its aid."""
+    started = parent.call(Fork(aid))
+    return hello(daemon, started.credential), started.aid
+
+
+def grant(
+    client: Client, subject: str, capability: str, object: str, mode: str = "allow", **more: Any
+) -> GrantRecord:
+    """Give a right."""
+    given = client.call(Grant(subject, capability, object, mode, **more))
+    assert isinstance(given, GrantRecord)
+    return given
+
+
+def audit(client: Client, **filters: Any) -> list[AuditRecord]:
+    """Return the audit records that match."""
+    wanted = client.send(ReadAudit(**filters))
+    found: list[AuditRecord] = []
+    while True:
+        reply = client.read()
+        assert reply.id == wanted
+        if not reply.more:
+            answer(reply)
+            return found
+        found += answer(reply, list[AuditRecord])
