@@ -84,9 +84,8 @@ class Births:
             )
         parent = self._roster.own(caller) if caller.aid else None
         key = f"{caller.uid} {caller.aid} {args.key}" if args.key else ""
-        if (earlier := self._earlier(key, args)) is not None:
-            pid = earlier.pid or (await earlier.shim.ready() if earlier.shim else 0)
-            return Started(earlier.aid, pid)
+        if (earlier := self._earlier(key)) is not None:
+            return await self._repeat(earlier, args.argv)
         process = self._conceive(
             SPAWNED,
             parent=parent.aid if parent else PERSON,
@@ -109,6 +108,9 @@ class Births:
         if not NAME.fullmatch(args.name):
             raise OSError(errno.EINVAL, f"name: {args.name!r} is not letters, digits, . _ : -")
         source = self._roster.get_alive(args.aid)
+        key = f"fork {args.aid} {caller.uid} {caller.aid} {args.key}" if args.key else ""
+        if (earlier := self._earlier(key)) is not None:
+            return await self._repeat(earlier, args.argv or earlier.argv)
         process = self._conceive(
             SPAWNED if args.argv else FORKED,
             parent=source.aid,
@@ -116,6 +118,7 @@ class Births:
             gid=source.gid,
             name=args.name or (_name(args.argv[0]) if args.argv else source.name),
             nice=source.nice,
+            birth_key=key,
         )
         process.max_tokens = source.max_tokens
         note = Note("agent.spawn", process.aid, {"forked": source.aid})
@@ -132,6 +135,11 @@ class Births:
         """Make the calling program an agent that this kernel did not start."""
         if caller.aid:
             raise FileExistsError(errno.EEXIST, f"this connection is agent {caller.aid} already")
+        key = f"register {caller.uid} {args.key}" if args.key else ""
+        if (earlier := self._earlier(key)) is not None and earlier.alive:
+            started = await self._repeat(earlier, earlier.argv)
+            self._identities.connect(earlier, caller)
+            return started
         process = self._conceive(
             FOREIGN,
             parent=PERSON,
@@ -139,6 +147,7 @@ class Births:
             gid=caller.gid,
             name=args.name,
             nice=self._nice(caller, None, args.nice),
+            birth_key=key,
         )
         started = await self._bring(process, self._join(process, caller))
         self._identities.connect(process, caller)
@@ -146,15 +155,26 @@ class Births:
 
     # -- the steps ------------------------------------------------------------------------------
 
-    def _earlier(self, key: str, args: Spawn) -> Process | None:
+    def _earlier(self, key: str) -> Process | None:
         """Return what this very request made under a kernel that died before it could answer."""
         aid = self._roster.by_birth_key.get(key)
         process = self._roster.find(aid) if aid else None
         if process is None or process.unborn or time.time() - process.created > KEYED:
             return None
-        if process.argv != args.argv:
-            raise OSError(errno.EINVAL, "key: it belongs to another spawn; use a new one")
         return process if process.started or process.ending is None else None
+
+    async def _repeat(self, process: Process, argv: list[str]) -> Started:
+        """Answer a birth once more. Its credential is a new one: of the first there is a digest."""
+        if process.argv != argv:
+            raise OSError(errno.EINVAL, "key: it belongs to another birth; use a new one")
+        if process.has_process:
+            pid = process.pid or (await process.shim.ready() if process.shim else 0)
+            return Started(process.aid, pid)
+        credential = new_credential() if process.alive else ""
+        if credential:
+            self._roster.set_credentials(process, digest(credential), "")
+            await self._roster.save(process, durable=True)
+        return Started(process.aid, process.pid if process.kind == FOREIGN else 0, credential)
 
     def _conceive(
         self,
@@ -297,12 +317,13 @@ class Births:
         """Make a forked child that has no process: whoever has its credential speaks for it."""
         process.started = process.created
         process.argv, process.program, process.cwd = source.argv, source.program, source.cwd
+        # Its contexts are on disk before it is: a child that a next kernel finds has them all, and
+        # contexts of a child that it doesn't find go.
+        await self._roster.listener.fork_contexts(source.aid, process.aid)
         credential = new_credential()
         self._roster.set_credentials(process, digest(credential), "")
-        await self._roster.save(process, durable=True)
-        await self._roster.listener.fork_contexts(source.aid, process.aid)
         note.data.update(name=process.name, parent=process.parent)
-        await self._roster.save(notes=[note, *_started(process)])
+        await self._roster.save(process, notes=[note, *_started(process)], durable=True)
         self._identities.expect(process, self._identities.unclaimed, "unclaimed")
         return Started(process.aid, 0, credential)
 

@@ -18,6 +18,7 @@ import msgspec
 from aiosd.abi.process import Happening, LogEvent, LogRecord, QueryHistory, ReadLog
 from aiosd.access import Access, Caller
 from aiosd.db import Connection
+from aiosd.keys import answering
 from aiosd.process import Process
 from aiosd.roster import Note, Roster
 from aiosd.spawn import Spawner
@@ -59,8 +60,11 @@ class History:
             raise OSError(errno.EINVAL, f"data: can't be kept as JSON: {error}") from None
         if size > DATA_MAX:
             raise OSError(errno.EINVAL, f"data: {size} bytes as JSON, the limit is {DATA_MAX}")
-        await self._roster.save(notes=[Note(OWN + args.kind, process.aid, args.data)])
+        note = Note(OWN + args.kind, process.aid, args.data)
+        await self._roster.save(notes=[note], more=answering(None))
         self.rouse(process.aid)
+
+    sys_log_event.lasting = True  # type: ignore[attr-defined]
 
     async def sys_query_history(self, caller: Caller, args: QueryHistory) -> list[Happening]:
         """Return the newest records that match, oldest first."""

@@ -2,8 +2,10 @@
 
 A spawned program finds a one-time ticket on its descriptor; the first hello with it uses it up and
 gets the credential to re-attach with, which may be used any number of times, also by several
-connections at once. Foreign agents (register_agent) and forked ones get that credential directly.
-Only digests are stored. A credential is of use to its agent's own uid, the owner and root alone.
+connections at once. A kernel that dies may have stored that and not told it: until the credential
+is first used, the ticket is good once under each kernel. Foreign agents (register_agent) and forked
+ones get that credential directly. Only digests are stored. A credential is of use to its agent's
+own uid, the owner and root alone.
 
 An agent with a process of ours ends when that does. A foreign or forked one has ended once its
 last connection is closed and none has come back in time: REATTACH seconds; UNCLAIMED seconds for a
@@ -24,6 +26,7 @@ from aiosd.abi.process import (
     SetAid,
 )
 from aiosd.access import Caller, digest, new_credential
+from aiosd.killpoint import reach
 from aiosd.process import Ending, Process
 from aiosd.reaper import Reaper
 from aiosd.roster import Roster
@@ -38,6 +41,7 @@ class Identities:
     def __init__(self, roster: Roster, reaper: Reaper) -> None:
         self._roster = roster
         self._reaper = reaper
+        self._redeemed: set[int] = set()  # agents whose ticket was used under this kernel
         self.reattach = REATTACH
         self.unclaimed = UNCLAIMED
 
@@ -55,6 +59,10 @@ class Identities:
             )
         if digest(credential) == process.ticket:
             return process, await self._use_ticket(process, caller)
+        if process.ticket:  # the credential has reached its owner
+            self._roster.set_credentials(process, process.credential, "")
+            self._redeemed.discard(process.aid)
+            self._roster.save_soon(process)
         self.connect(process, caller)
         return process, credential
 
@@ -91,6 +99,8 @@ class Identities:
     def _prove(self, caller: Caller, credential: str) -> Process:
         aid = self._roster.by_digest.get(digest(credential))
         process = self._roster.find(aid) if aid else None
+        if process is not None and process.ticket == digest(credential):
+            process = None if process.aid in self._redeemed else process
         if process is None or not process.alive:
             raise PermissionError(
                 errno.EACCES,
@@ -105,14 +115,17 @@ class Identities:
 
     async def _use_ticket(self, process: Process, caller: Caller) -> str:
         """Take the one-time credential out of use; return the one that takes its place."""
-        ticket, credential = process.ticket, new_credential()
-        self._roster.set_credentials(process, digest(credential), "")
+        ticket, credential, before = process.ticket, new_credential(), process.credential
+        self._redeemed.add(process.aid)
+        self._roster.set_credentials(process, digest(credential), ticket)
         try:
             await self._roster.save(process, durable=True)
-        except asyncio.CancelledError:
-            self._roster.set_credentials(process, "", ticket)  # nobody was told the new one
+        except BaseException:
+            self._redeemed.discard(process.aid)
+            self._roster.set_credentials(process, before, ticket)  # nobody was told the new one
             self._roster.save_soon(process)
             raise
+        reach("identity.answer")
         self.connect(process, caller)
         return credential
 

@@ -127,6 +127,8 @@ class Keys:
     def drop(self, kept: Kept) -> None:
         """Free the key of work that failed or was cancelled."""
         kept.work = None
+        if kept.stored:
+            self._stale.append(kept.name)
         self._close(kept)
 
     def reopen(self, owner: Owner, call: str, key: str, body: bytes) -> Kept:

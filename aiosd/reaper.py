@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine
 
 from aiosd.abi.process import Exit, ExitStatus, Wait
 from aiosd.access import Caller
+from aiosd.keys import answering
 from aiosd.process import INIT, Ending, Process
 from aiosd.roster import Note, Roster
 
@@ -143,10 +144,11 @@ class Reaper:
             return None
         status = process.status()
         if args.reap and process.parent in (caller.aid, INIT) and not process.reaped:
-            await self._reap(process)
+            await self._reap(process, status)
         return status
 
     sys_wait.waits = True  # type: ignore[attr-defined]
+    sys_wait.lasting = True  # type: ignore[attr-defined]
 
     async def _ended(self, caller: Caller, aid: int, hang: bool) -> Process | None:
         """Return an ended agent to tell of; without `hang`, None when there is none yet."""
@@ -185,10 +187,10 @@ class Reaper:
         settled = [child for child in children if child.settled and child.ending]
         return min(settled, key=lambda child: child.ending.ended, default=None)  # type: ignore[union-attr]
 
-    async def _reap(self, process: Process) -> None:
+    async def _reap(self, process: Process, status: ExitStatus) -> None:
         process.reaped = True
         try:
-            await self._roster.save(process)
+            await self._roster.save(process, more=answering(status))
         except BaseException:
             process.reaped = False  # nobody was told: the zombie stays
             self._roster.save_soon(process)

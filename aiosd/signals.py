@@ -85,6 +85,8 @@ class Signals:
         else:
             await self._send(process, number, caller)
 
+    sys_kill.lasting = True  # type: ignore[attr-defined]
+
     async def sys_suspend_agent(self, caller: Caller, args: SuspendAgent) -> None:
         """Suspend an agent; nothing more when it is suspended already."""
         await self._send(self._roster.get_alive(args.aid), signal.SIGSTOP, caller)

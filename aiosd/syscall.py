@@ -106,7 +106,7 @@ class Dispatcher:
         self.approval: Approval = _nobody_to_ask
         self.draining = False
         self.sessions: set[Session] = set()
-        self.keys = keys or Keys()
+        self.keys = keys if keys is not None else Keys()
         self.remember: Remember = _forgetful
         self._flights: set[Flight] = set()
         self._idle: asyncio.Event | None = None

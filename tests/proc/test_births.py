@@ -250,3 +250,22 @@ async def test_aids_are_never_given_twice(state_dir: Path) -> None:
     assert aids == sorted(set(aids))
     assert min(aids) > 1
     await world.end()
+
+
+async def test_a_birth_whose_answer_was_lost_is_the_same_one(world: World, state_dir: Path) -> None:
+    guest = await world.call(world.person(), RegisterAgent("guest", key="r"))
+    child = await world.call(world.person(), Fork(guest.aid, key="f"))
+    await world.die()
+    again = World(state_dir)
+    await again.boot()
+    caller = again.person()
+    same = await again.call(caller, RegisterAgent("guest", key="r"))
+    assert (same.aid, caller.aid) == (guest.aid, guest.aid)
+    assert same.credential != guest.credential  # of the first there is only a digest
+    twin = await again.call(again.person(), Fork(guest.aid, key="f"))
+    assert twin.aid == child.aid
+    for started in (same, twin):
+        process, _ = await again.table.attach(again.person(), started.credential)
+        assert process.aid == started.aid
+    assert len(await again.call(again.person(), ListAgents())) == 2
+    await again.end()

@@ -122,7 +122,7 @@ async def test_a_spawn_whose_answer_was_lost_can_be_asked_for_again(
     again.spawner.adoptable[first.aid] = world.shim(first.aid)
     await again.boot()
     assert await again.call(again.person(), call) == first
-    with pytest.raises(OSError, match="another spawn"):
+    with pytest.raises(OSError, match="another birth"):
         await again.call(again.person(), Spawn(["/bin/false"], key="k"))
     other = await again.call(again.person(STRANGER), RegisterAgent("x", key="k"))
     assert other.aid != first.aid

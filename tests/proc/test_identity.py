@@ -144,10 +144,35 @@ async def test_a_spawned_agent_needs_no_connection(world: World) -> None:
     assert world.table.get(aid).grace is None
 
 
+async def test_a_credential_that_was_stored_and_never_told_locks_nobody_out(
+    world: World, state_dir: Path
+) -> None:
+    aid, ticket = await spawn(world)
+    await world.table.attach(world.person(), ticket)  # and the answer is lost with the kernel
+    await world.die()
+    again = World(state_dir)
+    again.spawner.adoptable[aid] = world.shim(aid)
+    await again.boot()
+    process, credential = await again.table.attach(again.person(), ticket)
+    assert process.aid == aid
+    with pytest.raises(PermissionError, match=INVALID):
+        await again.table.attach(again.person(), ticket)
+    await again.table.attach(again.person(), credential)
+    await again.die()
+    third = World(state_dir)
+    third.spawner.adoptable[aid] = world.shim(aid)
+    await third.boot()
+    with pytest.raises(PermissionError, match=INVALID):
+        await third.table.attach(third.person(), ticket)
+    await third.table.attach(third.person(), credential)
+    await third.end()
+
+
 async def test_credentials_work_under_the_next_kernel(world: World, state_dir: Path) -> None:
     spawned, ticket = await spawn(world)
     used, used_ticket = await spawn(world)
     _, credential = await world.table.attach(world.person(), used_ticket)
+    await world.table.attach(world.person(), credential)
     guest = await world.call(world.person(), RegisterAgent("guest"))
     child = await world.call(world.person(), Fork(spawned))
     await world.die()

@@ -117,7 +117,7 @@ async def test_a_wait_that_was_cut_off_reaps_nobody(
     await settle(world)
     reaping = asyncio.Event()
 
-    async def save(*_: object) -> None:
+    async def save(*_: object, more: object) -> None:
         reaping.set()
         await asyncio.Event().wait()
 

@@ -90,6 +90,7 @@ def test_credentials_and_keys_of_the_last_kernel(daemon: Daemon) -> None:
         ticket = log(daemon.connect(), aid, until="\n").strip()
         with hello(daemon, ticket) as me:
             credential = me.welcome.credential
+        hello(daemon, credential).close()
         guest = daemon.connect()
         registered = guest.call(RegisterAgent("guest"))
         guest.call(LogEvent("was", {"here": True}))
