@@ -337,7 +337,6 @@ def unbuilt(args: LlmGenerate) -> None:
         "beams": args.beams > 1,
         "tools": bool(args.tools),
         "recall": bool(args.recall),
-        "watermark": args.watermark,
     }
     for name, wanted in asked.items():
         if wanted:

@@ -505,4 +505,5 @@ def _sampling(args: abi.LlmGenerate) -> Sampling:
         logit_bias=args.logit_bias,
         min_tokens=args.min_tokens,
         logprobs=args.logprobs,
+        watermark=args.watermark,
     )

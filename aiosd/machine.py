@@ -8,12 +8,14 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from aiosd import sched
+from aiosd import sched, secret
 from aiosd.abi import cores as abi
+from aiosd.abi import inference as abi_inference
 from aiosd.abi import process as abi_process
 from aiosd.access import Access, Caller
 from aiosd.config import Config
@@ -21,6 +23,7 @@ from aiosd.config import Core as CoreConfig
 from aiosd.cores.dispatcher import Cores, default_name, setup_key
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import Sequence
+from aiosd.engine import watermark
 
 if TYPE_CHECKING:
     from aiosd.db import Database
@@ -36,7 +39,8 @@ class Machine:
     """The cores of this kernel, as its callers see them."""
 
     def __init__(self, config: Config, db: Database, events: Events, access: Access) -> None:
-        self.cores = Cores(config, self, self._known_verdict)
+        key = secret.load(Path(config.kernel.state_dir))
+        self.cores = Cores(config, self, self._known_verdict, key)
         self._db = db
         self._events = events
         self._access = access
@@ -126,6 +130,25 @@ class Machine:
         core = self.cores.drain(args.name)
         if not core.requests:
             await self.cores.remove(args.name)
+
+    async def sys_detect_watermark(
+        self, caller: Caller, args: abi_inference.DetectWatermark
+    ) -> abi_inference.Watermark:
+        """Look for this kernel's watermark in a text or in tokens."""
+        if bool(args.text) == bool(args.token_ids):
+            raise OSError(errno.EINVAL, "detect_watermark: give either text or token_ids")
+        core = self.cores.choose(args.core, "")
+        found = await core.detect(args.text, args.token_ids)
+        count = watermark.Count(found.pairs, found.green)
+        return abi_inference.Watermark(
+            marked=count.z > watermark.SHOWN,
+            z=count.z,
+            p=count.p,
+            tokens=found.tokens,
+            pairs=count.pairs,
+            green=count.green,
+            core=core.name,
+        )
 
     def sys_get_sched(self, caller: Caller, args: abi_process.GetSched) -> abi_process.Sched:
         """Return the policy, and of the queues what the caller may see."""

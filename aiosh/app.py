@@ -33,7 +33,7 @@ PARTS: Final = {
     "cores": ("cores", "models", "sched", "mem", "ctx"),
     "rights": ("grant", "revoke", "grants", "approve", "audit"),
     "simulate": ("simulate",),
-    "system": ("info", "syscall", "man"),
+    "system": ("info", "watermark", "syscall", "man"),
     "demo": ("demo",),
 }
 """The commands by the module that holds them: to run one, only its module is loaded."""

@@ -110,6 +110,33 @@ def _few(names: list[str]) -> str:
     return f"{len(names)} of the table's (--json names them)"
 
 
+@app.command()
+def watermark(
+    file: Annotated[
+        typer.FileText, typer.Argument(metavar="[FILE]", help="the text; standard input if none")
+    ] = "-",  # type: ignore[assignment]
+    core: Annotated[
+        str, typer.Option("--core", help="one with the model of the text", metavar="CORE")
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Say whether a text carries this kernel's watermark."""
+    text = file.read()
+    with link.kernel() as kernel:
+        found = kernel.detect_watermark(text=text, core=core)
+    if json:
+        tables.print_json(found)
+        return
+    chance = f"p {found.p:.2g}" if found.p else "p below 1e-300"
+    facts = [
+        ("watermark", "yes" if found.marked else "no"),
+        ("z", f"{found.z:.2f} ({chance}; above 4 counts as marked)"),
+        ("green", f"{found.green} of {found.pairs} pairs, a quarter by chance"),
+        ("tokens", f"{found.tokens} by core {found.core}"),
+    ]
+    tables.facts(facts)
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def syscall(
     name: Annotated[str, typer.Argument(help="name of the call", autocompletion=offers.calls)],

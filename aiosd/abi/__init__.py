@@ -6,5 +6,5 @@ answer with; `wire.py` is the frame format. Nothing here imports anything else o
 
 from typing import Final
 
-LEVEL: Final = 1
+LEVEL: Final = 2
 """The ABI level this tree speaks: grows by one with each release that adds calls or fields."""

@@ -195,6 +195,39 @@ class LlmEmbed(Call, frozen=True):
     texts: Annotated[list[Text], Meta(min_length=1, max_length=1024)]
 
 
+class Watermark(Record, frozen=True):
+    """What was found in a text. marked: z is above 4, which chance reaches once in 30,000 texts.
+
+    z: standard deviations by which green tokens outnumber what chance explains; p: the probability
+    of that without a mark. pairs: neighbours that were looked at, each once; green: of these.
+    """
+
+    marked: bool
+    z: float
+    p: float
+    tokens: int
+    pairs: int
+    green: int
+    core: str
+
+
+@syscall(80, reply=Watermark, errors="ENOENT ENODEV", since=2)
+class DetectWatermark(Call, frozen=True):
+    """Look for this kernel's watermark (llm_generate's `watermark`) in a text, or in token ids.
+
+    It is found in texts of a model by a core with that model. A text is read as tokens again, which
+    may differ a little from those that were generated.
+    """
+
+    text: Annotated[str, Meta(max_length=1 << 18, description="at most 262,144 characters")] = ""
+    token_ids: Annotated[
+        list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(max_length=65_536)
+    ] = []
+    core: Annotated[
+        str, Meta(max_length=64, description="name of a core with the model; empty: any")
+    ] = ""
+
+
 class Context(Record, frozen=True):
     """A context: the tokens that a model has read for an agent, and where their KV is.
 

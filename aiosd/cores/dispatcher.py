@@ -64,7 +64,11 @@ SAVING: Final = 5.0  # seconds for all workers to save what is in their slots
 class Cores:
     """The cores of this kernel."""
 
-    def __init__(self, config: Config, listener: Listener, verdicts: Verdicts) -> None:
+    def __init__(
+        self, config: Config, listener: Listener, verdicts: Verdicts, secret: bytes = b""
+    ) -> None:
+        """secret: the key of watermarks."""
+        self._secret = secret
         self.sched = config.sched  # and what set_sched has changed since
         self._config = config
         self._listener = listener
@@ -300,6 +304,7 @@ class Cores:
             sched.make(self.sched.policy, **_options(self.sched)),
             self.tiers,
             self._listener,
+            self._secret,
         )
         self._cores[config.name] = core
         self._drivers[config.name] = config.driver

@@ -38,7 +38,7 @@ KILL_WEIGHT: Final = 0.05  # of a death that was a kill from outside
 RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 
 
-Question = protocol.Tokenize | protocol.Detokenize | protocol.Compile
+Question = protocol.Ask
 
 
 class Listener(Protocol):
@@ -75,8 +75,11 @@ class LocalCore:
         policy: Policy,
         tiers: Tiers,
         listener: Listener,
+        secret: bytes = b"",
     ) -> None:
+        """secret: the key of watermarks."""
         self.name = name
+        self._secret = secret
         self.setup = setup
         self.policy = policy
         self.state = "loading"
@@ -143,7 +146,7 @@ class LocalCore:
         worker = Worker(self.name, self._on_event, self._on_death)
         self._worker = worker
         await worker.start(self._nice)
-        worker.send(protocol.Load(self.setup))
+        worker.send(protocol.Load(self.setup, self._secret))
 
     def _watch(self) -> None:
         """Look now and then whether a worker that owes something has fallen silent."""
@@ -255,6 +258,13 @@ class LocalCore:
         answer = await self._ask(protocol.Compile(self._last_ticket, grammar, schema))
         assert isinstance(answer, protocol.Compiled)
         return answer.grammar
+
+    async def detect(self, text: str, tokens: list[int]) -> protocol.Detected:
+        """Look for the kernel's watermark in tokens, or in a text; raises OSError."""
+        self._last_ticket += 1
+        answer = await self._ask(protocol.Detect(self._last_ticket, text, tokens))
+        assert isinstance(answer, protocol.Detected)
+        return answer
 
     async def _ask(self, ask: Question) -> protocol.Event:
         await self.ready()
@@ -408,7 +418,7 @@ class LocalCore:
                 self._on_step(event)
             case protocol.Lost():
                 self._on_lost(event)
-            case protocol.Tokens() | protocol.Pieces() | protocol.Compiled():
+            case protocol.Tokens() | protocol.Pieces() | protocol.Compiled() | protocol.Detected():
                 self._answer(event.ticket, event, None)
             case protocol.Refused():
                 self._answer(event.ticket, event, OSError(event.errno, event.message))

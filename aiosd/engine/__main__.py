@@ -25,7 +25,7 @@ import time
 from queue import SimpleQueue
 
 from aiosd.engine import protocol as p
-from aiosd.engine import schema
+from aiosd.engine import schema, watermark
 from aiosd.engine.link import Link
 from aiosd.engine.loop import Loop
 from aiosd.engine.runner import Runner, open_runner
@@ -42,6 +42,7 @@ class Worker:
         self._link = link
         self._inbox: SimpleQueue[p.Command] = SimpleQueue()
         self._runner: Runner | None = None
+        self._secret = b""
 
     def serve(self) -> int:
         """Open the model that the first command names, then compute until the process ends."""
@@ -52,10 +53,11 @@ class Worker:
             raise ValueError(f"the first command was {type(first).__name__}, not Load")
         began = time.perf_counter()
         try:
-            runner = open_runner(first.setup)
+            runner = open_runner(first.setup, first.secret)
         except OSError as e:
             self._link.send(p.Failed(e.errno or errno.EIO, e.strerror or str(e)))
             return 1
+        self._secret = first.secret
         self._runner = runner
         self._link.send(_loaded(runner, first.setup, time.perf_counter() - began))
         Loop(runner, first.setup, self._inbox, self._link.send).run()
@@ -97,6 +99,10 @@ class Worker:
             return p.Tokens(request.ticket, tokens, *runner.outline(request, tokens))
         if isinstance(request, p.Detokenize):
             return p.Pieces(request.ticket, [runner.piece(token) for token in request.tokens])
+        if isinstance(request, p.Detect):
+            asked = p.Tokenize(request.ticket, request.text, "", raw=True, follow=True)
+            tokens = request.tokens or runner.encode(asked)
+            return p.Detected(request.ticket, len(tokens), *watermark.count(self._secret, tokens))
         grammar = schema.grammar(request.schema) if request.schema else request.grammar
         runner.compile(grammar)
         return p.Compiled(request.ticket, grammar)

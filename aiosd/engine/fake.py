@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from aiosd.engine import gbnf, runs
+from aiosd.engine import gbnf, runs, watermark
 from aiosd.engine.matcher import Matcher
 from aiosd.engine.prompt import common, outline, segments
 from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Tokenize
@@ -67,7 +67,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FakeRunner:
     """See the head of this file."""
 
-    def __init__(self, setup: CoreSetup) -> None:
+    def __init__(self, setup: CoreSetup, secret: bytes = b"") -> None:
         """Raises OSError(EINVAL) for unknown options, and ENOEXEC when told to fail."""
         try:
             self._options = msgspec.json.decode(setup.model or "{}", type=Options)
@@ -77,6 +77,7 @@ class FakeRunner:
         if self._options.fail_load:
             raise OSError(errno.ENOEXEC, self._options.fail_load)
         self._grid = setup.grid
+        self._secret = secret
         self._slots: list[list[tuple[int, bytes]]] = [[] for _ in range(setup.slots)]
         self._last: list[list[tuple[int, bytes]]] = []
         self._shifted: set[int] = set()  # slots that are not whole before their next decode
@@ -257,12 +258,17 @@ class FakeRunner:
         said = len(goal.said) + len(draw.tokens) - goal.prompt_len
         ends = said >= goal.sampling.min_tokens
         dice = _digest(held[-1][1], _salt(goal.sampling, draw))
-        if draw.sampler.matcher is not None:
-            token = _within(draw.sampler.matcher, dice, ends)
-            if token < 0:
-                return OSError(errno.EINVAL, "grammar: no byte can go on from here")
-        else:
-            token = self._choose(held, dice, ends)
+        seed = watermark.seed(self._secret, draw.tokens[-1]) if goal.sampling.watermark else None
+        for _ in range(4 if seed else 1):  # marked: another try for a token that is not green
+            if draw.sampler.matcher is not None:
+                token = _within(draw.sampler.matcher, dice, ends)
+            else:
+                token = self._choose(held, dice, ends)
+            if seed is None or watermark.green(seed, token):
+                break
+            dice = _digest(dice)
+        if token < 0:
+            return OSError(errno.EINVAL, "grammar: no byte can go on from here")
         return Drawn(token, -(1 + dice[6]) / 64 if goal.sampling.logprobs else 0.0)
 
     def _choose(self, held: list[tuple[int, bytes]], dice: bytes, ends: bool) -> int:

@@ -395,7 +395,7 @@ class _Scratch:
 class LlamaRunner:
     """A GGUF model, its slots and its samplers. See `runner.Runner`."""
 
-    def __init__(self, setup: CoreSetup) -> None:
+    def __init__(self, setup: CoreSetup, secret: bytes = b"") -> None:
         """Raises OSError: the model is missing, unreadable, foreign, truncated or too large."""
         for name in (setup.kv_k, setup.kv_v):
             if name not in KV_TYPES and name != "auto":
@@ -416,7 +416,8 @@ class LlamaRunner:
         self._device.rolls_back = verdict is None or verdict.rolls_back
         self._vocabulary = Vocabulary(model)
         grammars = Grammars(self._vocabulary.handle, self._vocabulary.piece)
-        self._samplers = Samplers(self._vocabulary.size, self._vocabulary.ends, grammars)
+        size, ends = self._vocabulary.size, self._vocabulary.ends
+        self._samplers = Samplers(size, ends, grammars, secret)
         self.sampler, self.compile = self._samplers.open, grammars.compile
         self._rows: list[int] = []
         fingerprint = hashlib.sha256(f"{key} {setting} {low}".encode()).hexdigest()[:32]

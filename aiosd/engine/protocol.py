@@ -52,7 +52,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     last penalty_window tokens (0: at all), those of the prompt too: repeat_penalty divides a
     positive logit and multiplies another (1 is off), frequency_penalty is taken off for each time
     that a token stands there, presence_penalty once. logit_bias: added, by token. min_tokens: no
-    end before so many. logprobs: report each token's log-probability, in the distribution that the
+    end before so many. watermark: make green tokens likelier (`watermark.py`).
+    logprobs: report each token's log-probability, in the distribution that the
     model gives, before all of this and before the temperature.
     """
 
@@ -68,6 +69,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     logit_bias: dict[int, float] = {}
     min_tokens: int = 0
     logprobs: bool = False
+    watermark: bool = False
 
 
 class Slide(msgspec.Struct, frozen=True, array_like=True):
@@ -134,9 +136,13 @@ class CoreSetup(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
-    """The first command: open the model. Answered by Loaded, or Failed and the worker's exit."""
+    """The first command: open the model. Answered by Loaded, or Failed and the worker's exit.
+
+    secret: the key of the kernel's watermarks.
+    """
 
     setup: CoreSetup
+    secret: bytes = b""
 
 
 class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag="tokenize"):
@@ -225,7 +231,15 @@ class Quit(msgspec.Struct, frozen=True, array_like=True, tag="quit"):
     """Leave at once with status 0."""
 
 
-Ask = Tokenize | Detokenize | Compile
+class Detect(msgspec.Struct, frozen=True, array_like=True, tag="detect"):
+    """Look for the kernel's watermark in tokens, or in a text; answered by Detected."""
+
+    ticket: int
+    text: str
+    tokens: list[int]
+
+
+Ask = Tokenize | Detokenize | Compile | Detect
 Command = Load | Ask | Admit | Park | Evict | Save | Rank | Quit
 
 
@@ -291,6 +305,15 @@ class Compiled(msgspec.Struct, frozen=True, array_like=True, tag="compiled"):
 
     ticket: int
     grammar: str
+
+
+class Detected(msgspec.Struct, frozen=True, array_like=True, tag="detected"):
+    """Answer to Detect: how many tokens there were, and what `watermark.Count` has counted."""
+
+    ticket: int
+    tokens: int
+    pairs: int
+    green: int
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
@@ -402,7 +425,7 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
     path: str = ""
 
 
-Answer = Tokens | Pieces | Compiled | Refused
+Answer = Tokens | Pieces | Compiled | Detected | Refused
 Event = Loaded | Failed | Answer | Step | Parked | Evicted | Saved | Kept | Restored | Placed | Lost
 
 encode_command = msgspec.msgpack.Encoder().encode

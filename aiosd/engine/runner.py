@@ -174,12 +174,15 @@ class Runner(Protocol):
         ...
 
 
-def open_runner(setup: CoreSetup) -> Runner:
-    """Open the model that `setup` asks for; OSError says why it can't be."""
+def open_runner(setup: CoreSetup, secret: bytes = b"") -> Runner:
+    """Open the model that `setup` asks for; OSError says why it can't be.
+
+    secret: the key of watermarks.
+    """
     if setup.runner == "fake":
         from aiosd.engine.fake import FakeRunner
 
-        return FakeRunner(setup)
+        return FakeRunner(setup, secret)
     from aiosd.engine.llama import LlamaRunner
 
-    return LlamaRunner(setup)
+    return LlamaRunner(setup, secret)

@@ -1,10 +1,10 @@
 """How a token is chosen from a row of logits: llama.cpp's samplers, and what is done before them.
 
 `Samplers` belongs to a model and is shared; `Sampler` is one sequence's. In order: the logits are
-changed (logit_bias, penalties, no end before min_tokens), filtered (top_k, top_p, min_p), divided
-by the temperature, and one token is drawn. Where that one breaks a grammar, another is drawn from
-those that don't: so the whole vocabulary, which takes milliseconds, is held against the grammar
-only then, and each token's share is what it would be if it always were.
+changed (logit_bias, penalties, watermark, no end before min_tokens), filtered (top_k, top_p,
+min_p), divided by the temperature, and one token is drawn. Where that one breaks a grammar, another
+is drawn from those that don't: so the whole vocabulary, which takes milliseconds, is held against
+the grammar only then, and each token's share is what it would be if it always were.
 
 What must hold: a choice depends on the logits, the parameters, the tokens before it and its
 position alone, so that a replay chooses the same; with nothing asked for, a greedy choice is one
@@ -24,6 +24,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from aiosd.engine import watermark
 from aiosd.engine.grammar import Grammar, Grammars
 from aiosd.engine.protocol import Goal, Sampling
 from aiosd.engine.runner import Draw, Drawn
@@ -56,8 +57,15 @@ class Sampler:
 class Samplers:
     """All that choosing needs of a model: its vocabulary's size, and memory that is kept."""
 
-    def __init__(self, n_vocab: int, ends: Sequence[int], grammars: Grammars | None = None) -> None:
-        """ends: the tokens that end a generation."""
+    def __init__(
+        self,
+        n_vocab: int,
+        ends: Sequence[int],
+        grammars: Grammars | None = None,
+        secret: bytes = b"",
+    ) -> None:
+        """ends: the tokens that end a generation. secret: the key of watermarks."""
+        self._secret = secret
         self._grammars = grammars
         kinds = [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
         self._candidates = np.zeros(n_vocab, kinds)
@@ -70,7 +78,7 @@ class Samplers:
     def open(self, goal: Goal, tokens: Sequence[int]) -> Sampler:
         """A sampler for a generation that has come as far as these tokens."""
         how = goal.sampling
-        plain = not (how.logit_bias or how.min_tokens or _penalized(how))
+        plain = not (how.logit_bias or how.min_tokens or how.watermark or _penalized(how))
         grammar = None
         if goal.grammar:
             assert self._grammars is not None
@@ -106,6 +114,9 @@ class Samplers:
             changed[list(how.logit_bias)] += np.fromiter(how.logit_bias.values(), np.float32)
         if _penalized(how):
             _penalize(changed, how, tokens)
+        if how.watermark:
+            seed = watermark.seed(self._secret, tokens[-1])
+            changed[watermark.greens(seed, len(changed))] += watermark.DELTA
         if len(tokens) - sampler.first < how.min_tokens:
             changed[self._ends] = -np.inf
         return changed

@@ -29,6 +29,7 @@ from aiosd.abi.inference import (
     Timing,
     TokenUsage,
     Turn,
+    Watermark,
 )
 from aiosd.abi.memory import Memory, Space
 from aiosd.abi.messages import Message, Sent
@@ -101,6 +102,7 @@ __all__ = [
     "UsageRow",
     "VersionError",
     "Watched",
+    "Watermark",
     "Welcome",
     "connect",
     "connect_async",

@@ -36,6 +36,7 @@ from aiosd.abi.inference import (
     Chunk,
     ClrContext,
     Context,
+    DetectWatermark,
     Embeddings,
     ExpContext,
     GenRestore,
@@ -49,6 +50,7 @@ from aiosd.abi.inference import (
     SetContext,
     Snapshot,
     Turn,
+    Watermark,
 )
 from aiosd.abi.memory import (
     AddMemory,
@@ -832,6 +834,31 @@ class SyncCalls:
         Raises OSError with ENOENT.
         """
         answer: list[Snapshot] = self._call(ListSnapshots(context=context, aid=aid))
+        return answer
+
+    def detect_watermark(
+        self,
+        *,
+        text: str = "",
+        token_ids: Sequence[int] = (),
+        core: str = "",
+    ) -> Watermark:
+        """Look for this kernel's watermark (llm_generate's `watermark`) in a text, or in token ids.
+
+        It is found in texts of a model by a core with that model. A text is read as tokens again,
+        which
+        may differ a little from those that were generated.
+
+        text: at most 262,144 characters.
+        core: name of a core with the model; empty: any.
+
+        Raises OSError with ENOENT, ENODEV.
+        """
+        answer: Watermark = self._call(DetectWatermark(
+            text=text,
+            token_ids=listed(token_ids, "token_ids"),
+            core=core,
+        ))
         return answer
 
     def mem_alloc(self, size: int) -> Space:
@@ -2081,6 +2108,31 @@ class AsyncCalls:
         Raises OSError with ENOENT.
         """
         answer: list[Snapshot] = await self._call(ListSnapshots(context=context, aid=aid))
+        return answer
+
+    async def detect_watermark(
+        self,
+        *,
+        text: str = "",
+        token_ids: Sequence[int] = (),
+        core: str = "",
+    ) -> Watermark:
+        """Look for this kernel's watermark (llm_generate's `watermark`) in a text, or in token ids.
+
+        It is found in texts of a model by a core with that model. A text is read as tokens again,
+        which
+        may differ a little from those that were generated.
+
+        text: at most 262,144 characters.
+        core: name of a core with the model; empty: any.
+
+        Raises OSError with ENOENT, ENODEV.
+        """
+        answer: Watermark = await self._call(DetectWatermark(
+            text=text,
+            token_ids=listed(token_ids, "token_ids"),
+            core=core,
+        ))
         return answer
 
     async def mem_alloc(self, size: int) -> Space:

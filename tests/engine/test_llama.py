@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import jsonschema
+import msgspec
 import pytest
 
 from aiosd.engine import protocol as p
+from aiosd.engine import watermark
 from tests.engine.churn import Churn, Result, alone
 from tests.engine.conftest import Start
 from tests.engine.kernel import GRID, Sequence, Worker, find_model
@@ -271,3 +273,26 @@ def test_garbage_for_a_grammar_never_hurts_the_worker(bed: Bed, start: Start) ->
     worker.finish(lost)
     assert lost.finish or (lost.lost is not None and "ambiguous" in lost.lost.message)
     assert len(tokens(worker, p.Tokenize(1, "still here", "", False, False))) > 2
+
+
+def test_a_watermark_is_found_in_what_was_marked_and_nowhere_else(bed: Bed, start: Start) -> None:
+    worker = start(bed.setup)
+
+    def z_of(how: p.Sampling) -> float:
+        prompt = bed.prompts[2]
+        sequence = Sequence(1, prompt, p.Goal(len(prompt), 200, how, []))
+        said = alone(worker, sequence)[0][len(prompt) :]
+        assert len(said) == 200
+        worker.send(p.Detect(5, "", said))
+        found = worker.wait(p.Detected)
+        worker.send(p.Detect(6, sequence.text, []))
+        again = worker.wait(p.Detected)
+        assert abs(again.pairs - found.pairs) <= 5
+        z = watermark.Count(again.pairs, again.green).z
+        assert abs(z - watermark.Count(found.pairs, found.green).z) < 1
+        return z
+
+    warm = p.Sampling(0.8, seed=3, min_tokens=200)
+    marked = msgspec.structs.replace(warm, watermark=True)
+    assert z_of(marked) > watermark.SHOWN
+    assert z_of(warm) < 3

@@ -35,7 +35,11 @@ MODELS = {
 }
 WARM = p.Sampling(0.9, 0.95, 40, 0.05, 7)
 SHAPED = p.Sampling(
-    frequency_penalty=0.4, repeat_penalty=1.2, penalty_window=30, logit_bias={101: 2.0}
+    frequency_penalty=0.4,
+    repeat_penalty=1.2,
+    penalty_window=30,
+    logit_bias={101: 2.0},
+    watermark=True,
 )
 HOW = (p.Sampling(), WARM, SHAPED)
 LENGTHS = (1, 7, 64, 65, 130, 300, 20, 600)

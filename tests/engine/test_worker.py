@@ -25,7 +25,11 @@ from tests.engine.schemas import PERSON
 GREEDY = p.Sampling()
 WARM = p.Sampling(0.8, 0.95, 40, 0.05, 11)
 SHAPED = p.Sampling(
-    frequency_penalty=0.4, repeat_penalty=1.2, penalty_window=30, logit_bias={101: 2.0}
+    frequency_penalty=0.4,
+    repeat_penalty=1.2,
+    penalty_window=30,
+    logit_bias={101: 2.0},
+    watermark=True,
 )
 
 

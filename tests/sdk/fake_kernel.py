@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from aiosd.abi import wire
+from aiosd.abi import LEVEL, wire
 from aiosd.abi.call import Call
 from aiosd.abi.process import Identity, Started
 from aiosd.abi.system import Hello, Ping, Pong, Welcome
@@ -72,7 +72,7 @@ class FakeKernel:
         self.path = path
         self.seen: queue.Queue[tuple[str, Any]] = queue.Queue()
         self.credentials: dict[str, int] = {}
-        self.level = 1
+        self.level = LEVEL
         self.max_frame = wire.MAX_FRAME
         self.connections: list[Connection] = []
         self.threads: list[threading.Thread] = []

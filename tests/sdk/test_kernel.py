@@ -166,7 +166,7 @@ def test_other_troubles_with_the_socket_keep_their_errno() -> None:
 
 def test_a_kernel_that_is_too_old(fake: FakeKernel) -> None:
     fake.level = 0
-    with pytest.raises(aios.VersionError, match=r"too old: it speaks ABI level 0, .* needs 1") as e:
+    with pytest.raises(aios.VersionError, match=r"too old: .* ABI level 0, .* needs \d") as e:
         aios.connect()
     assert (e.value.errno, e.value.mine, e.value.theirs) == (errno.EPROTO, aios.LEVEL, 0)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from aiosd.abi.inference import Chunk
+from aiosd.abi.inference import Chunk, DetectWatermark
 from tests.conftest import World
-from tests.daemon import Daemon, answer
+from tests.daemon import PATIENCE, ROOT, Daemon, answer
 from tests.system.agents import until
 from tests.system.writer import Writer, core
 
@@ -100,3 +104,36 @@ def test_a_bias_for_a_token_that_does_not_exist_is_refused(daemon: Daemon) -> No
     with Writer(daemon) as a, pytest.raises(OSError, match=r"logit_bias: .* 0\.\.259") as found:
         a.ask("tell", core="c", logit_bias={260: 1.0})
     assert found.value.errno == errno.EINVAL
+
+
+def test_a_watermark_is_found_by_its_own_kernel(daemon: Daemon) -> None:
+    with Writer(daemon) as a:
+        how = {"core": "c", "max_tokens": 300, "temperature": 1.0}
+        for seed in range(3):
+            plain = a.ask("tell", seed=seed, **how)
+            marked = a.ask("tell", seed=seed, watermark=True, **how)
+            found = a.call(DetectWatermark(token_ids=marked.token_ids))
+            assert found.marked and found.z > 4 and found.p < 1e-4 and found.core == "c"
+            assert a.call(DetectWatermark(text=marked.text)).marked
+            assert not a.call(DetectWatermark(token_ids=plain.token_ids)).marked
+        with pytest.raises(OSError, match="either text or token_ids"):
+            a.call(DetectWatermark())
+    key = daemon.state_dir / "watermark.key"
+    assert key.stat().st_mode & 0o777 == 0o600 and len(key.read_bytes()) == 32
+
+
+def test_aiosctl_says_whether_a_text_is_marked(daemon: Daemon) -> None:
+    with Writer(daemon) as a:
+        marked = a.ask("tell", core="c", max_tokens=300, temperature=1.0, watermark=True)
+    command = [sys.executable, "-m", "aiosh", "--socket", daemon.socket, "watermark"]
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk'}"}
+
+    def said(text: str, *more: str) -> str:
+        done = subprocess.run(
+            [*command, *more], input=text, capture_output=True, text=True, env=environ,
+            timeout=PATIENCE, check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    assert json.loads(said(marked.text, "--json"))["marked"] is True
+    assert "no" in said("nobody has marked this text, which a person wrote").splitlines()[0]
