@@ -25,6 +25,7 @@ def activity(
     if best is None:
         return Activity(kv_ram=kv_ram, kv_disk=kv_disk)
     order, place, waiting, _, generation = best
+    share, due = generation.context.core.standing.share(generation.aid)
     return Activity(
         state="RQS"[order],
         core=generation.context.core.name,
@@ -36,6 +37,8 @@ def activity(
         kv_disk=kv_disk,
         tokens_in=sum(g.prompt_tokens - g.cached_tokens for g in generations),
         tokens_out=sum(len(g.tokens) for g in generations),
+        share=share,
+        due=due,
     )
 
 
@@ -48,7 +51,7 @@ def _rank(
     if runs(context):
         return (0, -1, "", cid, generation)
     if cid in core.policy and cid not in core.policy.running:
-        return (1, core.place(cid), f"core:{core.name}", cid, generation)
+        return (1, core.standing.place(cid), f"core:{core.name}", cid, generation)
     if cid in core.policy:
         return (1, 0, f"core:{core.name}", cid, generation)
     why = "reader" if "reader" in context.sequence.holds else f"core:{core.name}"

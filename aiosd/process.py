@@ -35,7 +35,8 @@ class Activity:
 
     state: R running on a core, Q queued, S sleeping. waiting: the wait channel. queue: place among
     the queued, 0 is next. slot: -1 when in none. tokens_per_s: of the running request. kv_ram and
-    kv_disk: bytes. tokens_in and tokens_out: of requests in flight, not accounted yet.
+    kv_disk: bytes. tokens_in and tokens_out: of requests in flight, not accounted yet. share: the
+    part of its core that it has got lately, due: the part that is due to it.
     """
 
     state: str = "S"
@@ -48,6 +49,8 @@ class Activity:
     kv_disk: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    share: float = 0.0
+    due: float = 0.0
 
 
 ASLEEP: Final = Activity()
@@ -274,4 +277,6 @@ class Process:
             exit_reason=end.reason if end else "",
             tokens_per_s=activity.tokens_per_s,
             usage=self.usage(activity),
+            share=activity.share,
+            due=activity.due,
         )

@@ -63,8 +63,7 @@ def take(*, everyone: bool) -> Picture:
 
 
 def _print(picture: Picture, json: bool) -> None:
-    from aiosh.ps import COLUMNS
-    from aiosh.topview import header, ordered
+    from aiosh.topview import columns, header, ordered
 
     if json:
         tables.print_json_line(
@@ -73,4 +72,4 @@ def _print(picture: Picture, json: bool) -> None:
         return
     for line in header(picture):
         print(line)
-    tables.show(COLUMNS, ordered(picture.agents, "P"), json=False)
+    tables.show(columns(), ordered(picture.agents, "P"), json=False)

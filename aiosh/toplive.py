@@ -28,9 +28,8 @@ from prompt_toolkit.output.color_depth import ColorDepth
 from prompt_toolkit.styles import Style
 
 from aiosh import link, signals, tables
-from aiosh.ps import COLUMNS
 from aiosh.top import take
-from aiosh.topview import KEYS, ORDERS, Picture, header, ordered
+from aiosh.topview import KEYS, ORDERS, Picture, columns, header, ordered
 
 if TYPE_CHECKING:
     from aios import Agent, Kernel
@@ -147,7 +146,7 @@ class Top:
         first = next((i for i, row in enumerate(rows) if row is chosen), 0)
         begin = max(0, first - max(1, room) + 1)
         shown = rows[begin : begin + max(1, room)]
-        head, *cells = tables.layout(COLUMNS, shown, size.columns, colour=False)
+        head, *cells = tables.layout(columns(), shown, size.columns, colour=False)
         styled: StyleAndTextTuples = [("class:head", head.ljust(size.columns) + "\n")]
         for row, line in zip(shown, cells, strict=True):
             style = "class:chosen" if row is chosen else f"class:state.{row.state.lower()}"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aiosh import tables
-from aiosh.ps import elapsed
+from aiosh.ps import COLUMNS, elapsed
+from aiosh.tables import Column
 
 if TYPE_CHECKING:
     from aios import Agent, Core, Sched, SystemInfo
@@ -68,6 +69,16 @@ def header(picture: Picture) -> list[str]:
         f" KV in RAM {tables.size(info.kv_ram)} of {limit}; kernel {tables.size(info.rss)}",
         *(_core(core) for core in picture.cores),
     ]
+
+
+def columns() -> list[Column[Agent]]:
+    """Return ps's columns, with what agents get of their core beside what is due to them."""
+    at = next(n for n, column in enumerate(COLUMNS) if column.head == "RAM/DISK")
+    return [*COLUMNS[:at], Column("GOT/DUE", _share, right=True), *COLUMNS[at:]]
+
+
+def _share(row: Agent) -> str:
+    return f"{row.share:.0%}/{row.due:.0%}" if row.share >= 0.005 or row.due else ""
 
 
 STATES: Final = [

@@ -47,6 +47,8 @@ class Agent(Record, frozen=True):
     state: R running on a core, Q runnable and queued, S sleeping, T stopped, Z zombie, X dead.
     waiting: the wait channel, such as "core", "program", "reader". queue: place among the queued,
     0 is next, -1 when not queued. slot: -1 when in none. pid: 0 when it has no process of ours.
+    share: the part (0 to 1) of its core's tokens, of prompts and replies, that it has got in the
+    last seconds; due: the part that fair shares would give it now.
     """
 
     aid: int
@@ -74,6 +76,8 @@ class Agent(Record, frozen=True):
     exit_reason: str
     tokens_per_s: float
     usage: Usage
+    share: float = 0.0
+    due: float = 0.0
 
 
 class Started(Record, frozen=True):

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from aiosd.cores.sequence import Sequence
 from aiosd.cores.tiers import Tiers
 from aiosd.engine.protocol import CoreSetup
 from aiosd.sched import Task
+from aiosd.sched.due import Parties
 
 log = logging.getLogger(__name__)
 
@@ -258,6 +259,7 @@ class Cores:
         self.sched = new
         for core in self._cores.values():
             core.change_policy(new.policy, **_options(new))
+            core.standing.parties = _parties(new)
 
     def rows(self) -> list[abi.Core]:
         """Describe every core."""
@@ -306,6 +308,7 @@ class Cores:
             self._listener,
             self._secret,
         )
+        core.standing.parties = _parties(self.sched)
         self._cores[config.name] = core
         self._drivers[config.name] = config.driver
         self._refused.pop(config.name, None)
@@ -349,23 +352,27 @@ class Cores:
 
 def _options(settings: SchedConfig) -> dict[str, Any]:
     """Return what a policy is made with: of all settings those that it takes."""
-    find = configuration.find_user
+    parties = _parties(settings)
     given = {
         "quantum": settings.quantum,
         **{name: getattr(settings, name) for name in TUNABLE},
-        "groups": settings.share_by == "user",
-        "members": {
-            uid: group
-            for group, users in settings.groups.items()
-            for user in users
-            if (uid := find(user)) is not None
-        },
-        "weights": {
-            name if name in settings.groups else find(name): weight
-            for name, weight in settings.weights.items()
-        },
+        "groups": parties.groups,
+        "members": parties.members,
+        "weights": parties.weights,
     }
     return {name: value for name, value in given.items() if sched.takes(settings.policy, name)}
+
+
+def _parties(settings: SchedConfig) -> Parties:
+    """Return who shares with whom; a user who is gone meanwhile shares alone."""
+    find = configuration.find_user
+    named = [(find(user), group) for group, users in settings.groups.items() for user in users]
+    weights: dict[Hashable, float] = {
+        name if name in settings.groups else find(name): weight
+        for name, weight in settings.weights.items()
+    }
+    members = {uid: group for uid, group in named if uid is not None}
+    return Parties(settings.share_by == "user", members, weights)
 
 
 def setup_key(setup: CoreSetup) -> str:

@@ -23,6 +23,7 @@ from aiosd import sched
 from aiosd.cores.placement import Placement
 from aiosd.cores.rate import Rate
 from aiosd.cores.sequence import Sequence
+from aiosd.cores.standing import Standing
 from aiosd.cores.tiers import Tiers
 from aiosd.cores.worker import Worker
 from aiosd.engine import protocol
@@ -88,6 +89,7 @@ class LocalCore:
         self.requests = self.restarts = self.preemptions = 0
         self.tokens_in = self.tokens_out = 0
         self.step_s = self.device_s = 0.0
+        self.standing = Standing(lambda: self.policy)
         self.placement = Placement(setup.slots, tiers, self._command, self._fell_back)
         self._nice = nice
         self._listener = listener
@@ -99,7 +101,6 @@ class LocalCore:
         self._last_ticket = 0
         self._deaths = 0
         self._scheduled = False
-        self._places: dict[int, int] | None = None
         self.draining = False
         self._rate = Rate(RATE_SPAN)
         self._watchdog: asyncio.TimerHandle | None = None
@@ -365,19 +366,6 @@ class LocalCore:
 
     # Scheduling.
 
-    def place(self, cid: int) -> int:
-        """Return a sequence's place in the run queue, 0 is next; -1 when it doesn't queue.
-
-        All places are counted once a turn of the loop, so that a list of all agents costs one walk.
-        """
-        if self._places is None:
-            self._places = {id: place for place, id in enumerate(self.policy.order())}
-            self._loop.call_soon(self._forget_places)
-        return self._places.get(cid, -1)
-
-    def _forget_places(self) -> None:
-        self._places = None
-
     def _enqueue(self, sequence: Sequence) -> None:
         pending = len(sequence.tokens) - sequence.kv
         self.policy.add(Task(sequence.cid, sequence.aid, sequence.nice, sequence.uid, pending))
@@ -507,6 +495,7 @@ class LocalCore:
         self.tokens_in += prefill
         if cid in self.policy:
             self.policy.charge(cid, prefill, decode)
+        self.standing.computed(sequence.aid, count, began)
         if sequence.sink is not None:
             sequence.sink.computed(kind, start, end, began)
 

@@ -161,10 +161,10 @@ def test_an_urgent_request_preempts_and_a_held_one_frees_its_slot(bench: MakeBen
 
 
 def test_the_order_of_prefill_follows_the_policy(bench: MakeBench) -> None:
-    """Two long prompts: under mlfq the first sinks as it is computed, and the second goes on."""
+    """Two long prompts: under fair they are computed in turns."""
 
     async def main() -> None:
-        async with bench(policy="mlfq", quantum=64, prefill_ms=3, eog=0.0, slots=2) as b:
+        async with bench(policy="fair", prefill_ms=3, eog=0.0, slots=2) as b:
             await b.core.start()
             one, first = await b.submit("a" * 1600, max_tokens=1)
             two, second = await b.submit("b" * 1600, max_tokens=1)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from aiosd import sched
 from aiosd.sched import shares
+from aiosd.sched.due import Parties
 from aiosd.sched.fair import CREDIT, Fair
 from aiosd.sched.weights import weight
 from tests.sched.tiny_core import TinyCore, a_task
@@ -208,3 +209,15 @@ def test_the_first_in_order_is_the_next_to_start(
         started = core.plan().start
         assert not started or started[0] == head
         core.step()
+
+
+def test_what_is_due() -> None:
+    tasks = [a_task(0, aid=1, uid=1), a_task(1, aid=2, uid=1), a_task(2, aid=2, uid=1)]
+    tasks += [a_task(3, aid=3, uid=2, nice=5), a_task(4, aid=4, uid=3)]
+    by_user = Parties(members={2: "lab", 3: "lab"}, weights={"lab": 3}).due(tasks)
+    assert {1: by_user[1], 2: by_user[2]} == {1: 1 / 8, 2: 1 / 8}
+    assert by_user[3] / by_user[4] == pytest.approx(weight(5))
+    assert sum(by_user.values()) == pytest.approx(1)
+    by_agent = Parties(groups=False).due(tasks)
+    assert by_agent[1] == by_agent[2] == by_agent[4] == pytest.approx(1 / (3 + weight(5)))
+    assert Parties().due([]) == {}

@@ -257,6 +257,26 @@ def test_the_queues_show_what_the_caller_may_see(make: MakeDaemon) -> None:
             writer.finish(one)
 
 
+def test_what_agents_get_beside_what_is_due(make: MakeDaemon) -> None:
+    daemon = make(config(slots=1, sched='policy = "fair"\nquantum = 4', step_ms=1))
+    with Writer(daemon, "a") as a, Writer(daemon, "b") as b, daemon.connect() as person:
+        person.call(SetPriority(b.aid, 5))
+        wanted = {w: w.submit(**LONG) for w in (a, b)}
+
+        def even() -> bool:
+            mine, other = (agent(person, w.aid) for w in (a, b))
+            assert mine.share + other.share <= 1.001
+            return abs(mine.share - 0.753) < 0.1 and abs(other.share - 0.247) < 0.1
+
+        until(even, "each has got its share")
+        dues = [round(agent(person, w.aid).due, 3) for w in (a, b)]
+        assert dues == [0.753, 0.247]
+        for writer, one in wanted.items():
+            writer.cancel(one)
+            writer.finish(one)
+        assert agent(person, a.aid).due == 0
+
+
 def test_a_reload_changes_the_policy(make: MakeDaemon) -> None:
     daemon = make(config(sched='policy = "fifo"'))
     with Watcher(daemon, "kernel.reload") as watcher, daemon.connect() as person:
