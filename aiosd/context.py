@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,9 @@ from aiosd.access import Access, Caller
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import DISK, RAM, Place, Sequence
 from aiosd.engine import runs as record
+from aiosd.engine.protocol import SHIFT
 from aiosd.journal import ContextRow, Journal
+from aiosd.window import Window
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +41,7 @@ class Context:
     sequence: Sequence
     core: LocalCore
     busy: bool = False
-    policy: str = "error"
+    window: Window = field(default_factory=Window)
     exact: bool = True
     fingerprint: str = ""
     gone: bool = False
@@ -48,11 +51,11 @@ class Context:
 
     def meta(self) -> dict[str, Any]:
         """Return what the journal keeps beside tokens and history: JSON, a fresh dict."""
-        return {"policy": self.policy, "exact": self.exact}
+        return {"exact": self.exact, "window": self.window.meta()}
 
     def take_meta(self, meta: dict[str, Any]) -> None:
         """Take back what `meta` gave, under this kernel or an earlier one that knew less."""
-        self.policy = meta.get("policy", self.policy)
+        self.window = Window.of(meta.get("window", {"policy": meta.get("policy", "error")}))
         self.exact = meta.get("exact", self.exact)
 
     def record(self) -> ContextRow:
@@ -83,13 +86,24 @@ class Context:
         before, self.fingerprint = self.fingerprint, self.core.loaded.fingerprint
         moved = before not in ("", self.fingerprint)
         if moved and self.sequence.kv:
-            self.core.placement.drop_snapshot(self.sequence)
             tokens = self.sequence.tokens
-            self.sequence.restart(
-                [tokens[at] for at in record.window(tokens, self.sequence.history)]
-            )
+            self.restart(record.window(tokens, self.sequence.history), tokens)
             self.exact = False
         return moved
+
+    def restart(self, kept: list[int], tokens: list[int], inserted: Iterable[int] = ()) -> None:
+        """Begin anew with those of the tokens that are at these indices; its KV is void.
+
+        inserted: tokens that come right behind the system prompt.
+        """
+        window, sequence, more = self.window, self.sequence, list(inserted)
+        system = bisect_left(kept, window.head)
+        window.slid += sum(run.kind == SHIFT for run in sequence.history)
+        window.restart(kept, len(tokens), len(more))
+        self.core.placement.drop_snapshot(sequence)
+        sequence.restart(
+            [*(tokens[at] for at in kept[:system]), *more, *(tokens[at] for at in kept[system:])]
+        )
 
     @property
     def certain(self) -> bool:
@@ -131,12 +145,12 @@ class Context:
             aid=sequence.aid,
             core=self.core.name,
             tier=self.tier,
-            tokens=len(sequence.tokens),
-            kv=sequence.held,
+            tokens=sequence.length,
+            kv=sequence.cells(sequence.held),
             limit=self.core.setup.n_ctx,
             bytes=self.kv_ram,
             slot=sequence.slot,
-            policy=self.policy,
+            policy=self.window.policy,
             exact=self.certain,
             created=self.created,
             used=self.used,
@@ -145,6 +159,11 @@ class Context:
             disk=self.kv_disk,
             snapshots=self.snapshots,
             note=sequence.note,
+            length=self.window.before + len(sequence.tokens),
+            slid=self.window.slid + sum(run.kind == SHIFT for run in sequence.history),
+            truncated=self.window.truncated,
+            summarized=self.window.summarized,
+            expanded=self.window.expanded,
         )
 
 
@@ -181,12 +200,16 @@ class Contexts:
             raise FileNotFoundError(errno.ENOENT, f"no context {cid}: {reason}")
         return context
 
-    def create(self, core: LocalCore, aid: int, uid: int, nice: int) -> Context:
-        """Make an empty context on a core; raises OSError(EAGAIN) when the agent has too many."""
+    def create(
+        self, core: LocalCore, aid: int, uid: int, nice: int, policy: str = "error"
+    ) -> Context:
+        """Make an empty context on a core; raises OSError(EAGAIN) when the agent has too many.
+
+        policy: what it does when its window is full.
+        """
         self._make_room(aid)
-        return self._enter(
-            Context(Sequence(cid=self._new_cid(), aid=aid, uid=uid, nice=nice), core)
-        )
+        sequence = Sequence(cid=self._new_cid(), aid=aid, uid=uid, nice=nice)
+        return self._enter(Context(sequence, core, window=Window(policy=policy)))
 
     def restore(self, row: ContextRow, core: LocalCore, nice: int) -> Context:
         """Make a context of an earlier kernel again, its KV yet to be found or computed."""
@@ -212,6 +235,11 @@ class Contexts:
     def sequences(self) -> dict[int, Sequence]:
         """Return all sequences by context id."""
         return {cid: context.sequence for cid, context in self._all.items()}
+
+    async def keep(self, context: Context) -> None:
+        """Make a context durable as it is, once it holds something."""
+        if context.sequence.tokens:
+            await self._journal.save([context.record()])
 
     async def save(self, aid: int) -> None:
         """Make an agent's contexts durable as they are. Raises OSError when the disk fails."""

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from aiosd import again
+from aiosd import window as windows
 from aiosd.abi.inference import Chunk, LlmGenerate, Timing, TokenUsage
 from aiosd.abi.inference import Generation as Result
 from aiosd.context import Context
@@ -36,11 +37,13 @@ class Generation:
     """One request. Times are monotonic seconds; waiting and turnaround as the paper has them.
 
     on_start, on_token (with the text that became final) and on_end tell its owner, once each
-    except on_token. preparing, kept, begun and stored belong to the owner: the task that turns the
-    request into tokens, the entry of its key, and when its beginning and its end are on disk.
-    known: of a request that an earlier kernel began, the tokens that were on record; -1: of ours.
-    certain: of how many tokens it is certain that whoever read them under an earlier kernel read
-    these very ones; -1: of all, since the core promises it.
+    except on_token; on_full (with the text that would be final if it ended here) that there is no
+    room in its context to go on. goal: what its core was given to do last. preparing, kept, begun
+    and stored belong to the owner: the task that turns the request into tokens, the entry of its
+    key, and when its beginning and its end are on disk. known: of a request that an earlier kernel
+    began, the tokens that were on record; -1: of ours. certain: of how many tokens it is certain
+    that whoever read them under an earlier kernel read these very ones; -1: of all, since the core
+    promises it.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Generation:
         on_start: Callable[[Generation], None],
         on_token: Callable[[Generation, str], None],
         on_end: Callable[[Generation], None],
+        on_full: Callable[[Generation, str], None],
     ) -> None:
         self.rid = rid
         self.aid = aid
@@ -60,6 +64,7 @@ class Generation:
         self._on_start = on_start
         self._on_token = on_token
         self._on_end = on_end
+        self._on_full = on_full
         self.submitted = time.monotonic()
         self.submitted_at = time.time()
         self.started = 0.0
@@ -79,6 +84,7 @@ class Generation:
         self.begun: asyncio.Future[None] | None = None
         self.stored: asyncio.Future[None] | None = None
         self.known = self.certain = -1
+        self.goal: Goal | None = None
         self._readers: dict[object, int] = {}  # tokens that each caller's stream has taken
         self._over = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
@@ -105,7 +111,7 @@ class Generation:
 
     def progress(self) -> dict[str, Any]:
         """Return what `take_progress` goes on from: plain values, a fresh dict. Unix times."""
-        goal, loop = self.context.sequence.goal, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         due = None if self._deadline is None else time.time() + self._due - loop.time()
         return {
             "prompt_tokens": self.prompt_tokens,
@@ -113,7 +119,7 @@ class Generation:
             "tokens": self.tokens.copy(),
             "texts": self.texts.copy(),
             "logprobs": self.logprobs.copy(),
-            "goal": goal,
+            "goal": self.goal,
             "started": self._moment(self.started),
             "first_token": self._moment(self.first_token),
             "due": due,
@@ -148,7 +154,8 @@ class Generation:
         if self._left is not None:
             due, left = progress["due"], progress["left"]
             self._left = left if due is None else max(0.0, due - time.time())
-        return msgspec.convert(progress["goal"], Goal | None)
+        self.goal = msgspec.convert(progress["goal"], Goal | None)
+        return self.goal
 
     def _moment(self, monotonic: float) -> float:
         return self.submitted_at + monotonic - self.submitted if monotonic else 0.0
@@ -174,8 +181,7 @@ class Generation:
             self.tail += token.text
         self._on_token(self, token.text)
         if token.finish == "window":
-            self.tail += token.tail
-            self._end("length")
+            self._on_full(self, token.tail)
         elif token.finish:
             self._end(token.finish)
         else:
@@ -188,6 +194,10 @@ class Generation:
         if not self.done:
             self.error = OSError(code, message)
             self._end("cancelled")
+
+    def broken(self, error: Exception) -> None:
+        """The kernel itself can't go on with it."""
+        self.failed(errno.EIO, f"llm_generate: the kernel failed on it: {error!r}")
 
     # What others ask of it.
 
@@ -202,6 +212,13 @@ class Generation:
             self.context.core.cancel(self.context.sequence)
             self.reason = reason
             self._end("cancelled")
+
+    def filled(self, tail: str) -> None:
+        """End it: its context's window is full. tail: text that is final with that."""
+        if not self.done:
+            self.tail += tail
+            self.reason = "window"
+            self._end("length")
 
     def stop_clock(self) -> None:
         """Stop counting towards the deadline (its agent is suspended)."""
@@ -353,6 +370,8 @@ def check(args: LlmGenerate) -> None:
             "llm_generate: give either prompt or messages, not empty; without both a context is "
             "continued, and none was named",
         )
+    if args.window:
+        windows.check(args.window)
     if args.raw and args.messages:
         raise OSError(errno.EINVAL, "llm_generate: raw goes with prompt, not with messages")
     if args.schema is not None and args.grammar:

@@ -29,7 +29,7 @@ from aiosd.config import Config
 from aiosd.context import Context, Contexts
 from aiosd.cores.dispatcher import Cores
 from aiosd.cores.rate import Rate
-from aiosd.engine.protocol import Goal, Sampling
+from aiosd.engine.protocol import Goal, Sampling, Tokens
 from aiosd.generation import Generation, check, unbuilt
 from aiosd.journal import Journal, RequestRow
 from aiosd.keys import Kept, Keys
@@ -38,6 +38,7 @@ from aiosd.ledger import Ledger
 from aiosd.order import Order
 from aiosd.process import ASLEEP, Activity, Process
 from aiosd.revival import revive
+from aiosd.room import Room
 from aiosd.series import Series
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class Inference:
         self._admission = Admission(config.agents)
         self._rates: dict[int, Rate] = {}
         self._audience = Audience(table)
-        self.managers = (self, self.contexts, self._audience)
+        self._room = Room(cores, self.contexts, events)
+        self.managers = (self, self.contexts, self._audience, self._room)
 
     async def boot(self) -> None:
         """Go on with the numbers of requests and contexts where the last kernel stopped."""
@@ -185,7 +187,8 @@ class Inference:
     def _generation(
         self, rid: int, aid: int, args: abi.LlmGenerate, context: Context
     ) -> Generation:
-        return Generation(rid, aid, args, context, self._started, self._token, self._ended)
+        tell = self._started, self._token, self._ended, self._full
+        return Generation(rid, aid, args, context, *tell)
 
     def _enter(self, generation: Generation, kept: Kept | None, stopped: bool) -> None:
         """Enter a request in the books."""
@@ -227,7 +230,11 @@ class Inference:
         """Return the context to work on: a fresh one, or the caller's own that it names."""
         if not args.context:
             core = self.cores.choose(args.core, args.needs)
-            return self.contexts.create(core, process.aid, process.uid, process.nice)
+            policy = args.window or self._config.context.policy
+            return self.contexts.create(core, process.aid, process.uid, process.nice, policy)
+        if args.window:
+            text = "llm_generate: window: it is for a fresh context; set_context changes another's"
+            raise OSError(errno.EINVAL, text)
         context = self.contexts.get(args.context)
         if context.sequence.aid != process.aid:
             raise PermissionError(
@@ -261,26 +268,44 @@ class Inference:
             self.contexts.move(context, home)
 
     async def _go_on(self, generation: Generation, goal: Goal) -> None:
-        """Give a request that an earlier kernel began to its core, once that is loaded."""
-        context, core = generation.context, generation.context.core
+        """Give a request that has been on its core before to it again, once there is room."""
+        context = generation.context
         try:
-            await core.ready()
-            core.check()
-            before = len(context.sequence.tokens)
-            generation.fit()
-            dropped = before - len(context.sequence.tokens)  # what had slid out of its window
-            goal = msgspec.structs.replace(goal, prompt_len=max(0, goal.prompt_len - dropped))
-            if context.sequence.length >= core.setup.n_ctx and goal.slide is None:
-                raise OSError(
-                    errno.ENOSPC,
-                    f"llm_generate: context {context.cid} holds {context.sequence.length} "
-                    f"tokens, the window of core {core.name} is {core.setup.n_ctx} since aiosd was "
-                    "restarted; give it the n_ctx that it had",
-                )
-            context.sequence.sink, context.sequence.goal = generation, goal
-            core.submit(context.sequence)
+            await context.core.ready()
+            context.core.check()
+            goal = await self._room.go_on(generation, goal)
+            sequence = context.sequence
+            await context.core.placement.settle(sequence)
+            generation.goal = sequence.goal = goal
+            sequence.sink = generation
+            context.core.submit(sequence)
+            self.journal.touch(generation)
         except OSError as error:
             generation.failed(error.errno or errno.EIO, error.strerror or str(error))
+        except Exception as error:
+            log.exception("request %d can't go on", generation.rid)
+            generation.broken(error)
+
+    def _full(self, generation: Generation, tail: str) -> None:
+        """A generation has used the last cell of its window: it ends, or room is made."""
+        if generation.context.window.policy == "error":
+            generation.filled(tail)
+        else:
+            work = self._find_room(generation, tail)
+            generation.preparing = asyncio.get_running_loop().create_task(work)
+
+    async def _find_room(self, generation: Generation, tail: str) -> None:
+        try:
+            assert generation.goal is not None
+            goal = await self._room.go_on(generation, generation.goal)
+        except OSError as error:
+            log.warning("context %d: %s", generation.context.cid, error.strerror or error)
+            generation.filled(tail)
+        except Exception as error:
+            log.exception("request %d can't go on", generation.rid)
+            generation.broken(error)
+        else:
+            await self._go_on(generation, goal)
 
     async def _prepare(self, generation: Generation) -> None:
         """Turn the request into tokens and give it to its core; an error ends it.
@@ -292,15 +317,18 @@ class Inference:
         sequence = context.sequence
         try:
             grammar = await self._grammar(context, args)
-            tokens = await self._tokens(context, args)
+            read = await self._tokens(context, args)
             await self._order.turn(generation, self._table.get(generation.aid).nice)
             await context.core.placement.settle(sequence)
-            self._submit(generation, tokens, grammar)
+            known = context.fingerprint
+            self._submit(generation, await self._room.enter(generation, read), grammar)
+            if context.fingerprint != known:  # by which core is on record before a token is sent
+                generation.begun = self.journal.flush() or generation.begun
         except OSError as error:
             generation.failed(error.errno or errno.EIO, error.strerror or str(error))
         except Exception as error:
-            log.exception("request %d can't be prepared", generation.rid)
-            generation.failed(errno.EIO, f"llm_generate: the kernel failed on it: {error!r}")
+            log.exception("request %d can't go on", generation.rid)
+            generation.broken(error)
 
     async def _grammar(self, context: Context, args: abi.LlmGenerate) -> str:
         """Return the grammar that a request's output must follow, "" when there is none."""
@@ -309,17 +337,17 @@ class Inference:
         schema = "" if args.schema is None else msgspec.json.encode(args.schema).decode()
         return await context.core.compile(args.grammar, schema)
 
-    async def _tokens(self, context: Context, args: abi.LlmGenerate) -> list[int]:
+    async def _tokens(self, context: Context, args: abi.LlmGenerate) -> Tokens:
         """Return the tokens that a request adds to its context; none when it only goes on."""
         if not args.prompt and not args.messages:
             await context.core.ready()
-            return []
+            return Tokens(0, [])
         messages = msgspec.json.encode(args.messages).decode() if args.messages else ""
         follow = bool(context.sequence.tokens)
-        tokens = await context.core.tokenize(args.prompt, messages, args.raw, follow)
-        if not tokens:
+        read = await context.core.read(args.prompt, messages, args.raw, follow)
+        if not read.tokens:
             raise OSError(errno.EINVAL, "llm_generate: prompt: it has no tokens")
-        return tokens
+        return read
 
     def _submit(self, generation: Generation, tokens: list[int], grammar: str) -> None:
         """Append the new tokens to the context and schedule it."""
@@ -329,19 +357,11 @@ class Inference:
             self._table.get(generation.aid),
         )
         context.core.check()
-        known = context.fingerprint
         generation.fit()
         sequence, window = context.sequence, context.core.setup.n_ctx
         length = len(sequence.tokens) + len(tokens)
         if not length:
             raise OSError(errno.EINVAL, "llm_generate: the context is empty; give a prompt")
-        if length >= window:
-            raise OSError(
-                errno.ENOSPC,
-                f"llm_generate: the prompt has {len(tokens)} tokens, context {context.cid} holds "
-                f"{len(sequence.tokens)}, the window of core {context.core.name} is {window}; "
-                "shorten the prompt or use a fresh context",
-            )
         sampled = 0 if tokens else sequence.reopen(context.core.setup.grid)
         generation.cached_tokens = sequence.kv
         generation.prompt_tokens = length
@@ -349,18 +369,18 @@ class Inference:
         sequence.tokens.extend(tokens)
         sequence.nice = process.nice
         sequence.sink = generation
-        sequence.goal = Goal(
+        generation.goal = sequence.goal = Goal(
             prompt_len=length,
-            max_tokens=min(wanted, window - length),
+            max_tokens=wanted,
             sampling=_sampling(args),
             stop=list(args.stop),
             sampled=sampled,
             grammar=grammar,
+            before=context.window.before,
+            slide=self._room.slide(context),
         )
         context.core.submit(sequence)
         self.journal.touch(generation)
-        if context.fingerprint != known:  # by which core is on record before a token is sent
-            generation.begun = self.journal.flush() or generation.begun
 
     async def _read(self, generation: Generation, seen: int, stream: Stream) -> None:
         """Send a generation's tokens as they come, no faster than the reader takes them."""

@@ -128,7 +128,8 @@ class Core(Section, frozen=True, kw_only=True):
 class Context(Section, frozen=True, kw_only=True):
     """[context]: where contexts are kept. The limits are bytes of KV in memory and on disk.
 
-    snapshot_limit: bytes of the files of named snapshots; max_snapshots: of one context.
+    snapshot_limit: bytes of the files of named snapshots; max_snapshots: of one context. policy:
+    what a fresh context does when its window is full.
     """
 
     ram_limit: Size = 2 << 30
@@ -137,6 +138,7 @@ class Context(Section, frozen=True, kw_only=True):
     max_snapshots: Annotated[int, Meta(ge=1, le=1 << 16)] = 16
     kv_dir: Place = ""
     max_per_agent: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
+    policy: Literal["error", "truncate", "slide", "summarize", "expand", "expand-yarn"] = "error"
 
 
 class Rlimits(Section, frozen=True, kw_only=True):

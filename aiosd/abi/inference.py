@@ -15,6 +15,9 @@ Deadline = Annotated[
 Schema = Annotated[dict[str, Any], Meta(description="JSON Schema that the text must satisfy")]
 
 
+POLICY = "error, truncate, slide, summarize, expand or expand-yarn"
+
+
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message of a chat."""
 
@@ -47,7 +50,8 @@ class Timing(Record, frozen=True):
 class Generation(Record, frozen=True):
     """The result of a generation. finish_reason is "stop", "length" or "cancelled".
 
-    reason says why it was cancelled. context can be continued by a later request. exact says
+    reason says why it was cancelled; it is "window" when a reply of finish_reason "length" ended
+    because its context's window is full. context can be continued by a later request. exact says
     whether the core promises the tokens of a solo run. logprobs: of each token, when asked for.
     """
 
@@ -178,6 +182,14 @@ class LlmGenerate(Call, frozen=True):
             "before penalties, bias, a grammar and the temperature"
         ),
     ] = False
+    window: Annotated[
+        str,
+        Meta(
+            max_length=16,
+            description="of a fresh context, what happens when its window is full: "
+            f"{POLICY}; empty: as configured",
+        ),
+    ] = ""
 
 
 class Embeddings(Record, frozen=True):
@@ -234,7 +246,10 @@ class Context(Record, frozen=True):
     tier: slot, ram, disk or tokens. kv: how many of the tokens have their KV held. exact: whether
     its KV came to be as in a solo run. ram and disk: bytes in each; bytes: those in memory.
     shared: tokens at its beginning that it has in common with others. snapshots: how many points
-    it can go back to. note: what was lost of its KV last, and what it went back to.
+    it can go back to. note: what was lost of its KV last, and what it went back to. limit: tokens
+    that its window holds; policy: what happens when it is full. length: tokens that it has read and
+    written in its life, those that are no more in its window too. slid, truncated, summarized,
+    expanded: how often each has happened to it.
     """
 
     cid: int
@@ -256,6 +271,11 @@ class Context(Record, frozen=True):
     disk: int = 0
     snapshots: int = 0
     note: str = ""
+    length: int = 0
+    slid: int = 0
+    truncated: int = 0
+    summarized: int = 0
+    expanded: int = 0
 
 
 @syscall(72, reply=list[Context], needs="context", errors="ESRCH")
@@ -277,9 +297,7 @@ class SetContext(Call, frozen=True):
     """Set what a context does when its window is full."""
 
     context: Cid
-    policy: Annotated[
-        str, Meta(max_length=16, description="error, truncate, slide, summarize or expand")
-    ]
+    policy: Annotated[str, Meta(max_length=16, description=POLICY)]
 
 
 @syscall(75, reply=Context, needs="context", errors="ENOENT ENOMEM")

@@ -556,6 +556,7 @@ class SyncCalls:
         logit_bias: Mapping[int, float] = {},
         min_tokens: int = 0,
         logprobs: bool = False,
+        window: str = "",
     ) -> Generation: ...
 
     @overload
@@ -593,6 +594,7 @@ class SyncCalls:
         logit_bias: Mapping[int, float] = {},
         min_tokens: int = 0,
         logprobs: bool = False,
+        window: str = "",
     ) -> Stream[Chunk, Generation]: ...
 
     @overload
@@ -630,6 +632,7 @@ class SyncCalls:
         logit_bias: Mapping[int, float] = {},
         min_tokens: int = 0,
         logprobs: bool = False,
+        window: str = "",
     ) -> Generation | Stream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -666,6 +669,7 @@ class SyncCalls:
         logit_bias: Mapping[int, float] = {},
         min_tokens: int = 0,
         logprobs: bool = False,
+        window: str = "",
     ) -> Generation | Stream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -707,6 +711,8 @@ class SyncCalls:
         min_tokens: no end, and no stop string, before so many.
         logprobs: report each token's log-probability, in the model's own distribution: before
             penalties, bias, a grammar and the temperature.
+        window: of a fresh context, what happens when its window is full: error, truncate, slide,
+            summarize, expand or expand-yarn; empty: as configured.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -742,6 +748,7 @@ class SyncCalls:
             logit_bias=dict(logit_bias),
             min_tokens=min_tokens,
             logprobs=logprobs,
+            window=window,
         )
         finish = validated(schema)
         if stream:
@@ -781,7 +788,7 @@ class SyncCalls:
         """Set what a context does when its window is full.
 
         context: context id.
-        policy: error, truncate, slide, summarize or expand.
+        policy: error, truncate, slide, summarize, expand or expand-yarn.
 
         Raises OSError with ENOENT.
         """
@@ -1831,6 +1838,7 @@ class AsyncCalls:
         logit_bias: Mapping[int, float] = {},
         min_tokens: int = 0,
         logprobs: bool = False,
+        window: str = "",
     ) -> Coroutine[Any, Any, Generation]: ...
 
     @overload
@@ -1868,6 +1876,7 @@ class AsyncCalls:
         logit_bias: Mapping[int, float] = {},
         min_tokens: int = 0,
         logprobs: bool = False,
+        window: str = "",
     ) -> AsyncStream[Chunk, Generation]: ...
 
     @overload
@@ -1905,6 +1914,7 @@ class AsyncCalls:
         logit_bias: Mapping[int, float] = {},
         min_tokens: int = 0,
         logprobs: bool = False,
+        window: str = "",
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -1941,6 +1951,7 @@ class AsyncCalls:
         logit_bias: Mapping[int, float] = {},
         min_tokens: int = 0,
         logprobs: bool = False,
+        window: str = "",
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -1982,6 +1993,8 @@ class AsyncCalls:
         min_tokens: no end, and no stop string, before so many.
         logprobs: report each token's log-probability, in the model's own distribution: before
             penalties, bias, a grammar and the temperature.
+        window: of a fresh context, what happens when its window is full: error, truncate, slide,
+            summarize, expand or expand-yarn; empty: as configured.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -2017,6 +2030,7 @@ class AsyncCalls:
             logit_bias=dict(logit_bias),
             min_tokens=min_tokens,
             logprobs=logprobs,
+            window=window,
         )
         finish = validated(schema)
         if stream:
@@ -2055,7 +2069,7 @@ class AsyncCalls:
         """Set what a context does when its window is full.
 
         context: context id.
-        policy: error, truncate, slide, summarize or expand.
+        policy: error, truncate, slide, summarize, expand or expand-yarn.
 
         Raises OSError with ENOENT.
         """

@@ -1,0 +1,196 @@
+"""Room: what is done when a context's window is full, by its policy.
+
+A prompt that does not fit (`enter`) and a generation that has used the last cell (`go_on`) ask for
+room. error: there is none. truncate: the oldest turns go. slide: the KV shifts, in the worker; here
+only a record that has grown too long begins anew. summarize: the oldest turns are compressed, and
+kept where get_context finds them. expand: the context moves to a larger slot class.
+
+What must hold: a sequence that begins anew is settled; a context changes between two turns of the
+event loop or not at all, so that the journal never sees half of it; what is done follows from the
+context alone, so that it is the same in a solo run.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from aiosd import window as windows
+from aiosd.abi import inference as abi
+from aiosd.access import Caller
+from aiosd.context import Context, Contexts
+from aiosd.cores.dispatcher import Cores
+from aiosd.engine import runs
+from aiosd.engine.protocol import Goal, Slide, Tokens
+from aiosd.window import Window
+
+if TYPE_CHECKING:
+    from aiosd.events import Events
+    from aiosd.generation import Generation
+
+log = logging.getLogger(__name__)
+
+CHARACTER: Final = 4  # tokens that may belong to one character, at most
+
+
+class Room:
+    """Makes room in contexts."""
+
+    def __init__(self, cores: Cores, contexts: Contexts, events: Events) -> None:
+        self._cores = cores
+        self._contexts = contexts
+        self._events = events
+
+    async def enter(self, generation: Generation, read: Tokens) -> list[int]:
+        """Make room for a prompt; return the tokens that are to follow those of the context.
+
+        Raises OSError: ENOSPC when there is no way, EINVAL and ENOMEM as `expand`.
+        """
+        context, args = generation.context, generation.args
+        generation.fit()
+        trial, start = Window.of(context.window.meta()), len(context.sequence.tokens)
+        lead = 0 if args.raw or not start else trial.lead
+        trial.read(start, start + len(read.tokens), lead=lead, head=read.head)
+        if not start:
+            trial.lead = read.lead
+        return await self._fit(context, trial, read.tokens)
+
+    async def go_on(self, generation: Generation, goal: Goal) -> Goal:
+        """Make room for a generation that has none left; return what it goes on with.
+
+        Raises OSError as `enter`.
+        """
+        context = generation.context
+        sequence, tokens = context.sequence, context.sequence.tokens
+        await context.core.placement.settle(sequence)
+        generation.fit()
+        if sequence.length >= context.core.setup.n_ctx:
+            await self._fit(context, Window.of(context.window.meta()), [])
+        if sequence.tokens is not tokens:
+            goal = msgspec.structs.replace(
+                goal,
+                prompt_len=len(sequence.tokens),
+                said=list(generation.tokens),
+                sampled=0,
+                before=context.window.before,
+            )
+        generation.goal = msgspec.structs.replace(goal, slide=self.slide(context))
+        return generation.goal
+
+    def slide(self, context: Context) -> Slide | None:
+        """Return how a context slides, None when it does something else.
+
+        Raises OSError(EINVAL) for a core that can't.
+        """
+        if context.window.policy != "slide":
+            return None
+        core = context.core
+        if core.loaded is not None and not core.loaded.shifts:
+            raise OSError(
+                errno.EINVAL,
+                f"policy slide: the memory of core {core.name}'s model can't be shifted; "
+                "use truncate or summarize",
+            )
+        return windows.sliding(context.window, core.setup.n_ctx, core.setup.grid)
+
+    async def _fit(self, context: Context, trial: Window, new: list[int]) -> list[int]:
+        policy, size = trial.policy, context.core.setup.n_ctx
+        if policy == "slide":
+            return self._slide(context, trial, new)
+        if context.sequence.length + len(new) < size:
+            context.window = trial
+            return new
+        if policy == "error":
+            raise self._full(context, new)
+        return await self._truncate(context, trial, new)
+
+    def _full(self, context: Context, new: list[int]) -> OSError:
+        core = context.core
+        return OSError(
+            errno.ENOSPC,
+            f"llm_generate: the prompt has {len(new)} tokens, context {context.cid} holds "
+            f"{context.sequence.length}, the window of core {core.name} is {core.setup.n_ctx}; "
+            "shorten the prompt, use a fresh context, or let the window make room (set_context)",
+        )
+
+    # Truncate.
+
+    async def _truncate(self, context: Context, trial: Window, new: list[int]) -> list[int]:
+        """Let the oldest turns go."""
+        tokens = context.sequence.tokens + new
+        held = runs.window(tokens, context.sequence.history)
+        kept, inside = windows.truncation(trial, held, context.core.setup.n_ctx)
+        if inside:
+            system = bisect_left(kept, trial.head)
+            begun = kept[system : system + CHARACTER]
+            pieces = await context.core.pieces([tokens[at] for at in begun])
+            del kept[system : system + windows.whole(pieces)]
+            await context.core.placement.settle(context.sequence)
+        trial.truncated += 1
+        return self._restart(context, trial, kept, new)
+
+    # Slide.
+
+    def _slide(self, context: Context, trial: Window, new: list[int]) -> list[int]:
+        """Let it slide when it comes to that; begin anew where its record would be too long."""
+        sequence, slide = context.sequence, self.slide(context)
+        assert slide is not None
+        known = len(sequence.tokens)
+        if known + len(new) < slide.limit:
+            context.window = trial
+            return new
+        held = windows.slid(runs.window(sequence.tokens, sequence.history), slide)
+        if len(held) + len(new) >= slide.limit:
+            raise OSError(
+                errno.ENOSPC,
+                f"llm_generate: the prompt has {len(new)} tokens, a window of {slide.window} "
+                f"slides over {slide.limit} at most; shorten it",
+            )
+        trial.slid += 1
+        return self._restart(context, trial, [*held, *range(known, known + len(new))], new)
+
+    # All.
+
+    def _restart(
+        self,
+        context: Context,
+        trial: Window,
+        kept: list[int],
+        new: list[int],
+        inserted: list[int] | None = None,
+    ) -> list[int]:
+        """Begin a context anew with the tokens at these indices; return those of the prompt."""
+        sequence, tokens = context.sequence, context.sequence.tokens + new
+        known = len(sequence.tokens)
+        context.window = trial
+        context.restart(kept, tokens, inserted or ())
+        fresh = [tokens[at] for at in kept if at >= known]  # they are appended when it is submitted
+        del sequence.tokens[len(sequence.tokens) - len(fresh) :]
+        self._events.emit(
+            "context.full",
+            sequence.aid,
+            context=context.cid,
+            policy=trial.policy,
+            dropped=len(tokens) - len(kept),
+            kept=len(kept),
+        )
+        return fresh
+
+    # System calls.
+
+    async def sys_set_context(self, caller: Caller, args: abi.SetContext) -> abi.Context:
+        """Choose what a context does when its window is full; durable when answered."""
+        context = self._contexts.get(args.context)
+        windows.check(args.policy)
+        before, context.window.policy = context.window.policy, args.policy
+        try:
+            self.slide(context)
+        except OSError:
+            context.window.policy = before
+            raise
+        await self._contexts.keep(context)
+        return context.row()

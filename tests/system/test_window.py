@@ -1,0 +1,270 @@
+"""What happens when a context's window is full, through the door: by policy, to the token."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosd.abi.inference import Context, GetContext, SetContext, Turn
+from tests.daemon import Daemon
+from tests.system.test_generation import error_of
+from tests.system.writer import Writer, core
+
+WINDOW = 192
+FAKE = f"""
+[sched]
+policy = "rr"
+quantum = 4
+[[cores]]
+name = "c"
+driver = "fake"
+slots = 1
+n_ctx = {WINDOW}
+grid = 16
+options = {{eog = 0.0}}
+[[cores]]
+name = "stiff"
+driver = "fake"
+slots = 1
+n_ctx = {WINDOW}
+options = {{eog = 0.0, shifts = false}}
+"""
+REPLACING = ["truncate", "slide"]
+
+
+@pytest.fixture
+def daemon(state_dir: Path, runtime_dir: Path, kv_dir: Path) -> Iterator[Daemon]:
+    """Run a daemon whose core has one short slot, so that agents push each other out."""
+    with Daemon(state_dir, runtime_dir, kv_dir, config=FAKE) as running:
+        yield running
+
+
+def shown(a: Writer, context: int) -> Context:
+    """Return what get_context says."""
+    found = a.call(GetContext(context))
+    assert isinstance(found, Context)
+    return found
+
+
+def text_of(tokens: list[int]) -> str:
+    """Return what the fake core's tokens, which are bytes, say."""
+    return bytes(tokens).decode("utf-8", "replace")
+
+
+# n-1, n, n+1.
+
+
+@pytest.mark.parametrize("length", [WINDOW - 1, WINDOW, WINDOW + 1])
+def test_error(daemon: Daemon, length: int) -> None:
+    """A prompt needs a cell for what comes after it; a reply ends with the last one."""
+    with Writer(daemon) as a:
+        if length < WINDOW:
+            reply = a.ask("x" * length, max_tokens=9, core="c")
+            assert (len(reply.token_ids), reply.finish_reason, reply.reason) == (
+                1,
+                "length",
+                "window",
+            )
+            with error_of(errno.ENOSPC, "set_context"):
+                a.ask("y", context=reply.context)
+            assert shown(a, reply.context).tokens == WINDOW
+        else:
+            with error_of(errno.ENOSPC, str(length), str(WINDOW)):
+                a.ask("x" * length, core="c")
+
+
+@pytest.mark.parametrize("length", [WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW])
+@pytest.mark.parametrize("policy", REPLACING)
+def test_a_prompt_about_as_long_as_the_window(daemon: Daemon, policy: str, length: int) -> None:
+    with Writer(daemon) as a:
+        reply = a.ask("x" * length, max_tokens=60, window=policy, core="c")
+        assert (len(reply.token_ids), reply.finish_reason, reply.reason) == (60, "length", "")
+        assert reply.text == text_of(reply.token_ids)
+        now = shown(a, reply.context)
+        assert now.policy == policy and now.tokens <= now.limit == WINDOW
+        assert now.length == length + 60
+        assert (now.slid if policy == "slide" else now.truncated) >= 1
+        more = a.ask("y" * length, max_tokens=9, context=reply.context)
+        assert len(more.token_ids) == 9
+        assert shown(a, reply.context).length == 2 * length + 69
+
+
+@pytest.mark.parametrize("short", [-1, 0, 1])
+@pytest.mark.parametrize("policy", ["error", *REPLACING])
+def test_a_reply_about_as_long_as_the_window(daemon: Daemon, policy: str, short: int) -> None:
+    """The reply's last token takes the last cell but one, the last, and finds none."""
+    with Writer(daemon) as a:
+        reply = a.ask("x" * 100, max_tokens=WINDOW - 100 + short, window=policy, core="c")
+        now = shown(a, reply.context)
+        if policy == "error" and short == 1:
+            assert (len(reply.token_ids), reply.reason) == (WINDOW - 100, "window")
+        else:
+            assert (len(reply.token_ids), reply.reason) == (WINDOW - 100 + short, "")
+        made = now.slid if policy == "slide" else now.truncated
+        assert made == (short == 1 and policy == "truncate"), "room is made when it is needed"
+        assert now.length == 100 + len(reply.token_ids)
+
+
+# The middle of a character.
+
+
+@pytest.mark.parametrize("policy", REPLACING)
+def test_characters_and_stops_across_the_edge(daemon: Daemon, policy: str) -> None:
+    """Wherever the window ends, the text goes on in the middle of a character, and of a stop."""
+    with Writer(daemon) as a:
+        cut = 0
+        for start in range(150, 182, 3):
+            how: dict[str, Any] = {"window": policy, "temperature": 0.9, "seed": start, "core": "c"}
+            wanted = a.begin("x" * start, max_tokens=120, **how)
+            reply = a.finish(wanted)
+            assert a.seen[wanted] == reply.token_ids and a.text[wanted] == reply.text
+            assert reply.text == text_of(reply.token_ids)
+            edge = reply.token_ids[: WINDOW - start]
+            cut += "\ufffd" in text_of(edge)
+            around = text_of(reply.token_ids)[len(text_of(edge)) - 2 :][:4]
+            if "\ufffd" not in around:
+                stopped = a.ask("x" * start, max_tokens=120, stop=[around], **how)
+                assert stopped.finish_reason == "stop"
+                assert stopped.text == reply.text[: reply.text.index(around)]
+        assert cut, "no character was cut: take other prompts"
+
+
+def test_an_error_in_the_middle_of_a_character_says_so(daemon: Daemon) -> None:
+    with Writer(daemon) as a:
+        for start in range(150, 190):
+            how: dict[str, Any] = {"temperature": 0.9, "seed": start, "core": "c"}
+            reply = a.ask("x" * start, max_tokens=120, **how)
+            assert reply.reason == "window" and reply.text == text_of(reply.token_ids)
+            if reply.text.endswith("\ufffd"):
+                return
+        raise AssertionError("no character was cut: take other prompts")
+
+
+# Turns.
+
+
+@pytest.mark.parametrize("policy", REPLACING)
+def test_a_chat_goes_on_for_ever(daemon: Daemon, policy: str) -> None:
+    with Writer(daemon) as a:
+        turns = [Turn("system", "Be brief."), Turn("user", "hello")]
+        reply = a.ask("", messages=turns, raw=False, max_tokens=20, window=policy, core="c")
+        for number in range(40):
+            reply = a.ask(f"and {number}?", raw=False, max_tokens=20, context=reply.context)
+            assert len(reply.token_ids) == 20
+        now = shown(a, reply.context)
+        assert now.tokens <= WINDOW < now.length
+        assert (now.slid if policy == "slide" else now.truncated) > 3
+        assert now.exact
+
+
+# Exactness.
+
+
+@pytest.mark.parametrize("policy", REPLACING)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_it_equals_the_solo_run(daemon: Daemon, policy: str, temperature: float) -> None:
+    """Preempted, evicted, its worker killed, and the kernel too, around the edge of the window."""
+    how: dict[str, Any] = {"temperature": temperature, "seed": 3, "window": policy, "core": "c"}
+    with Writer(daemon) as a:
+        solo = a.ask("tell me of the sea " * 7, max_tokens=500, **how)
+        second = a.ask("and of the wind " * 4, max_tokens=100, context=solo.context)
+    with Writer(daemon, "b") as b, Writer(daemon, "other") as other:
+        wanted = b.begin("tell me of the sea " * 7, max_tokens=500, **how)
+        for count in (3, 57, 59, 61, 105, 111, 200, 230, 300, 401):
+            b.read_tokens(wanted, count)
+            other.ask("somebody else " * 5, max_tokens=7, core="c")
+            if count % 3 == 0:
+                os.kill(core(daemon).pid, signal.SIGKILL)
+        reply = b.finish(wanted)
+        assert b.seen[wanted] == reply.token_ids == solo.token_ids
+        assert reply.text == solo.text
+        more = b.begin("and of the wind " * 4, max_tokens=100, context=reply.context)
+        b.read_tokens(more, 50)
+        other.ask("somebody else " * 5, max_tokens=7, core="c")
+        assert b.finish(more).token_ids == second.token_ids
+        assert shown(b, reply.context).exact
+
+
+@pytest.mark.parametrize("policy", REPLACING)
+def test_it_goes_on_after_a_restart_of_the_kernel(daemon: Daemon, policy: str) -> None:
+    how: dict[str, Any] = {"temperature": 0.8, "seed": 5, "window": policy, "core": "c"}
+    with Writer(daemon) as a:
+        solo = a.ask("tell me of the sea " * 7, max_tokens=400, **how)
+        credential, aid = a.credential, a.aid
+    b = Writer(daemon, credential=credential)
+    wanted = b.begin("tell me of the sea " * 7, max_tokens=400, key="k", **how)
+    got = list(b.read_tokens(wanted, 70))
+    daemon.stop(signal.SIGKILL)
+    b.close()
+    daemon.start()
+    with Writer(daemon, credential=credential) as c:
+        assert c.aid == aid
+        again = c.begin("tell me of the sea " * 7, max_tokens=400, key="k", resume=len(got), **how)
+        reply = c.finish(again)
+        assert got + c.seen[again] == reply.token_ids == solo.token_ids
+        now, then = shown(c, reply.context), shown(c, solo.context)
+        assert (now.slid, now.truncated, now.length, now.exact) == (
+            then.slid, then.truncated, then.length, True,
+        )  # fmt: skip
+
+
+# Choosing.
+
+
+def test_the_policy_is_chosen_and_checked(daemon: Daemon) -> None:
+    with Writer(daemon) as a:
+        with error_of(errno.EINVAL, "truncate"):
+            a.ask("x", window="forget", core="c")
+        reply = a.ask("x" * 150, max_tokens=5, core="c")
+        assert shown(a, reply.context).policy == "error"
+        with error_of(errno.EINVAL, "fresh"):
+            a.ask("x", window="slide", context=reply.context)
+        assert a.call(SetContext(reply.context, "truncate")).policy == "truncate"
+        more = a.ask("y" * 100, max_tokens=50, context=reply.context)
+        assert len(more.token_ids) == 50 and shown(a, reply.context).truncated == 1
+        with error_of(errno.EINVAL, "policy"):
+            a.call(SetContext(reply.context, "forget"))
+
+
+def test_a_model_that_cant_shift_says_so(daemon: Daemon) -> None:
+    with Writer(daemon) as a:
+        with error_of(errno.EINVAL, "stiff", "shifted", "truncate"):
+            a.ask("x" * 9, window="slide", core="stiff")
+        reply = a.ask("x" * 9, max_tokens=3, core="stiff")
+        with error_of(errno.EINVAL, "shifted"):
+            a.call(SetContext(reply.context, "slide"))
+        assert shown(a, reply.context).policy == "error"
+
+
+def test_a_policy_changed_while_the_reply_grows_counts_at_the_edge(daemon: Daemon) -> None:
+    """From truncate to slide and back: what has shifted is as good a beginning as any."""
+    with Writer(daemon) as a, daemon.connect() as person:
+        wanted = a.begin("x" * 100, max_tokens=700, window="slide", core="c")
+        a.read_tokens(wanted, 150)
+        reply = a.finish(wanted)
+        assert shown(a, reply.context).slid >= 3
+        person.call(SetContext(reply.context, "truncate"))
+        more = a.ask("y" * 50, max_tokens=300, context=reply.context)
+        now = shown(a, reply.context)
+        assert len(more.token_ids) == 300 and now.truncated >= 1 and now.tokens <= WINDOW
+        person.call(SetContext(reply.context, "slide"))
+        last = a.ask("z" * 50, max_tokens=300, context=reply.context)
+        assert len(last.token_ids) == 300
+        assert shown(a, reply.context).slid > now.slid
+
+
+def test_the_configured_policy_is_taken(state_dir: Path, runtime_dir: Path, kv_dir: Path) -> None:
+    with Daemon(state_dir, runtime_dir, kv_dir, config=FAKE) as daemon:
+        daemon.stop()
+        with daemon.config.open("a") as file:
+            file.write('policy = "truncate"\n')
+        daemon.start()
+        with Writer(daemon) as a:
+            reply = a.ask("x" * 300, max_tokens=30, core="c")
+            assert shown(a, reply.context).policy == "truncate" and len(reply.token_ids) == 30
