@@ -51,12 +51,19 @@ class Context:
 
     def meta(self) -> dict[str, Any]:
         """Return what the journal keeps beside tokens and history: JSON, a fresh dict."""
-        return {"exact": self.exact, "window": self.window.meta()}
+        return {
+            "exact": self.exact,
+            "window": self.window.meta(),
+            "public": self.sequence.public,
+            "shared": self.sequence.shared,
+        }
 
     def take_meta(self, meta: dict[str, Any]) -> None:
         """Take back what `meta` gave, under this kernel or an earlier one that knew less."""
         self.window = Window.of(meta.get("window", {"policy": meta.get("policy", "error")}))
         self.exact = meta.get("exact", self.exact)
+        self.sequence.public = meta.get("public", 0)
+        self.sequence.shared = meta.get("shared", 0)
 
     def record(self) -> ContextRow:
         """Return all of it as it is at this moment, for the journal."""
@@ -154,6 +161,7 @@ class Context:
             exact=self.certain,
             created=self.created,
             used=self.used,
+            shared=sequence.shared,
             busy=self.busy,
             ram=self.kv_ram,
             disk=self.kv_disk,
@@ -256,6 +264,8 @@ class Contexts:
         core.placement.copy_snapshot(source, target)
         child.take_meta(parent.meta())
         child.fingerprint = parent.fingerprint
+        target.public, target.shared = source.public, target.held
+        core.sharing.enter(target)
         return child
 
     def forget(self, context: Context) -> None:

@@ -189,6 +189,10 @@ class Generation:
             if self._readers and len(self.tokens) - min(self._readers.values()) > AHEAD:
                 self.context.core.hold(self.context.sequence, "reader")
 
+    def shared(self, count: int) -> None:
+        """So many tokens of the prompt need not be computed: another sequence has done it."""
+        self.cached_tokens += count
+
     def failed(self, code: int, message: str) -> None:
         """The core can't go on with it."""
         if not self.done:

@@ -23,6 +23,7 @@ from aiosd import sched
 from aiosd.cores.placement import Placement
 from aiosd.cores.rate import Rate
 from aiosd.cores.sequence import Sequence
+from aiosd.cores.sharing import Sharing
 from aiosd.cores.standing import Standing
 from aiosd.cores.tiers import Tiers
 from aiosd.cores.worker import Worker
@@ -91,6 +92,7 @@ class LocalCore:
         self.step_s = self.device_s = 0.0
         self.standing = Standing(lambda: self.policy)
         self.placement = Placement(setup.slots, tiers, self._command, self._fell_back)
+        self.sharing = Sharing(setup.grid, self.placement, self._command)
         self._nice = nice
         self._listener = listener
         self._loop = asyncio.get_running_loop()
@@ -170,6 +172,7 @@ class LocalCore:
         """
         self._worker = None
         live = self.placement.died()
+        self.sharing.died()
         if self.state in ("removed", "failed"):
             return
         log.warning("core %s: worker died: %s", self.name, reason)
@@ -289,12 +292,14 @@ class LocalCore:
     def add(self, sequence: Sequence) -> None:
         """Take charge of a sequence; it computes nothing until it has a goal."""
         self.placement.sequences[sequence.cid] = sequence
+        self.sharing.enter(sequence)
 
     def submit(self, sequence: Sequence) -> None:
         """Schedule a settled sequence whose goal and sink have been set."""
         assert sequence.goal is not None and sequence.settled
         sequence.deaths = 0
         sequence.asked(time.monotonic())
+        self.sharing.enter(sequence)
         if not sequence.holds:
             self._enqueue(sequence)
 
@@ -337,6 +342,7 @@ class LocalCore:
     def forget(self, sequence: Sequence) -> None:
         """Drop a sequence with its goal, its KV and its buffers."""
         self.cancel(sequence)
+        self.sharing.leave(sequence)
         self.placement.forget(sequence)
         self._schedule()
 
@@ -392,7 +398,8 @@ class LocalCore:
             self._listener.preempted(self, self.placement.sequences[cid])
         for cid in plan.start:
             self._listener.started(self, self.placement.sequences[cid])
-        self.placement.reconcile(self.policy.running, self.policy.rank)
+        admitted = self.placement.reconcile(self.policy.running, self.policy.rank)
+        self.sharing.admitted(admitted)
 
     # What the worker says.
 
@@ -417,6 +424,7 @@ class LocalCore:
             case _:
                 if self.placement.hear(event):
                     self._schedule()
+                self.sharing.hear(event)
 
     def _answer(self, ticket: int, answer: Event, error: OSError | None) -> None:
         _, waiter = self._tickets.get(ticket, (None, None))
@@ -435,6 +443,7 @@ class LocalCore:
         self.loaded = event
         self.setup = msgspec.structs.replace(self.setup, verdict=event.verdict)
         self.placement.bytes_per_token = event.kv_bytes_per_token
+        self.sharing.exactly = not event.rolls_back
         self.state = "draining" if self.draining else "ready"
         if event.verdict:
             self._listener.verdict(self, event.verdict)
@@ -452,6 +461,7 @@ class LocalCore:
             self._schedule()
             return
         log.warning("core %s: context %d: %s", self.name, event.cid, event.message)
+        self.sharing.lost(sequence, event)
         sequence.deaths += 0 if event.path else 1  # a file is at fault once only
         if sequence.deaths >= DEATHS or event.errno == errno.EINVAL:
             self._fail(sequence, event.errno, event.message)
@@ -486,9 +496,14 @@ class LocalCore:
         sequence = self.placement.sequences.get(cid)
         if sequence is None:
             return
-        sequence.slot_kv = end
-        if sequence.goal is None or not sequence.record(kind, start, end, self.setup.grid):
-            return  # cancelled meanwhile (it is rolled back when it goes on), or a replay
+        sequence.slot_kv = max(sequence.slot_kv, end)  # it may have been told to share more
+        if sequence.goal is None:
+            return  # cancelled meanwhile: it is rolled back when it goes on
+        new = sequence.record(kind, start, end, self.setup.grid)
+        if kind == PREFILL and end % self.setup.grid == 0:
+            self.sharing.computed(sequence, end)
+        if not new:
+            return  # a replay
         sequence.deaths = 0
         count = end - start
         prefill, decode = (count, 0) if kind == PREFILL else (0, count)

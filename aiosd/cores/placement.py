@@ -73,8 +73,11 @@ class Placement:
         """The sequences that the worker runs."""
         return [s for s in self._inside.values() if s.place is Place.LIVE]
 
-    def reconcile(self, running: Set[int], rank: Callable[[int], int]) -> None:
-        """Make the worker run exactly these sequences, as far as earlier commands are answered."""
+    def reconcile(self, running: Set[int], rank: Callable[[int], int]) -> list[Sequence]:
+        """Make the worker run exactly these sequences, as far as earlier commands are answered.
+
+        Returns those that came on the core with it.
+        """
         leave = [s for s in self.live() if s.cid not in running]
         enter = [s for cid in running if (s := self.sequences[cid]).settled]
         enter.sort(key=lambda s: rank(s.cid))
@@ -87,6 +90,7 @@ class Placement:
             if sequence.place is Place.PARKED or self.resident < self.slots:
                 self._admit(sequence, rank(sequence.cid))
         self._rerank(rank)
+        return [s for s in enter if s.place is Place.LIVE]
 
     def _rerank(self, rank: Callable[[int], int]) -> None:
         """Tell the worker when those that prefill are to do so in another order."""
@@ -205,13 +209,26 @@ class Placement:
         """
         if not sequence.resident or self._saved(sequence):
             return
-        if sequence.place is not Place.LEAVING and sequence.cid not in self._writing:
-            path = self._take(sequence)
-            if not path:
-                return
-            self._writing[sequence.cid] = deque([path])
-            self._send(protocol.Save(sequence.cid, path))
-        await self._answer(sequence.cid)
+        under_way = sequence.place is Place.LEAVING or sequence.cid in self._writing
+        if under_way or self.begin_save(sequence):
+            await self._answer(sequence.cid)
+
+    def begin_save(self, sequence: Sequence) -> str:
+        """Have a copy of a sequence's KV written from its slot, before any command sent later.
+
+        Returns the path, "" when there is no room.
+        """
+        path = self._take(sequence)
+        if not path:
+            return ""
+        self._writing.setdefault(sequence.cid, deque()).append(path)
+        self._send(protocol.Save(sequence.cid, path))
+        return path
+
+    def leaving_to(self, sequence: Sequence) -> str:
+        """The path to which the worker writes the KV of a sequence that leaves its slot, or ""."""
+        paths = self._writing.get(sequence.cid)
+        return paths[-1] if paths and sequence.place is Place.LEAVING else ""
 
     async def save_all(self) -> None:
         """Bring all that is in the slots into files."""
@@ -366,6 +383,10 @@ class Placement:
             self._give_up(sequence, path)
         for user in users:
             self._fell_back(user, event.message)
+
+    def at_fault(self, sequence: Sequence, event: protocol.Lost) -> None:
+        """A sequence's snapshot was of no use to another one that was to begin with it."""
+        self._refuse(sequence, event, event.path)
 
     def _give_up(self, sequence: Sequence, path: str) -> None:
         for snapshot in [s for s in sequence.snapshots if s.path == path]:

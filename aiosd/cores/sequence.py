@@ -46,6 +46,9 @@ class Sink(Protocol):
     def token(self, token: Token) -> None:
         """A token was sampled; its `finish` ends the generation."""
 
+    def shared(self, count: int) -> None:
+        """So many positions were taken over from another sequence, not computed."""
+
     def failed(self, errno: int, message: str) -> None:
         """The generation can't go on."""
 
@@ -75,7 +78,8 @@ class Sequence:
     deaths: workers that died under it since it last made progress (a kill counts little).
     used: when it was last at work (monotonic seconds), gap: seconds that usually pass until it is
     again. note: what became of its KV last, when something had to be computed again. restoring: the
-    file that the worker has yet to read.
+    file that the worker has yet to read. public: leading positions whose tokens are no secret;
+    shared: leading positions that were taken over from another sequence.
     """
 
     cid: int
@@ -98,6 +102,8 @@ class Sequence:
     deaths: float = 0.0
     note: str = ""
     restoring: str = ""
+    public: int = 0
+    shared: int = 0
 
     def record(self, kind: int, start: int, end: int, grid: int) -> bool:
         """Note that positions start to end have been computed; False when that was on record.
@@ -188,6 +194,12 @@ class Sequence:
     def filling(self) -> bool:
         """Whether its prompt is still being computed in its slot."""
         return self.goal is not None and self.slot_kv < self.goal.prompt_len
+
+    @property
+    def prefilled(self) -> int:
+        """Positions from 0 on that are on record as computed by prefill alone."""
+        first = self.history[0] if self.history else None
+        return first.end if first and first.kind == PREFILL else 0
 
     @property
     def resident(self) -> bool:

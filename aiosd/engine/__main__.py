@@ -126,6 +126,7 @@ def _loaded(runner: Runner, setup: p.CoreSetup, seconds: float) -> p.Loaded:
         rss=_rss(),
         seconds=seconds,
         shifts=info.shifts,
+        rolls_back=info.rolls_back,
     )
 
 

@@ -100,6 +100,7 @@ class FakeRunner:
             verdict=setup.verdict or json.dumps({"fake": True}),
             kv_bytes_per_token=ENTRY + 2,
             shifts=self._options.shifts,
+            rolls_back=self._options.rolls_back,
         )
 
     def encode(self, request: Tokenize) -> list[int]:

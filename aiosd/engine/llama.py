@@ -444,6 +444,7 @@ class LlamaRunner:
             verdict=probe.dump(verdict) if verdict else "",
             kv_bytes_per_token=self._warm_up(),
             shifts=self._device.shifts,
+            rolls_back=self._device.rolls_back,
         )
 
     def _decide(self, key: str) -> tuple[probe.Verdict | None, probe.Setting]:

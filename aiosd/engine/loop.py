@@ -65,6 +65,8 @@ class Loop:
             command = self._inbox.get()
             if isinstance(command, p.Admit):
                 self._admit(command)
+            elif isinstance(command, p.Share):
+                self._share(command)
             elif isinstance(command, p.Rank | p.Park | p.Save | p.Evict):
                 self._apply(command)
             else:
@@ -297,6 +299,22 @@ class Loop:
         if admit.held > admit.kv:
             self._runner.truncate(slot, admit.kv - runs.gone(admit.history))
 
+    def _share(self, share: p.Share) -> None:
+        """Let a sequence go on from what another one, that begins alike, has computed."""
+        sequence = self._sequences.get(share.cid)
+        if sequence is None or sequence.kv >= share.kv:
+            return
+        began, slot = time.perf_counter(), sequence.slot
+        self._runner.clear(slot)
+        try:
+            size = self._runner.restore(slot, share.path, partial(_begins, share, sequence.tokens))
+            self._runner.truncate(slot, share.kv)
+        except OSError as e:
+            self._lose(sequence, e)
+            return
+        sequence.skip(share.kv)
+        self._send(p.Restored(share.cid, share.path, size, time.perf_counter() - began))
+
     def _apply(self, command: p.Rank | p.Park | p.Save | p.Evict) -> None:
         sequence = self._sequences.get(command.cid)
         if sequence is None:
@@ -378,3 +396,13 @@ def _check(admit: p.Admit, record: Record) -> None:
         return
     text = f"snapshot {admit.path} {text}; compute it again"
     raise OSError(errno.ESTALE, text, admit.path)
+
+
+def _begins(share: p.Share, tokens: list[int], record: Record) -> None:
+    """Raise OSError(ESTALE) for a snapshot that does not begin with what is to be shared."""
+    kv = share.kv
+    alike = record.tokens[:kv] == tokens[:kv] and len(record.tokens) >= kv
+    alike = alike and not runs.gone(record.runs)
+    if not alike or runs.cut(record.runs, kv) != [p.Run(p.PREFILL, 0, kv)]:
+        text = f"snapshot {share.path} begins otherwise than context {share.cid}; compute it again"
+        raise OSError(errno.ESTALE, text)  # the file is right, and somebody else's

@@ -220,6 +220,19 @@ class Save(msgspec.Struct, frozen=True, array_like=True, tag="save"):
     path: str
 
 
+class Share(msgspec.Struct, frozen=True, array_like=True, tag="share"):
+    """Take the first `kv` positions of a resident sequence from the snapshot file at `path`.
+
+    kv is a multiple of the grid, and all of it was prefilled, whichever sequence it was taken of.
+    Nothing happens when the sequence has got that far by itself, or has left. The sequence is Lost
+    when the file does not hold that.
+    """
+
+    cid: int
+    path: str
+    kv: int
+
+
 class Rank(msgspec.Struct, frozen=True, array_like=True, tag="rank"):
     """Change a resident sequence's rank."""
 
@@ -240,7 +253,7 @@ class Detect(msgspec.Struct, frozen=True, array_like=True, tag="detect"):
 
 
 Ask = Tokenize | Detokenize | Compile | Detect
-Command = Load | Ask | Admit | Park | Evict | Save | Rank | Quit
+Command = Load | Ask | Admit | Park | Evict | Save | Share | Rank | Quit
 
 
 # Events: worker to kernel.
@@ -252,7 +265,7 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
     exact: True, False, or None when the probe was skipped. verdict (JSON) is to be remembered.
     kv_bytes_per_token: bytes of one token's KV in a snapshot. fingerprint names model file,
     llama.cpp build and CPU features: KV moves only between equal fingerprints. shifts: whether its
-    KV can be shifted.
+    KV can be shifted. rolls_back: whether a slot's last positions can be taken off it.
     """
 
     name: str
@@ -270,6 +283,7 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
     rss: int
     seconds: float
     shifts: bool = False
+    rolls_back: bool = True
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):

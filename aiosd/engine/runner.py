@@ -43,6 +43,7 @@ class ModelInfo:
     verdict: str
     kv_bytes_per_token: int
     shifts: bool = False
+    rolls_back: bool = True
 
 
 class Chunk(NamedTuple):

@@ -104,6 +104,12 @@ class Sequence:
             self._work.popleft()
         return kind
 
+    def skip(self, kv: int) -> None:
+        """The slot holds the first `kv` positions, prefilled, without this one having computed."""
+        self.history, self.kv = [Run(PREFILL, 0, kv)], kv
+        while self._work and self._work[0].end <= kv:
+            self._work.popleft()
+
     def accept(self, drawn: Drawn, eog: bool, piece: Callable[[int], bytes], n_ctx: int) -> Token:
         """Take a sampled token; returns the event that reports it. Ends the run when it must."""
         index, (token, logprob) = len(self.tokens), drawn

@@ -41,6 +41,9 @@ class Answer:
         if token.finish and not self.done.done():
             self.done.set_result(token.finish)
 
+    def shared(self, count: int) -> None:
+        """Take no notice of what need not be computed."""
+
     def failed(self, errno: int, message: str) -> None:
         """End with the error."""
         if not self.done.done():

@@ -26,11 +26,14 @@ class Result:
         self.tokens: list[int] = []
         self.text = ""
         self.began = 0.0
+        self.cached = self.kv = 0
         self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.grown = asyncio.Event()
 
     def computed(self, kind: int, start: int, end: int, began: float) -> None:
         self.began = self.began or began
+        self.kv = end
+        self.grown.set()
 
     def token(self, token: Token) -> None:
         if token.kept:
@@ -40,6 +43,9 @@ class Result:
         if token.finish:
             self.done.set_result(token.finish)
 
+    def shared(self, count: int) -> None:
+        self.cached += count
+
     def failed(self, errno: int, message: str) -> None:
         self.grown.set()
         self.done.set_exception(OSError(errno, message))
@@ -48,6 +54,13 @@ class Result:
         """Wait until there are this many tokens, or the end."""
         async with asyncio.timeout(DEADLINE):
             while len(self.tokens) < count and not self.done.done():
+                self.grown.clear()
+                await self.grown.wait()
+
+    async def compute(self, end: int) -> None:
+        """Wait until this many positions have been computed."""
+        async with asyncio.timeout(DEADLINE):
+            while self.kv < end:
                 self.grown.clear()
                 await self.grown.wait()
 
@@ -70,11 +83,18 @@ class Bench:
         max_tokens: int = 40,
         temperature: float = 0.0,
         slide: Slide | None = None,
+        aid: int = 0,
+        public: int = 0,
     ) -> tuple[Sequence, Result]:
-        """Begin to generate from a prompt, on a fresh sequence or after what one holds."""
+        """Begin to generate from a prompt, on a fresh sequence or after what one holds.
+
+        aid: whose it is; every sequence has an owner of its own if not. public: its characters that
+        are no secret.
+        """
         if sequence is None:
             self._cid += 1
-            sequence = Sequence(cid=self._cid, aid=self._cid, uid=0, nice=nice)
+            sequence = Sequence(cid=self._cid, aid=aid or 1000 + self._cid, uid=0, nice=nice)
+            sequence.public = public
             self.core.add(sequence)
         tokens = await self.core.tokenize(prompt, "", True, bool(sequence.tokens))
         await self.core.placement.settle(sequence)

@@ -1,7 +1,8 @@
 """A core under random deeds: whatever is done to the others, a sequence says what it says alone.
 
 A story is one context: prompts, and after each as many tokens as it was left with, by its end or by
-a cancel. Copies share their beginning. In the end every story is told again, alone.
+a cancel. Copies share their beginning, and many others begin alike. In the end every story is told
+again, alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from aiosd.journal import Journal
 from tests.cores.conftest import Bench, MakeBench, Result, within
 
 DEEDS = ["start", "go on", "hold", "release", "cancel", "copy", "forget", "renice"]
+BEGINNINGS = ["", "It was a dark night. " * 11, "It was a dark night. " * 25]
 OFTEN = [3, 3, 1, 1, 1, 1, 1, 1]
 
 
@@ -85,6 +87,7 @@ class Chaos:
         idle = [story for story in self.stories if not story.active]
         words = " ".join(["word"] * rng.randrange(1, 40)) + str(rng.random())
         if deed == "start" and len(active) < 9:
+            words = rng.choice(BEGINNINGS) + words
             context = self.contexts.create(core, aid=1, uid=0, nice=rng.randint(-20, 19))
             self.stories.append(Story(context, []))
             await self.stories[-1].ask(self.b, words)
@@ -164,6 +167,7 @@ def test_random_deeds(bench: MakeBench, seed: int, policy: str, ram: int, kills:
             await chaos.run(250)
             await chaos.finish()
             assert b.core.restarts == len(chaos.killed)
+            assert any(story.result and story.result.cached for story in chaos.stories)
             for story in chaos.stories:
                 told = story.so_far()
                 said = [tokens for _, tokens in told if tokens]
