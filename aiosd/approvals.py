@@ -29,6 +29,7 @@ from aiosd.access import Access, Caller
 from aiosd.db import Connection, Database
 from aiosd.events import Events
 from aiosd.grants import Log
+from aiosd.keys import answerer
 from aiosd.settings import Config
 
 PENDING: Final = "pending"
@@ -150,12 +151,13 @@ class Approvals:
         values = (state, caller.subject, expires, question.id)
         self._record(f"approval.{state}", caller, question)
         await self._audit.synced()
-        await self._db.write(
-            lambda db: db.execute(
-                "update approvals set state = ?, by = ?, expires = ? where id = ?", values
-            ),
-            durable=True,
-        )
+        answer = answerer()
+
+        def write(db: Connection) -> None:
+            db.execute("update approvals set state = ?, by = ?, expires = ? where id = ?", values)
+            answer(db, None)
+
+        await self._db.write(write, durable=True)
         question.state, question.by, question.expires = state, caller.subject, expires
         self._wake(question)
 

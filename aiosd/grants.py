@@ -24,6 +24,7 @@ import msgspec
 from aiosd.abi.accounts import Grant, GrantRecord, ListGrants, Revoke
 from aiosd.access import Access, Caller
 from aiosd.db import Connection, Database
+from aiosd.keys import answerer
 from aiosd.rights import check, parse
 from aiosd.settings import Config
 
@@ -226,18 +227,22 @@ class Grants:
             self._groups[group] = caller.uid  # nobody else may take the name meanwhile
         owner = self._groups.get(name)
 
-        def write(db: Connection) -> int:
+        answer = answerer()
+
+        def write(db: Connection) -> GrantRecord:
             if owner is not None:
                 row = (name, owner, wanted.created)
                 db.execute("insert or ignore into groups values (?, ?, ?)", row)
             db.execute("delete from grants where expires != 0 and expires <= ?", (wanted.created,))
-            return int(db.execute(_INSERT, values).lastrowid or 0)
+            id = int(db.execute(_INSERT, values).lastrowid or 0)
+            given = msgspec.structs.replace(wanted, id=id)
+            answer(db, given)
+            return given
 
         try:
-            id = await self._db.write(write, durable=True)
+            given = await self._db.write(write, durable=True)
         except sqlite3.IntegrityError:  # the same grant, asked for twice at once
             raise FileExistsError(errno.EEXIST, "grant: it was given just now") from None
-        given = msgspec.structs.replace(wanted, id=id)
         self._access.book.put(given)
         self._access.changed()
         return given
@@ -245,10 +250,14 @@ class Grants:
     async def _take(self, grant: GrantRecord) -> None:
         self._access.book.drop(grant.id)  # at once: not durable yet, but no longer of use
         self._access.changed()
+        answer = answerer()
+
+        def write(db: Connection) -> None:
+            db.execute("delete from grants where id = ?", (grant.id,))
+            answer(db, None)
+
         try:
-            await self._db.write(
-                lambda db: db.execute("delete from grants where id = ?", (grant.id,)), durable=True
-            )
+            await self._db.write(write, durable=True)
         except OSError:
             self._access.book.put(grant)
             self._access.changed()

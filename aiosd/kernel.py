@@ -37,6 +37,7 @@ from aiosd.grants import Grants
 from aiosd.inference import Inference
 from aiosd.keys import Keys
 from aiosd.machine import Machine
+from aiosd.messages import Messages
 from aiosd.notify import Notifier
 from aiosd.proc import ProcessTable
 from aiosd.schema import MIGRATIONS
@@ -180,7 +181,9 @@ class Kernel:
         self.table.listener = self.inference
         self.dispatcher.remember = self.inference.journal.answer
         self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)
-        self.dispatcher.bind(self.audit, self.grants, self.approvals)
+        self.messages = Messages(lambda: self.config, self.db, self.access, self.table)
+        self.table.on_settled(self.messages.agent_ended)
+        self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages)
 
     async def _recover(self) -> None:
         await self.inference.boot()  # numbers go on where the last kernel stopped
@@ -188,6 +191,7 @@ class Kernel:
         self._undo.push_async_callback(self.table.close)
         await self.table.boot()
         await self.grants.prune()
+        await self.messages.boot()
         self._undo.push_async_callback(self.machine.cores.close)
         await self.machine.boot()  # cores begin to load; requests wait for them
         await self.inference.recover()  # contexts are there again, requests under way go on

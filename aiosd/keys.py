@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
+from aiosd.db import Connection
 from aiosd.journal import AnswerRow, Write, keeping
 
 Owner = tuple[bool, int]
@@ -69,6 +70,20 @@ def answering(answer: object) -> list[Write]:
     """
     kept = asking.get()
     return [] if kept is None else [keeping(kept.row(msgspec.msgpack.encode(answer)))]
+
+
+def answerer() -> Callable[[Connection, object], None]:
+    """Return what writes the answer of the keyed call at work inside the deed's own transaction.
+
+    For answers that are known there only, such as a new row's number. Does nothing without a key.
+    """
+    kept = asking.get()
+
+    def write(db: Connection, answer: object) -> None:
+        if kept is not None:
+            keeping(kept.row(msgspec.msgpack.encode(answer)))(db)
+
+    return write
 
 
 class Keys:

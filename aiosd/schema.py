@@ -207,8 +207,32 @@ def rights(db: Connection) -> None:
         db.execute("update agents set lineage = ? where aid = ?", (json.dumps(known[aid]), aid))
 
 
+_MESSAGES = """
+create table messages (
+    id integer primary key autoincrement,
+    t real not null,
+    aid integer not null,       -- in whose mailbox it is
+    sender integer not null,    -- 0: a person
+    uid integer not null,       -- the sender's
+    topic text not null,        -- '': sent to the agent itself
+    body blob not null          -- msgpack
+);
+create index messages_box on messages (aid, topic, id);
+create table subscriptions (
+    aid integer not null,
+    topic text not null,
+    primary key (aid, topic)
+) without rowid;
+"""
+
+
+def mailboxes(db: Connection) -> None:
+    """Keep messages until they are taken, and who subscribes to which topic."""
+    db.executescript(_MESSAGES)
+
+
 MIGRATIONS: Final[list[Migration]] = [
-    first_boot, keyed_births, numbered_series, journal, rights,
+    first_boot, keyed_births, numbered_series, journal, rights, mailboxes,
 ]  # fmt: skip
 
 

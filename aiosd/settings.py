@@ -214,6 +214,13 @@ class Audit(Section, frozen=True, kw_only=True):
     segment: Annotated[int, Meta(ge=64 << 10, le=1 << 40), parse_size] = 8 << 20
 
 
+class Messages(Section, frozen=True, kw_only=True):
+    """[messages]: what one agent's mailbox may hold, in messages and in bytes."""
+
+    max_messages: Annotated[int, Meta(ge=2, le=1 << 20)] = 256
+    max_bytes: Annotated[int, Meta(ge=64 << 10, le=1 << 30), parse_size] = 4 << 20
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole configuration, every path absolute."""
 
@@ -225,3 +232,4 @@ class Config(Section, frozen=True, kw_only=True):
     history: History = History()
     access: Rules = Rules()
     audit: Audit = Audit()
+    messages: Messages = Messages()

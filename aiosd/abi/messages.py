@@ -13,13 +13,17 @@ Payload = Annotated[Any, Meta(description="any value, at most 64 KiB encoded")]
 
 
 class Message(Record, frozen=True):
-    """A message in a mailbox. topic is empty for one that was sent to the agent itself."""
+    """A message in a mailbox. topic is empty for one that was sent to the agent itself.
+
+    sender 0 is a person; uid is the sender's.
+    """
 
     id: int
     t: float
     sender: int
     topic: str
     body: Any
+    uid: int = 0
 
 
 class Sent(Record, frozen=True):
@@ -40,7 +44,7 @@ class SendMessage(Call, frozen=True):
 
 @syscall(61, reply=list[Message], errors="ETIMEDOUT")
 class RecvMessage(Call, frozen=True):
-    """Take messages from the calling agent's mailbox, waiting for the first."""
+    """Take messages that were sent to the calling agent itself, waiting for the first."""
 
     limit: Limit = 1
     timeout: Annotated[float, Meta(description="seconds; none: for ever; 0: don't wait")] | None = (
@@ -51,7 +55,7 @@ class RecvMessage(Call, frozen=True):
 
 @syscall(62, reply=Sent, errors="ENOBUFS", needs="message")
 class Publish(Call, frozen=True):
-    """Send a message to every agent that subscribes to a topic."""
+    """Send a message to every agent that subscribes to a topic and that the caller may write to."""
 
     topic: Topic
     body: Payload
@@ -60,6 +64,9 @@ class Publish(Call, frozen=True):
 
 @syscall(63, reply=None, chunk=Message, needs="message")
 class Subscribe(Call, frozen=True):
-    """Stream the messages of a topic until cancelled."""
+    """Stream the messages of a topic until cancelled.
+
+    While no stream is open because a connection was lost, the mailbox gathers what is published.
+    """
 
     topic: Topic

@@ -497,7 +497,7 @@ class SyncCalls:
         timeout: float | None = None,
         key: str = "",
     ) -> list[Message]:
-        """Take messages from the calling agent's mailbox, waiting for the first.
+        """Take messages that were sent to the calling agent itself, waiting for the first.
 
         limit: at most this many, 1 to 10000.
         timeout: seconds; none: for ever; 0: don't wait.
@@ -508,7 +508,7 @@ class SyncCalls:
         return answer
 
     def publish(self, topic: str, body: Any, *, key: str = "") -> Sent:
-        """Send a message to every agent that subscribes to a topic.
+        """Send a message to every agent that subscribes to a topic and that the caller may write to.
 
         body: any value, at most 64 KiB encoded.
 
@@ -518,7 +518,11 @@ class SyncCalls:
         return answer
 
     def subscribe(self, topic: str) -> Stream[Message, None]:
-        """Stream the messages of a topic until cancelled."""
+        """Stream the messages of a topic until cancelled.
+
+        While no stream is open because a connection was lost, the mailbox gathers what is
+        published.
+        """
         return self._stream(Subscribe(topic=topic))
 
     @overload
@@ -1779,7 +1783,7 @@ class AsyncCalls:
         timeout: float | None = None,
         key: str = "",
     ) -> list[Message]:
-        """Take messages from the calling agent's mailbox, waiting for the first.
+        """Take messages that were sent to the calling agent itself, waiting for the first.
 
         limit: at most this many, 1 to 10000.
         timeout: seconds; none: for ever; 0: don't wait.
@@ -1790,7 +1794,7 @@ class AsyncCalls:
         return answer
 
     async def publish(self, topic: str, body: Any, *, key: str = "") -> Sent:
-        """Send a message to every agent that subscribes to a topic.
+        """Send a message to every agent that subscribes to a topic and that the caller may write to.
 
         body: any value, at most 64 KiB encoded.
 
@@ -1800,7 +1804,11 @@ class AsyncCalls:
         return answer
 
     def subscribe(self, topic: str) -> AsyncStream[Message, None]:
-        """Stream the messages of a topic until cancelled."""
+        """Stream the messages of a topic until cancelled.
+
+        While no stream is open because a connection was lost, the mailbox gathers what is
+        published.
+        """
         return self._stream(Subscribe(topic=topic))
 
     @overload
