@@ -22,7 +22,7 @@ from rich.console import Console
 
 from tests.bench.ratio import Ratio, show
 
-NAMES = ("boot", "ping", "switch", "decode", "peer", "urgent", "where")
+NAMES = ("boot", "ping", "switch", "decode", "peer", "urgent", "background", "mixed", "where")
 OUT = Path(__file__).parent / "out"
 
 

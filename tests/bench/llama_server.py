@@ -23,7 +23,9 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+from aiosd.sched.workload import Agent, Workload
 from tests.bench.crowd import TOKENS
+from tests.bench.play import Served, play
 from tests.daemon import ROOT
 
 
@@ -65,15 +67,28 @@ class LlamaServer:
         seconds = perf_counter() - began
         return sum(answer["tokens_predicted"] for answer in answers) / seconds, answers
 
+    def play(self, workload: Workload, salt: int) -> list[Served]:
+        """Play a workload."""
+        return self._runner.run(play(workload, self._stream, salt))
+
+    async def _stream(self, agent: Agent, text: str, tokens: int) -> list[float]:
+        """Ask for exactly so many tokens; return when each came."""
+        asked = {"prompt": text, "n_predict": tokens, "temperature": 0, "cache_prompt": True}
+        reader, writer = await self._post({**asked, "stream": True, "ignore_eos": True})
+        times = [
+            perf_counter()
+            async for line in reader
+            if line.startswith(b"data: ") and not json.loads(line[6:]).get("stop")
+        ]
+        writer.close()
+        await writer.wait_closed()
+        if not times:
+            raise RuntimeError(f"llama.cpp's server said nothing to {agent.name}")
+        return times
+
     async def _ask(self, text: str) -> dict[str, Any]:
         asked = {"prompt": text, "n_predict": TOKENS, "temperature": 0, "cache_prompt": True}
-        body = json.dumps(asked).encode()
-        head = (
-            f"POST /completion HTTP/1.1\r\nHost: {self._host}\r\nConnection: close\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        reader, writer = await asyncio.open_connection(self._host, self._port)
-        writer.write(head.encode() + body)
+        reader, writer = await self._post(asked)
         reply = await reader.read()
         writer.close()
         await writer.wait_closed()
@@ -84,6 +99,18 @@ class LlamaServer:
         if answer["tokens_predicted"] != TOKENS:
             raise RuntimeError(f"the model had no more to say: {text!r}")
         return answer
+
+    async def _post(
+        self, asked: dict[str, Any]
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        body = json.dumps(asked).encode()
+        head = (
+            f"POST /completion HTTP/1.1\r\nHost: {self._host}\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        reader, writer = await asyncio.open_connection(self._host, self._port)
+        writer.write(head.encode() + body)
+        return reader, writer
 
 
 def _serve(model: str, slots: int, n_ctx: int, threads: int) -> None:
