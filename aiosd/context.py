@@ -185,6 +185,7 @@ class Contexts:
         self._new_cid = new_cid
         self._journal = journal
         self._access = access
+        self.forgotten: Callable[[int], None] = lambda cid: None  # told of each that goes
         self._all: dict[int, Context] = {}
         self._of: dict[int, dict[int, Context]] = {}
         access.context_owner = self.owner
@@ -240,6 +241,10 @@ class Contexts:
         context.core = core
         core.add(context.sequence)
 
+    def find(self, cid: int) -> Context | None:
+        """Return a context, None when there is none of this id."""
+        return self._all.get(cid)
+
     def sequences(self) -> dict[int, Sequence]:
         """Return all sequences by context id."""
         return {cid: context.sequence for cid, context in self._all.items()}
@@ -272,6 +277,7 @@ class Contexts:
         """Drop a context and everything it holds; a request on it ends as its core says."""
         context.gone = True
         self._journal.forget(context.cid)
+        self.forgotten(context.cid)
         self._all.pop(context.cid, None)
         mine = self._of.get(context.sequence.aid, {})
         mine.pop(context.cid, None)

@@ -506,6 +506,11 @@ class Inference:
         rates = rate.value(time.monotonic()) if rate else 0.0
         return doing.activity(mine, contexts, rates, self._order.channel)
 
+    def running(self, context: Context) -> int:
+        """Return the id of the request that works on a context, 0 for none."""
+        mine = self._active.get(context.sequence.aid, {}).values()
+        return next((g.rid for g in mine if g.context is context), 0)
+
     def _of(self, aid: int) -> list[Generation]:
         return list(self._active.get(aid, {}).values())
 

@@ -42,6 +42,7 @@ from aiosd.notify import Notifier
 from aiosd.proc import ProcessTable
 from aiosd.schema import MIGRATIONS
 from aiosd.server import Server
+from aiosd.snapshots import Snapshots
 from aiosd.spawn import Spawner
 from aiosd.syscall import Dispatcher
 from aiosd.system import VERSION, About, System
@@ -178,12 +179,21 @@ class Kernel:
             self.machine.cores,
             self.keys,
         )
+        self.snapshots = Snapshots(
+            self.config,
+            self.db,
+            self.access,
+            self.inference.contexts,
+            self.inference.journal,
+            self.machine.cores.tiers,
+            self.inference.running,
+        )
         self.table.listener = self.inference
         self.dispatcher.remember = self.inference.journal.answer
         self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)
         self.messages = Messages(lambda: self.config, self.db, self.access, self.table)
         self.table.on_settled(self.messages.agent_ended)
-        self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages)
+        self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages, self.snapshots)
 
     async def _recover(self) -> None:
         await self.inference.boot()  # numbers go on where the last kernel stopped
@@ -195,7 +205,9 @@ class Kernel:
         self._undo.push_async_callback(self.machine.cores.close)
         await self.machine.boot()  # cores begin to load; requests wait for them
         await self.inference.recover()  # contexts are there again, requests under way go on
-        await self.machine.cores.adopt(self.inference.contexts.sequences())  # and their KV
+        await self.snapshots.boot()
+        contexts = self.inference.contexts.sequences()
+        await self.machine.cores.adopt(contexts, self.snapshots.files())  # and their KV
         self._undo.push_async_callback(self.inference.leave)
 
     async def _open_door(self) -> None:
@@ -239,6 +251,7 @@ class Kernel:
         self.dispatcher.max_inflight = config.kernel.max_inflight
         self.table.reload(config)
         self.inference.reload(config)
+        self.snapshots.reload(config)
         self.access.set_policy(config.access.ask, config.access.grantors)
         self.machine.reload(config)
         self.server.max_connections = config.kernel.max_connections

@@ -231,8 +231,33 @@ def mailboxes(db: Connection) -> None:
     db.executescript(_MESSAGES)
 
 
+_SNAPSHOTS = """
+create table snapshots (
+    id integer primary key autoincrement,
+    cid integer not null,
+    name text not null,
+    created real not null,
+    request integer not null,   -- that was running, 0: none
+    file text not null,         -- in the directory of contexts, '' when only tokens are kept
+    bytes integer not null,
+    count integer not null,     -- of tokens
+    fingerprint text not null,
+    kv integer not null,
+    tokens blob not null,       -- 32 bits each
+    runs blob not null,         -- msgpack
+    meta text not null          -- JSON
+);
+create index snapshots_cid on snapshots (cid);
+"""
+
+
+def snapshots(db: Connection) -> None:
+    """Keep named points of contexts."""
+    db.executescript(_SNAPSHOTS)
+
+
 MIGRATIONS: Final[list[Migration]] = [
-    first_boot, keyed_births, numbered_series, journal, rights, mailboxes,
+    first_boot, keyed_births, numbered_series, journal, rights, mailboxes, snapshots,
 ]  # fmt: skip
 
 

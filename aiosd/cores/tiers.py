@@ -172,11 +172,16 @@ class Tiers:
                 self.give(path)
         return users
 
+    def discard(self, paths: Iterable[str]) -> None:
+        """Delete files on disk that have a name and are nobody's any more."""
+        for path in paths:
+            if not self.drop(path) and self.disk.owns(path):
+                self.disk.give(path)
+
     def set_aside(self, path: str) -> list[Sequence]:
         """Take a damaged file out of everybody's way, to look at; returns who held it."""
+        self.pool(path).forget(path)  # before it is given back, which would delete it
         users = self.drop(path)
-        pool = self.pool(path)
-        pool.forget(path)
         self._threads.submit(files.set_aside, path)
         return users
 
