@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from aiosd import again, doing
+from aiosd import again, doing, leading
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
 from aiosd.admission import Admission
@@ -29,6 +29,7 @@ from aiosd.config import Config
 from aiosd.context import Context, Contexts
 from aiosd.cores.dispatcher import Cores
 from aiosd.cores.rate import Rate
+from aiosd.engine.prompt import common
 from aiosd.engine.protocol import Goal, Sampling, Tokens
 from aiosd.generation import Generation, check, unbuilt
 from aiosd.journal import Journal, RequestRow
@@ -318,10 +319,12 @@ class Inference:
         try:
             grammar = await self._grammar(context, args)
             read = await self._tokens(context, args)
+            system = [] if sequence.tokens else await leading.system(context.core, args)
             await self._order.turn(generation, self._table.get(generation.aid).nice)
             await context.core.placement.settle(sequence)
             known = context.fingerprint
-            self._submit(generation, await self._room.enter(generation, read), grammar)
+            tokens = await self._room.enter(generation, read)
+            self._submit(generation, tokens, grammar, system)
             if context.fingerprint != known:  # by which core is on record before a token is sent
                 generation.begun = self.journal.flush() or generation.begun
         except OSError as error:
@@ -349,8 +352,10 @@ class Inference:
             raise OSError(errno.EINVAL, "llm_generate: prompt: it has no tokens")
         return read
 
-    def _submit(self, generation: Generation, tokens: list[int], grammar: str) -> None:
-        """Append the new tokens to the context and schedule it."""
+    def _submit(
+        self, generation: Generation, tokens: list[int], grammar: str, system: list[int]
+    ) -> None:
+        """Append the new tokens to the context and schedule it; system: what leading.py found."""
         context, args, process = (
             generation.context,
             generation.args,
@@ -367,6 +372,8 @@ class Inference:
         generation.prompt_tokens = length
         wanted = args.max_tokens or process.max_tokens or window
         sequence.tokens.extend(tokens)
+        if system:
+            sequence.public = common(sequence.tokens, system)
         sequence.nice = process.nice
         sequence.sink = generation
         generation.goal = sequence.goal = Goal(

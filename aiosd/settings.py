@@ -134,6 +134,7 @@ class Context(Section, frozen=True, kw_only=True):
 
     ram_limit: Size = 2 << 30
     disk_limit: Size = 16 << 30
+    public_limit: Size = 256 << 20
     snapshot_limit: Size = 4 << 30
     max_snapshots: Annotated[int, Meta(ge=1, le=1 << 16)] = 16
     kv_dir: Place = ""

@@ -28,7 +28,11 @@ class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TokenUsage(Record, frozen=True):
-    """Tokens of one request and what they cost."""
+    """Tokens of one request and what they cost.
+
+    cached_tokens: of the prompt, those that need not be computed: they stand in its context
+    already, or another one of the agent begins the same, or anyone's with a public system message.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -190,6 +194,13 @@ class LlmGenerate(Call, frozen=True):
             f"{POLICY}; empty: as configured",
         ),
     ] = ""
+    public: Annotated[
+        bool,
+        Meta(
+            description="the leading system message is no secret: what was computed of it may "
+            "serve requests of other agents that begin the same"
+        ),
+    ] = False
 
 
 class Embeddings(Record, frozen=True):
@@ -245,11 +256,11 @@ class Context(Record, frozen=True):
 
     tier: slot, ram, disk or tokens. kv: how many of the tokens have their KV held. exact: whether
     its KV came to be as in a solo run. ram and disk: bytes in each; bytes: those in memory.
-    shared: tokens at its beginning that it has in common with others. snapshots: how many points
-    it can go back to. note: what was lost of its KV last, and what it went back to. limit: tokens
-    that its window holds; policy: what happens when it is full. length: tokens that it has read and
-    written in its life, those that are no more in its window too. slid, truncated, summarized,
-    expanded: how often each has happened to it.
+    shared: tokens at its beginning that were taken over from another one. snapshots: how many
+    points it can go back to. note: what was lost of its KV last, and what it went back to. limit:
+    tokens that its window holds; policy: what happens when it is full. length: tokens that it has
+    read and written in its life, those that are no more in its window too. slid, truncated,
+    summarized, expanded: how often each has happened to it.
     """
 
     cid: int

@@ -108,6 +108,9 @@ class Cores:
         """Take on the schedule and the limits of KV off the cores; cores stay as they are."""
         self.tiers.ram.limit = config.context.ram_limit
         self.tiers.disk.limit = config.context.disk_limit
+        for core in self:
+            core.sharing.public_limit = config.context.public_limit
+            core.sharing.bound()
         before, self._config = self._config.sched, config
         if config.sched != before:
             self._reschedule(config.sched)
@@ -309,6 +312,7 @@ class Cores:
             self._secret,
         )
         core.standing.parties = _parties(self.sched)
+        core.sharing.public_limit = self._config.context.public_limit
         self._cores[config.name] = core
         self._drivers[config.name] = config.driver
         self._refused.pop(config.name, None)

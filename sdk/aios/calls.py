@@ -561,6 +561,7 @@ class SyncCalls:
         min_tokens: int = 0,
         logprobs: bool = False,
         window: str = "",
+        public: bool = False,
     ) -> Generation: ...
 
     @overload
@@ -599,6 +600,7 @@ class SyncCalls:
         min_tokens: int = 0,
         logprobs: bool = False,
         window: str = "",
+        public: bool = False,
     ) -> Stream[Chunk, Generation]: ...
 
     @overload
@@ -637,6 +639,7 @@ class SyncCalls:
         min_tokens: int = 0,
         logprobs: bool = False,
         window: str = "",
+        public: bool = False,
     ) -> Generation | Stream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -674,6 +677,7 @@ class SyncCalls:
         min_tokens: int = 0,
         logprobs: bool = False,
         window: str = "",
+        public: bool = False,
     ) -> Generation | Stream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -717,6 +721,8 @@ class SyncCalls:
             penalties, bias, a grammar and the temperature.
         window: of a fresh context, what happens when its window is full: error, truncate, slide,
             summarize, expand or expand-yarn; empty: as configured.
+        public: the leading system message is no secret: what was computed of it may serve
+            requests of other agents that begin the same.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -753,6 +759,7 @@ class SyncCalls:
             min_tokens=min_tokens,
             logprobs=logprobs,
             window=window,
+            public=public,
         )
         finish = validated(schema)
         if stream:
@@ -1847,6 +1854,7 @@ class AsyncCalls:
         min_tokens: int = 0,
         logprobs: bool = False,
         window: str = "",
+        public: bool = False,
     ) -> Coroutine[Any, Any, Generation]: ...
 
     @overload
@@ -1885,6 +1893,7 @@ class AsyncCalls:
         min_tokens: int = 0,
         logprobs: bool = False,
         window: str = "",
+        public: bool = False,
     ) -> AsyncStream[Chunk, Generation]: ...
 
     @overload
@@ -1923,6 +1932,7 @@ class AsyncCalls:
         min_tokens: int = 0,
         logprobs: bool = False,
         window: str = "",
+        public: bool = False,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -1960,6 +1970,7 @@ class AsyncCalls:
         min_tokens: int = 0,
         logprobs: bool = False,
         window: str = "",
+        public: bool = False,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -2003,6 +2014,8 @@ class AsyncCalls:
             penalties, bias, a grammar and the temperature.
         window: of a fresh context, what happens when its window is full: error, truncate, slide,
             summarize, expand or expand-yarn; empty: as configured.
+        public: the leading system message is no secret: what was computed of it may serve
+            requests of other agents that begin the same.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -2039,6 +2052,7 @@ class AsyncCalls:
             min_tokens=min_tokens,
             logprobs=logprobs,
             window=window,
+            public=public,
         )
         finish = validated(schema)
         if stream:
