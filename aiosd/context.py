@@ -107,10 +107,8 @@ class Context:
         system = bisect_left(kept, window.head)
         window.slid += sum(run.kind == SHIFT for run in sequence.history)
         window.restart(kept, len(tokens), len(more))
-        self.core.placement.drop_snapshot(sequence)
-        sequence.restart(
-            [*(tokens[at] for at in kept[:system]), *more, *(tokens[at] for at in kept[system:])]
-        )
+        stay = [*(tokens[at] for at in kept[:system]), *more, *(tokens[at] for at in kept[system:])]
+        self.core.placement.restart(sequence, stay)
 
     @property
     def certain(self) -> bool:
@@ -237,8 +235,11 @@ class Contexts:
 
     def move(self, context: Context, core: LocalCore) -> None:
         """Put a context whose core is gone on another one of the same name."""
-        context.core.placement.sequences.pop(context.cid, None)
-        context.core = core
+        old, context.core = context.core, core
+        if context.busy:
+            old.requests -= 1
+            core.requests += 1
+        old.part(context.sequence)
         core.add(context.sequence)
 
     def find(self, cid: int) -> Context | None:

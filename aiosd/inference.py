@@ -248,7 +248,7 @@ class Inference:
             raise OSError(
                 errno.EBUSY, f"llm_generate: context {context.cid} is at work on another request"
             )
-        if args.core and args.core != context.core.name:
+        if args.core and args.core not in (context.core.name, context.core.base):
             raise OSError(
                 errno.EINVAL,
                 f"llm_generate: context {context.cid} is on core {context.core.name!r}",

@@ -24,6 +24,7 @@ from aiosd.abi import inference as abi
 from aiosd.access import Caller
 from aiosd.context import Context, Contexts
 from aiosd.cores.dispatcher import Cores
+from aiosd.cores.local import LocalCore
 from aiosd.engine import runs
 from aiosd.engine.protocol import Goal, Slide, Tokens
 from aiosd.window import Window
@@ -106,6 +107,9 @@ class Room:
             return new
         if policy == "error":
             raise self._full(context, new)
+        if policy in ("expand", "expand-yarn"):
+            need = context.sequence.length + len(new) + 1
+            return await self._expand(context, trial, new, need, yarn=policy == "expand-yarn")
         return await self._truncate(context, trial, new)
 
     def _full(self, context: Context, new: list[int]) -> OSError:
@@ -153,6 +157,49 @@ class Room:
         trial.slid += 1
         return self._restart(context, trial, [*held, *range(known, known + len(new))], new)
 
+    # Expand.
+
+    async def _expand(
+        self, context: Context, trial: Window, new: list[int], tokens: int, *, yarn: bool
+    ) -> list[int]:
+        """Move to the smallest slot class that holds so many tokens."""
+        base = self._cores.find(context.core.base) or context.core
+        await base.ready()
+        assert base.loaded is not None
+        trained = max(base.loaded.n_ctx_train, base.setup.n_ctx)
+        size = windows.larger(base.setup.n_ctx, tokens, trained, beyond=yarn)
+        core = self._cores.widened(base, size, yarn=size > trained)
+        core.awaited += 1
+        try:
+            await core.ready()
+            return await self._move(context, core, trial, new)
+        finally:
+            core.awaited -= 1
+            self._cores.tidy(core)
+
+    async def _move(
+        self, context: Context, core: LocalCore, trial: Window, new: list[int]
+    ) -> list[int]:
+        """Move to another core: with the KV where that fits, else with the tokens alone."""
+        sequence, old = context.sequence, context.core
+        fits = not (old.setup.yarn or core.setup.yarn)  # scaled otherwise, it would be another KV
+        await old.placement.settle(sequence)
+        if fits:
+            await old.placement.save(sequence)
+        old.placement.leave(sequence)
+        await old.placement.settle(sequence)
+        if context.gone:
+            raise FileNotFoundError(errno.ENOENT, f"context {context.cid} has gone meanwhile")
+        trial.expanded += 1
+        if fits:
+            context.window = trial
+        else:
+            kept = runs.window(sequence.tokens + new, sequence.history)
+            new, context.fingerprint = self._restart(context, trial, kept, new), ""
+        self._contexts.move(context, core)
+        self._events.emit("context.moved", sequence.aid, context=context.cid, core=core.name)
+        return new
+
     # All.
 
     def _restart(
@@ -181,6 +228,25 @@ class Room:
         return fresh
 
     # System calls.
+
+    async def sys_exp_context(self, caller: Caller, args: abi.ExpContext) -> abi.Context:
+        """Move a context to a larger window; durable when answered."""
+        context = self._contexts.get(args.context)
+        if context.busy:
+            raise OSError(
+                errno.EBUSY, f"exp_context: context {context.cid} is at work; wait for its request"
+            )
+        if context.core.setup.n_ctx < args.tokens:
+            context.busy = True  # nobody else may touch it meanwhile
+            context.core.requests += 1
+            try:
+                trial = Window.of(context.window.meta())
+                await self._expand(context, trial, [], args.tokens, yarn=args.yarn)
+            finally:
+                context.busy = False
+                context.core.requests -= 1
+            await self._contexts.keep(context)
+        return context.row()
 
     async def sys_set_context(self, caller: Caller, args: abi.SetContext) -> abi.Context:
         """Choose what a context does when its window is full; durable when answered."""

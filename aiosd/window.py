@@ -21,7 +21,7 @@ from aiosd.engine.protocol import Slide
 
 POLICIES: Final = ("error", "truncate", "slide", "summarize", "expand", "expand-yarn")
 
-UNBUILT: Final = ("summarize", "expand", "expand-yarn")
+UNBUILT: Final = ("summarize",)
 
 SINK: Final = 4  # first tokens that a sliding window keeps; a model leans on them (StreamingLLM)
 LOG: Final = 8  # windows that a sliding context's record may span before it begins anew
@@ -195,10 +195,10 @@ def larger(size: int, wanted: int, trained: int, *, beyond: bool) -> int:
         return size
     while size < wanted:
         size *= 2
-    if size <= trained or beyond:
-        return size
     if wanted <= trained:
-        return trained
+        return min(size, trained)
+    if beyond:
+        return size
     raise OSError(
         errno.EINVAL,
         f"tokens: {wanted}; the model was trained for {trained}. Beyond that its positions have to "

@@ -121,7 +121,7 @@ def test_a_character_is_not_cut() -> None:
         (9, False, 256),
         (257, False, 512),
         (600, False, 1000),
-        (1000, False, 1000),
+        (1000, True, 1000),
         (1001, True, 1024),
     ],
 )

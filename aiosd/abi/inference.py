@@ -311,13 +311,19 @@ class SetContext(Call, frozen=True):
     policy: Annotated[str, Meta(max_length=16, description=POLICY)]
 
 
-@syscall(75, reply=Context, needs="context", errors="ENOENT ENOMEM")
+@syscall(75, reply=Context, needs="context", errors="ENOENT EBUSY ENOMEM")
 class ExpContext(Call, frozen=True):
-    """Move a context to a window of at least this many tokens."""
+    """Move a context to a window of at least this many tokens, on a larger slot class of its core.
+
+    Its KV moves with it; beyond the length that the model was trained for it is computed anew.
+    """
 
     context: Cid
     tokens: Annotated[int, Meta(ge=1, le=1 << 24)]
     key: Key = ""
+    yarn: Annotated[
+        bool, Meta(description="beyond the trained length too, its positions scaled by YaRN")
+    ] = False
 
 
 @syscall(76, reply=None, needs="context", errors="ENOENT EBUSY")

@@ -24,6 +24,7 @@ from aiosd.abi import cores as abi
 from aiosd.config import Config
 from aiosd.config import Core as CoreConfig
 from aiosd.config import Sched as SchedConfig
+from aiosd.cores import slotclass
 from aiosd.cores.local import Listener, LocalCore
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.tiers import Tiers
@@ -82,6 +83,7 @@ class Cores:
         )
         self._cores: dict[str, LocalCore] = {}
         self._drivers: dict[str, str] = {}
+        self._configs: dict[str, CoreConfig] = {}
         self._absent: dict[str, LocalCore] = {}  # cores of contexts that are there no more
         self._refused: dict[str, str] = {}  # configured cores that could not be begun, and why
         self._tasks: set[asyncio.Task[None]] = set()
@@ -163,6 +165,8 @@ class Cores:
     async def remove(self, name: str) -> None:
         """Remove a core; what runs on it fails. Raises OSError(ENOENT)."""
         core = self.get(name)
+        for beside in [other for other in self if other.base == name]:
+            await self.remove(beside.name)
         self._drop(core)
         await core.stop()
 
@@ -176,7 +180,8 @@ class Cores:
     def drain(self, name: str) -> LocalCore:
         """Give a core nothing new. Raises OSError(ENOENT)."""
         core = self.get(name)
-        core.drain()
+        for one in [other for other in self if other is core or other.base == name]:
+            one.drain()
         return core
 
     def get(self, name: str) -> LocalCore:
@@ -189,15 +194,39 @@ class Cores:
         return core
 
     def find(self, name: str) -> LocalCore | None:
-        """Return a core by name, None when there is none."""
-        return self._cores.get(name)
+        """Return a core by name, None when there is none; a slot class beside a core is begun."""
+        core, found = self._cores.get(name), slotclass.parse(name)
+        if core is None and found is not None and found[0] in self._cores:
+            return self.widened(self._cores[found[0]], found[1], yarn=found[2])
+        return core
+
+    def widened(self, base: LocalCore, n_ctx: int, *, yarn: bool) -> LocalCore:
+        """Return the slot class of this window beside a core; it is begun if there is none yet.
+
+        Raises OSError(ENOMEM).
+        """
+        name = slotclass.title(base.name, n_ctx, yarn=yarn)
+        if name in self._cores:
+            return self._cores[name]
+        if base.loaded is not None:
+            slotclass.check_memory(base, n_ctx)
+        config = msgspec.structs.replace(self._configs[base.name], name=name, n_ctx=n_ctx)
+        setup = msgspec.structs.replace(base.setup, n_ctx=n_ctx, yarn=yarn)
+        core, _ = self._begin(config, setup)
+        core.base, core.on_empty = base.name, self.tidy
+        return core
+
+    def tidy(self, core: LocalCore) -> None:
+        """Remove a slot class that no context is on, nor about to be."""
+        if core.base and core.empty and not core.awaited:
+            self.retire(core)
 
     def home(self, name: str) -> LocalCore:
         """Return the core of a context that outlived a kernel, by its name.
 
         Where there is none any more: one that computes nothing, is on no list, and says why.
         """
-        core = self._cores.get(name) or self._absent.get(name)
+        core = self.find(name) or self._absent.get(name)
         if core is None:
             core = self._absent[name] = self._stand_in(name)
         return core
@@ -225,7 +254,7 @@ class Cores:
             return core
         if needs not in ("", "local"):
             raise OSError(errno.ENODEV, f"no core of class {needs!r}; this kernel has local ones")
-        usable = [core for core in self._cores.values() if core.accepting]
+        usable = [core for core in self._cores.values() if core.accepting and not core.base]
         if not usable:
             why = "; ".join(_why_not(core) for core in self._cores.values())
             why = "; ".join(filter(None, [why, *self._refused.values()]))
@@ -300,11 +329,13 @@ class Cores:
             step_s=core.step_s,
         )
 
-    def _begin(self, config: CoreConfig) -> tuple[LocalCore, asyncio.Task[None]]:
-        """Make a core and start loading it."""
+    def _begin(
+        self, config: CoreConfig, setup: CoreSetup | None = None
+    ) -> tuple[LocalCore, asyncio.Task[None]]:
+        """Make a core and start loading it. setup: where it is not as its configuration says."""
         core = LocalCore(
             config.name,
-            self._setup(config),
+            setup or self._setup(config),
             config.nice,
             sched.make(self.sched.policy, **_options(self.sched)),
             self.tiers,
@@ -315,6 +346,7 @@ class Cores:
         core.sharing.public_limit = self._config.context.public_limit
         self._cores[config.name] = core
         self._drivers[config.name] = config.driver
+        self._configs[config.name] = config
         self._refused.pop(config.name, None)
         task = asyncio.create_task(core.start())
         self._tasks.add(task)
@@ -325,7 +357,7 @@ class Cores:
         """Take a core off the list; False when it is not on it any more."""
         if self._cores.get(core.name) is not core:
             return False
-        del self._cores[core.name], self._drivers[core.name]
+        del self._cores[core.name], self._drivers[core.name], self._configs[core.name]
         return True
 
     def _begun(self, task: asyncio.Task[None]) -> None:

@@ -15,6 +15,7 @@ import asyncio
 import errno
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -104,6 +105,9 @@ class LocalCore:
         self._deaths = 0
         self._scheduled = False
         self.draining = False
+        self.base = ""
+        self.awaited = 0
+        self.on_empty: Callable[[LocalCore], None] | None = None
         self._rate = Rate(RATE_SPAN)
         self._watchdog: asyncio.TimerHandle | None = None
 
@@ -345,6 +349,20 @@ class LocalCore:
         self.sharing.leave(sequence)
         self.placement.forget(sequence)
         self._schedule()
+        if self.on_empty is not None:
+            self.on_empty(self)
+
+    def part(self, sequence: Sequence) -> None:
+        """Give a sequence that is in no slot into another core's charge, with its snapshots."""
+        self.sharing.leave(sequence)
+        self.placement.sequences.pop(sequence.cid, None)
+        if self.on_empty is not None:
+            self.on_empty(self)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no context in its charge: what is kept for everybody has ids below 1."""
+        return not any(cid > 0 for cid in self.placement.sequences)
 
     def change_policy(self, name: str, **options: Any) -> None:
         """Go on under another policy; who runs stays on the core until the policy says otherwise.

@@ -187,6 +187,14 @@ class Placement:
         """
         assert sequence.place is Place.OUT
         sequence.take_back(tokens, history, grid)
+        self._give_up_void(sequence)
+
+    def restart(self, sequence: Sequence, tokens: list[int]) -> None:
+        """Have a settled sequence begin anew with these tokens; its snapshots are void."""
+        sequence.restart(tokens)
+        self._give_up_void(sequence)
+
+    def _give_up_void(self, sequence: Sequence) -> None:
         for snapshot in [s for s in sequence.snapshots if not s.kv and not s.named]:
             self._give_up(sequence, snapshot.path)
 

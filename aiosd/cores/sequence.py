@@ -152,10 +152,6 @@ class Sequence:
         self.history, self.kv = runs.cut(self.history, start), start
         return int(run.kind != PREFILL)
 
-    def restart(self, tokens: list[int]) -> None:
-        """Begin anew with these tokens, nothing of which is computed. Its snapshot is void."""
-        self.tokens, self.history, self.kv = tokens, [], 0
-
     def cells(self, kv: int) -> int:
         """How many cells the KV of the first `kv` positions takes: fewer after shifts."""
         return kv - sum(run.gone for run in self.history if run.start < kv)
@@ -180,9 +176,16 @@ class Sequence:
                 break
         same = min(same, len(tokens), len(self.tokens))
         for snapshot in self.snapshots:
-            snapshot.kv = min(snapshot.kv, same)
+            shifted = self.cells(snapshot.kv) - self.cells(same) != snapshot.kv - same
+            snapshot.kv = 0 if snapshot.kv > same and shifted else min(snapshot.kv, same)
         self.tokens, self.history = list(tokens), list(history)
         self.kv = history[-1].end if history else 0
+
+    def restart(self, tokens: list[int]) -> None:
+        """Begin anew with these tokens, nothing of which is computed."""
+        self.tokens, self.history, self.kv = tokens, [], 0
+        for snapshot in self.snapshots:
+            snapshot.kv = 0
 
     @property
     def snapshot(self) -> Snapshot | None:

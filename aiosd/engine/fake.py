@@ -46,7 +46,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     die_after: device calls after which the process kills itself (0: never). hang: device calls
     after which a call never returns (0: never). fail_load: the model can't be opened, and why.
     low, high: rows that a decode may have. rolls_back: whether a slot can be rolled back.
-    shifts: whether it can be shifted.
+    shifts: whether it can be shifted. kv_bytes: what it says that a position takes; 0: the truth.
     """
 
     name: str = "fake"
@@ -62,6 +62,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     high: int = 256
     rolls_back: bool = True
     shifts: bool = True
+    kv_bytes: int = 0
 
 
 class FakeRunner:
@@ -83,7 +84,8 @@ class FakeRunner:
         self._shifted: set[int] = set()  # slots that are not whole before their next decode
         self._calls = 0
         self.device_seconds = 0.0
-        fingerprint = f"fake-{self._options.name}-{setup.grid}"
+        fingerprint = f"fake-{self._options.name}-{setup.grid}{'-yarn' * setup.yarn}"
+        self._origin = b"yarn" if setup.yarn else b""
         self._files = SnapshotFiles(fingerprint, 2 * setup.slots)
         self.info = ModelInfo(
             name=self._options.name,
@@ -98,7 +100,7 @@ class FakeRunner:
             high=min(self._options.high, setup.slots),
             batch=0 if setup.exact else 4 * setup.grid,
             verdict=setup.verdict or json.dumps({"fake": True}),
-            kv_bytes_per_token=ENTRY + 2,
+            kv_bytes_per_token=self._options.kv_bytes or ENTRY + 2,
             shifts=self._options.shifts,
             rolls_back=self._options.rolls_back,
         )
@@ -238,7 +240,9 @@ class FakeRunner:
         held = self._slots[slot]
         if len(held) != position:
             raise ValueError(f"slot {slot}: position {position} after {len(held)}")
-        before = held[-1][1] if held else b""
+        if position >= self.info.n_ctx:
+            raise ValueError(f"slot {slot}: position {position} of {self.info.n_ctx}")
+        before = held[-1][1] if held else self._origin
         digest = _digest(before, token.to_bytes(2, "little"), how)
         held.append((token, digest))
 

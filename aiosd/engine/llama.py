@@ -174,6 +174,11 @@ class Device:
         params.flash_attn_type = int(setting.flash)
         params.type_k, params.type_v = KV_TYPES[setting.kv_k], KV_TYPES[setting.kv_v]
         params.no_perf = True
+        if setup.yarn:
+            trained = int(L.llama_model_n_ctx_train(model))
+            params.rope_scaling_type = L.LLAMA_ROPE_SCALING_TYPE_YARN
+            params.rope_freq_scale = min(1.0, trained / setup.n_ctx)
+            params.yarn_orig_ctx = trained
         self._ctx = L.llama_init_from_model(model, params)
         if not self._ctx:
             raise OSError(errno.ENOMEM, f"no context of {setting} could be opened: {_reason()}")
@@ -420,7 +425,8 @@ class LlamaRunner:
         self._samplers = Samplers(size, ends, grammars, secret)
         self.sampler, self.compile = self._samplers.open, grammars.compile
         self._rows: list[int] = []
-        fingerprint = hashlib.sha256(f"{key} {setting} {low}".encode()).hexdigest()[:32]
+        yarn = f" yarn {setup.n_ctx}" if setup.yarn else ""
+        fingerprint = hashlib.sha256(f"{key} {setting} {low}{yarn}".encode()).hexdigest()[:32]
         types = (setting.kv_k, setting.kv_v)
         self._files = SnapshotFiles(fingerprint, 2 * setup.slots + 8, types)
         self.encode, self.piece = self._vocabulary.encode, self._vocabulary.piece

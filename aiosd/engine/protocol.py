@@ -116,7 +116,8 @@ class CoreSetup(msgspec.Struct, frozen=True, array_like=True):
 
     runner is "llama" or "fake"; for "fake", model is a JSON object of its options.
     verdict is an earlier exactness verdict for this model, build and CPU (JSON), or "" to probe.
-    exact False skips the probe and takes the fastest setting.
+    exact False skips the probe and takes the fastest setting. yarn: positions are scaled by YaRN:
+    n_ctx may exceed what the model was trained for.
     """
 
     runner: str
@@ -130,6 +131,7 @@ class CoreSetup(msgspec.Struct, frozen=True, array_like=True):
     kv_v: str
     exact: bool
     verdict: str
+    yarn: bool = False
 
 
 # Commands: kernel to worker.

@@ -806,14 +806,31 @@ class SyncCalls:
         answer: Context = self._call(SetContext(context=context, policy=policy))
         return answer
 
-    def exp_context(self, context: int, tokens: int, *, key: str = "") -> Context:
-        """Move a context to a window of at least this many tokens.
+    def exp_context(
+        self,
+        context: int,
+        tokens: int,
+        *,
+        key: str = "",
+        yarn: bool = False,
+    ) -> Context:
+        """Move a context to a window of at least this many tokens, on a larger slot class of its
+        core.
+
+        Its KV moves with it; beyond the length that the model was trained for it is computed
+        anew.
 
         context: context id.
+        yarn: beyond the trained length too, its positions scaled by YaRN.
 
-        Raises OSError with ENOENT, ENOMEM.
+        Raises OSError with ENOENT, EBUSY, ENOMEM.
         """
-        answer: Context = self._call(ExpContext(context=context, tokens=tokens, key=key or new_key()))
+        answer: Context = self._call(ExpContext(
+            context=context,
+            tokens=tokens,
+            key=key or new_key(),
+            yarn=yarn,
+        ))
         return answer
 
     def clr_context(self, context: int) -> None:
@@ -2098,14 +2115,31 @@ class AsyncCalls:
         answer: Context = await self._call(SetContext(context=context, policy=policy))
         return answer
 
-    async def exp_context(self, context: int, tokens: int, *, key: str = "") -> Context:
-        """Move a context to a window of at least this many tokens.
+    async def exp_context(
+        self,
+        context: int,
+        tokens: int,
+        *,
+        key: str = "",
+        yarn: bool = False,
+    ) -> Context:
+        """Move a context to a window of at least this many tokens, on a larger slot class of its
+        core.
+
+        Its KV moves with it; beyond the length that the model was trained for it is computed
+        anew.
 
         context: context id.
+        yarn: beyond the trained length too, its positions scaled by YaRN.
 
-        Raises OSError with ENOENT, ENOMEM.
+        Raises OSError with ENOENT, EBUSY, ENOMEM.
         """
-        answer: Context = await self._call(ExpContext(context=context, tokens=tokens, key=key or new_key()))
+        answer: Context = await self._call(ExpContext(
+            context=context,
+            tokens=tokens,
+            key=key or new_key(),
+            yarn=yarn,
+        ))
         return answer
 
     async def clr_context(self, context: int) -> None:

@@ -11,10 +11,20 @@ from typing import Any
 
 import pytest
 
-from aiosd.abi.inference import Context, GetContext, SetContext, Turn
+from aiosd.abi.cores import ListCores
+from aiosd.abi.inference import (
+    ClrContext,
+    Context,
+    ExpContext,
+    GetContext,
+    ListContexts,
+    SetContext,
+    Turn,
+)
 from tests.daemon import Daemon
+from tests.system.agents import until
 from tests.system.test_generation import error_of
-from tests.system.writer import Writer, core
+from tests.system.writer import Watcher, Writer, core
 
 WINDOW = 192
 FAKE = f"""
@@ -35,7 +45,21 @@ slots = 1
 n_ctx = {WINDOW}
 options = {{eog = 0.0, shifts = false}}
 """
+OTHERS = """
+[[cores]]
+name = "short"
+driver = "fake"
+slots = 1
+n_ctx = 192
+options = {eog = 0.0, n_ctx_train = 300}
+[[cores]]
+name = "huge"
+driver = "fake"
+n_ctx = 192
+options = {kv_bytes = 1073741824}
+"""
 REPLACING = ["truncate", "slide"]
+ENDLESS = [*REPLACING, "expand"]
 
 
 @pytest.fixture
@@ -166,7 +190,7 @@ def test_a_chat_goes_on_for_ever(daemon: Daemon, policy: str) -> None:
 # Exactness.
 
 
-@pytest.mark.parametrize("policy", REPLACING)
+@pytest.mark.parametrize("policy", ENDLESS)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_it_equals_the_solo_run(daemon: Daemon, policy: str, temperature: float) -> None:
     """Preempted, evicted, its worker killed, and the kernel too, around the edge of the window."""
@@ -180,7 +204,9 @@ def test_it_equals_the_solo_run(daemon: Daemon, policy: str, temperature: float)
             b.read_tokens(wanted, count)
             other.ask("somebody else " * 5, max_tokens=7, core="c")
             if count % 3 == 0:
-                os.kill(core(daemon).pid, signal.SIGKILL)
+                with daemon.connect() as person:
+                    [row] = person.call(ListContexts(b.aid))
+                os.kill(core(daemon, row.core).pid, signal.SIGKILL)
         reply = b.finish(wanted)
         assert b.seen[wanted] == reply.token_ids == solo.token_ids
         assert reply.text == solo.text
@@ -191,7 +217,7 @@ def test_it_equals_the_solo_run(daemon: Daemon, policy: str, temperature: float)
         assert shown(b, reply.context).exact
 
 
-@pytest.mark.parametrize("policy", REPLACING)
+@pytest.mark.parametrize("policy", ENDLESS)
 def test_it_goes_on_after_a_restart_of_the_kernel(daemon: Daemon, policy: str) -> None:
     how: dict[str, Any] = {"temperature": 0.8, "seed": 5, "window": policy, "core": "c"}
     with Writer(daemon) as a:
@@ -212,6 +238,73 @@ def test_it_goes_on_after_a_restart_of_the_kernel(daemon: Daemon, policy: str) -
         assert (now.slid, now.truncated, now.length, now.exact) == (
             then.slid, then.truncated, then.length, True,
         )  # fmt: skip
+
+
+# Expanding.
+
+
+def names(daemon: Daemon) -> list[str]:
+    """Return the names of the cores."""
+    with daemon.connect() as person:
+        return sorted(row.name for row in person.call(ListCores()))
+
+
+@pytest.mark.parametrize("length", [WINDOW - 1, WINDOW, WINDOW + 1, 5 * WINDOW])
+def test_a_prompt_as_long_as_the_window_expands_it(daemon: Daemon, length: int) -> None:
+    with Writer(daemon) as a:
+        reply = a.ask("x" * length, max_tokens=1, window="expand", core="c")
+        now = shown(a, reply.context)
+        more = 0 if length < WINDOW else 1 if length < 2 * WINDOW else 3
+        assert (now.limit, now.tokens, now.expanded) == (WINDOW << more, length + 1, min(more, 1))
+        assert now.core == ("c" if not more else f"c@{WINDOW << more}")
+        assert a.ask("y", context=reply.context, max_tokens=9, core="c").context == reply.context
+
+
+def test_a_context_takes_its_kv_along_and_the_class_goes_with_the_last(daemon: Daemon) -> None:
+    with Writer(daemon) as a, Watcher(daemon, "context.") as watcher:
+        alone = a.ask("x" * 150, max_tokens=300, window="expand", core="c")
+        first = a.ask("x" * 150, max_tokens=42, core="c")
+        moved = a.call(ExpContext(first.context, 500))
+        assert (moved.core, moved.limit, moved.tokens, moved.expanded) == ("c@768", 768, 192, 1)
+        assert watcher.await_event("context.moved", context=first.context).data["core"] == "c@768"
+        assert moved.tier in ("ram", "disk") and moved.kv == 191, "not a position is lost"
+        second = a.ask("", context=first.context, max_tokens=258)
+        assert first.token_ids + second.token_ids == alone.token_ids
+        assert second.usage.cached_tokens >= 190
+        assert names(daemon) == ["c", "c@768", "stiff"], "nobody is on c@384 any more"
+        a.call(ClrContext(alone.context))
+        a.call(ClrContext(first.context))
+        until(lambda: names(daemon) == ["c", "stiff"], "the classes are gone")
+        a.ask("x" * 300, max_tokens=5, window="expand", core="c")
+        assert "c@384" in names(daemon)
+
+
+def test_expanding_has_limits_that_say_what_to_do(
+    state_dir: Path, runtime_dir: Path, kv_dir: Path
+) -> None:
+    with (
+        Daemon(state_dir, runtime_dir, kv_dir, config=FAKE + OTHERS) as daemon,
+        Writer(daemon) as a,
+    ):
+        reply = a.ask("x" * 9, max_tokens=5, core="huge")
+        with error_of(errno.ENOMEM, "MiB", "fewer slots"):
+            a.call(ExpContext(reply.context, 8000))
+        with error_of(errno.ENOMEM, "MiB"):
+            a.ask("x" * 500, window="expand", core="huge")
+        assert shown(a, reply.context).core == "huge" and names(daemon).count("huge") == 1
+        reply = a.ask("x" * 100, max_tokens=400, window="expand", core="short")
+        assert (len(reply.token_ids), reply.reason) == (200, "window"), "up to the trained length"
+        assert shown(a, reply.context).limit == 300
+        with error_of(errno.EINVAL, "trained for 300", "YaRN"):
+            a.call(ExpContext(reply.context, 301))
+        before = shown(a, reply.context)
+        now = a.call(ExpContext(reply.context, 301, yarn=True))
+        assert (now.core, now.limit, now.kv, now.exact) == ("short@384-yarn", 384, 0, before.exact)
+        more = a.ask("", context=reply.context, max_tokens=50)
+        assert len(more.token_ids) == 50
+        again = a.ask("x" * 100, max_tokens=400, window="expand-yarn", core="short")
+        assert len(again.token_ids) == 400 and again.token_ids[:200] == reply.token_ids
+        assert shown(a, again.context).core == "short@768-yarn"
 
 
 # Choosing.
