@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test check format bench man constraints clean setup-run setup-dev setup-bench
+.PHONY: help run test check format bench soak man constraints clean setup-run setup-dev setup-bench
 
 help:
 	@echo "make run          set up, start the daemon, run the demo, then open aiosh on a terminal"
@@ -15,6 +15,7 @@ help:
 	@echo "make check        set up, then ruff, mypy --strict and import-linter"
 	@echo "make format       let ruff format the source"
 	@echo "make bench        measure; a table on the terminal, JSON in tests/bench/out"
+	@echo "make soak         kill the kernel and its worker KILLS times (500), looking after each"
 	@echo "make man          write section 2 of the manual and the SDK's methods from the table"
 	@echo "make constraints  resolve the pinned versions of all dependencies anew"
 	@echo "make clean        remove .venv, caches and the trial daemon's state"
@@ -37,6 +38,11 @@ format: setup-dev
 
 bench: setup-bench
 	$(BIN)/python -m tests.bench $(ARGS)
+
+KILLS ?= 500
+
+soak: setup-dev
+	$(BIN)/python -m tests.soak $(KILLS) $(ARGS)
 
 man: setup-run
 	$(BIN)/python -m aiosd.abi.manual man/man2

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from aiosd import again, doing, leading
+from aiosd import again, doing, leading, revival
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
 from aiosd.admission import Admission
@@ -38,7 +38,6 @@ from aiosd.killpoint import reach
 from aiosd.ledger import Ledger
 from aiosd.order import Order
 from aiosd.process import ASLEEP, Activity, Process
-from aiosd.revival import revive
 from aiosd.room import Room
 from aiosd.series import Series
 
@@ -96,10 +95,17 @@ class Inference:
         """Go on with the numbers of requests and contexts where the last kernel stopped."""
         await asyncio.gather(self._rids.boot(), self._cids.boot())
 
-    async def recover(self) -> None:
-        """Take up what the last kernel left: contexts, requests under way, answers."""
+    async def recover(self, adopt: revival.Adopt) -> None:
+        """Take up what the last kernel left: contexts, requests under way, answers.
+
+        adopt: finds the KV of sequences, by context id.
+        """
         found = await self.journal.load()
-        stale = revive(found, self._table, self.contexts, self.cores, self._keys, self._reopen)
+        for answer in found.answers:
+            self._keys.restore(answer)
+        made = revival.contexts_of(found, self._table, self.contexts, self.cores)
+        await adopt(self.contexts.sequences())  # before one begins to work
+        stale = revival.requests_of(found, made, self._table, self.contexts, self._reopen)
         await self.journal.drop(stale)
 
     async def leave(self) -> None:

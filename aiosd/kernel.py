@@ -31,6 +31,7 @@ from aiosd.approvals import Approvals
 from aiosd.audit import Audit
 from aiosd.claim import Door, Lock
 from aiosd.config import Config
+from aiosd.cores.sequence import Sequence
 from aiosd.db import Connection, Database
 from aiosd.events import Events
 from aiosd.grants import Grants
@@ -204,11 +205,13 @@ class Kernel:
         await self.messages.boot()
         self._undo.push_async_callback(self.machine.cores.close)
         await self.machine.boot()  # cores begin to load; requests wait for them
-        await self.inference.recover()  # contexts are there again, requests under way go on
-        await self.snapshots.boot()
-        contexts = self.inference.contexts.sequences()
-        await self.machine.cores.adopt(contexts, self.snapshots.files())  # and their KV
+        await self.inference.recover(self._adopt)  # contexts are there again, requests go on
         self._undo.push_async_callback(self.inference.leave)
+
+    async def _adopt(self, sequences: dict[int, Sequence]) -> None:
+        """Find the KV of contexts, and what was marked of them."""
+        await self.snapshots.boot()
+        await self.machine.cores.adopt(sequences, self.snapshots.files())
 
     async def _open_door(self) -> None:
         kernel = self.config.kernel

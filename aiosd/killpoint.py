@@ -7,17 +7,7 @@ A test hook and nothing else. Without the variable `reach` does nothing, and not
 Workers inherit the variable, so that a point may lie in theirs; the file keeps the one that comes
 after from dying there again.
 
-The points, in the order in which a request meets them:
-    journal.begin      a request and its context are written, not committed
-    journal.flush      tokens are written behind, not committed
-    journal.end        a request's end is written, not committed
-    journal.save       contexts are written at their owner's wish, not committed
-    journal.forget     contexts are deleted, not committed
-    journal.answer     the answer of a keyed call is written, not committed
-    db.commit          a group is complete, its commit not begun
-    db.committed       a group is committed, nobody has been told
-    inference.answer   a request's end is durable, its reply not sent
-    identity.answer    a new credential is durable, its owner has not been told
+POINTS names them all; whoever adds one adds it there, and the soak test goes through them.
 """
 
 from __future__ import annotations
@@ -28,6 +18,24 @@ from collections.abc import Callable
 from typing import Final
 
 VARIABLE: Final = "AIOS_KILL_AT"
+
+POINTS: Final = {
+    "journal.begin": "a request and its context are written, not committed",
+    "journal.flush": "tokens are written behind, not committed",
+    "journal.end": "a request's end is written, not committed",
+    "journal.save": "contexts are written at their owner's wish, not committed",
+    "journal.forget": "contexts are deleted, not committed",
+    "journal.answer": "the answer of a keyed call is written, not committed",
+    "db.commit": "a group is complete, its commit not begun",
+    "db.committed": "a group is committed, nobody has been told",
+    "inference.answer": "a request's end is durable, its reply not sent",
+    "identity.answer": "a new credential is durable, its owner has not been told",
+    "snapshot.begun": "a snapshot's copy on disk has its size, and nothing in it",
+    "snapshot.copied": "a snapshot's copy is written, not synced",
+    "snapshot.synced": "a snapshot's copy is synced, under its temporary name",
+    "snapshot.renamed": "a snapshot's copy has its name, its directory is not synced",
+}
+"""Each point, and what is done when it is reached."""
 
 
 def _nothing(name: str) -> None:
@@ -62,9 +70,11 @@ def _first(mark: str) -> bool:
 def arm(text: str) -> Callable[[str], None]:
     """Return the function that counts the points passed. text: NAME[:COUNT[:FILE]], "" for none.
 
-    Raises ValueError for a count that is no number.
+    Raises ValueError for a point that there is not, or a count that is no number.
     """
     name, _, rest = text.partition(":")
+    if name and name not in POINTS:
+        raise ValueError(f"{VARIABLE}: no kill point {name!r}; there are {', '.join(POINTS)}")
     count, _, mark = rest.partition(":")
     return _armed(name, int(count or 1), mark) if name else _nothing
 

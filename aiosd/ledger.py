@@ -34,6 +34,10 @@ _COLUMNS: Final = (
 )  # fmt: skip
 _INSERT: Final = f"insert into requests ({', '.join(_COLUMNS)}) values (:{', :'.join(_COLUMNS)})"
 
+_SWEEP: Final = (  # not by number: each kernel that is killed leaves a gap of numbers
+    "delete from requests where id <= (select id from requests order by id desc limit 1 offset ?)"
+)
+
 
 class Ledger:
     """Closes requests. keep: records that are kept, at most."""
@@ -99,7 +103,7 @@ class Ledger:
         def write(db: Connection) -> None:
             db.execute(_INSERT, row)
             if rid % SWEEP == 0:
-                db.execute("delete from requests where id <= ?", (rid - keep,))
+                db.execute(_SWEEP, (keep,))
             totals(db)
 
         return write

@@ -8,15 +8,15 @@ end. What belongs to agents that have ended goes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from aiosd.context import Context, Contexts
 from aiosd.cores.dispatcher import Cores
+from aiosd.cores.sequence import Sequence
 from aiosd.journal import ContextRow, Found, RequestRow, Stale
-from aiosd.keys import Keys
 
 if TYPE_CHECKING:
     from aiosd.proc import ProcessTable
@@ -26,23 +26,29 @@ log = logging.getLogger(__name__)
 RESTARTED: Final = "aiosd restarted"
 ENDED: Final = "agent ended"
 
+Adopt = Callable[[dict[int, Sequence]], Awaitable[None]]
+"""Finds the KV of sequences, by context id."""
+
 Reopen = Callable[[RequestRow, Context, str], None]
 """Goes on with a request on its context, or ends it for a reason."""
 
 
-def revive(
+def contexts_of(
+    found: Found, table: ProcessTable, contexts: Contexts, cores: Cores
+) -> dict[int, Context]:
+    """Make the contexts again, those of ended agents too: their requests end on them."""
+    return {row.cid: _context(row, table, contexts, cores) for row in found.contexts}
+
+
+def requests_of(
     found: Found,
+    made: dict[int, Context],
     table: ProcessTable,
     contexts: Contexts,
-    cores: Cores,
-    keys: Keys,
     reopen: Reopen,
 ) -> Stale:
-    """Take up what was found; return what is to be deleted of it."""
+    """Go on with the requests; return what is to be deleted. Contexts of ended agents go."""
     stale = Stale([], [])
-    for answer in found.answers:
-        keys.restore(answer)
-    made = {row.cid: _context(row, table, contexts, cores) for row in found.contexts}
     for request in found.requests:
         context = made.get(request.cid)
         if context is None or context.busy:
@@ -56,7 +62,7 @@ def revive(
             log.error("request %d can't go on: %s", request.rid, error)
             stale.requests.append(request.rid)
     for context in made.values():
-        if not _lives(table, context.sequence.aid):
+        if not (context.gone or _lives(table, context.sequence.aid)):
             contexts.forget(context)
     return stale
 

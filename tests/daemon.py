@@ -107,6 +107,7 @@ class Daemon:
         self._kv_dir = kv_dir
         self.configure(config)
         self.notices: list[str] = []
+        self.environ: dict[str, str] = {}  # what the process finds in its environment besides
 
     def configure(self, text: str) -> None:
         """Write the configuration: `text`, and what every test needs; no cores unless it has."""
@@ -120,6 +121,12 @@ class Daemon:
 
     def start(self) -> Self:
         """Start the process and return once it says that it is ready."""
+        self.launch()
+        self.await_notice("READY=1")
+        return self
+
+    def launch(self) -> None:
+        """Start the process."""
         path = str(self.state_dir / "notify")
         with suppress(FileNotFoundError):
             os.unlink(path)
@@ -127,11 +134,9 @@ class Daemon:
         self._notify.bind(path)
         self._notify.settimeout(PATIENCE)
         self.log = self.state_dir / "stderr"
-        environ = os.environ | {"NOTIFY_SOCKET": path, "PYTHONPATH": str(ROOT)}
+        environ = os.environ | {"NOTIFY_SOCKET": path, "PYTHONPATH": str(ROOT)} | self.environ
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.arguments(), stderr=log, env=environ)
-        self.await_notice("READY=1")
-        return self
 
     def await_notice(self, wanted: str) -> None:
         """Return when the daemon has sent a notice with this line."""

@@ -188,7 +188,7 @@ class LocalCore:
                     f"core {self.name}: its worker died again and again on this request: {reason}"
                 )
                 self._fail(sequence, errno.EIO, text)
-        if self.loaded is None:
+        if self.loaded is None and not (killed and self._deaths <= DEATHS):
             text = f"core {self.name}: the worker died while loading {self.setup.model}: {reason}"
             self._end("failed", errno.EIO, text)
         elif self._deaths > DEATHS:

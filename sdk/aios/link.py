@@ -125,6 +125,7 @@ class Link:
         self.welcome: Welcome | None = None
         self._inherited = inherited
         self._credential = inherited.take() if credential is None else credential
+        self._spawned = credential is None and bool(self._credential)
         self._register_key = new_key()
         self._clock = clock
         self._pid = os.getpid()
@@ -151,14 +152,17 @@ class Link:
 
     def attach(self) -> Plan[None]:
         """Connect and say who we are; after a loss go on trying for `reconnect` seconds."""
-        tries = Tries(self.reconnect if self.welcome else 0.0, self._clock)
+        tries = self.tries()
         while True:
             try:
                 yield Open(self.path)
                 yield from self._greet()
                 return
             except OSError as error:
-                if not _passing(error) or (pause := tries.again()) is None:
+                # At first, nobody waits for a kernel that is not there, but for the one that
+                # started this process.
+                known = self._spawned or self.welcome is not None
+                if not _passing(error) or not known or (pause := tries.again()) is None:
                     raise
             yield pause
 
@@ -227,7 +231,6 @@ class Link:
 
     def _greet(self) -> Plan[None]:
         """Say hello; the first time, become the agent that was asked for."""
-        first = self.welcome is None
         old = self._credential
         client = f"{client_name()} (aios, level {LEVEL})"
         try:
@@ -245,7 +248,7 @@ class Link:
             self._inherited.replace(old, welcome.credential)
         self.aid = welcome.aid
         self.welcome = welcome
-        if first and self.name and not self.aid:
+        if self.name and not self.aid:
             args = RegisterAgent(name=self.name, key=self._register_key)
             self._learn(args, (yield Exchange(args, raw=True)))
             self.registered = True

@@ -1,0 +1,263 @@
+"""Kills without end: `make soak KILLS=500`, and a short one among the tests.
+
+    python -m tests.soak [KILLS [SEED]]
+
+Agents stream generations, each in the context of the one before, while the kernel and its worker
+are killed: at random moments, and at every kill point in turn (aiosd/killpoint.py). After each kill
+the database is looked into, and in the end everything is counted.
+
+What must hold: each token comes once, and is the one of the undisturbed run; each request that was
+answered is on record once, with all its tokens; what an agent logged is in the history once, and
+its forks are made once; in the end no request is open, no context left, no file leaked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import aios
+from aiosd.killpoint import POINTS, VARIABLE
+from tests.daemon import PATIENCE, Daemon
+
+CORE: Final = """
+[sched]
+policy = "fair"
+[agents]
+orphan_timeout = 120
+[[cores]]
+name = "c"
+driver = "fake"
+slots = 3
+n_ctx = 2048
+options = {step_ms = 1, prefill_ms = 2, eog = 0.003}
+"""
+AGENTS: Final = 6
+TURNS: Final = 3
+TOKENS: Final = 90
+ARMED_S: Final = 4.0  # seconds that a kernel has to come to its kill point
+RECONNECT: Final = 120.0
+
+
+class Soak:
+    """One daemon, its agents and what they were told."""
+
+    def __init__(self, daemon: Daemon, seed: int) -> None:
+        self.daemon = daemon
+        self.kills = 0
+        self.answered: dict[int, int] = {}  # tokens of each request that was answered
+        self.logged: list[int] = []
+        self.forked: list[int] = []
+        self.usage: dict[int, list[int]] = {}  # requests and tokens of each agent
+        self.points: dict[str, int] = {}  # how often each kill point was died at
+        self._rng = random.Random(seed)
+        self._turn = list(POINTS)
+        self._solo: dict[int, list[list[int]]] = {}
+        self._over = False
+        self._marks = 0
+
+    async def run(self, kills: int, points: Sequence[str] = ()) -> None:
+        """Kill at these points, then so many times at random.
+
+        Raises AssertionError when something does not hold.
+        """
+        for index in range(AGENTS):
+            self._solo[index] = await self._story(index)
+        agents = [asyncio.create_task(self._live(index)) for index in range(AGENTS)]
+        try:
+            for point in points:
+                await self._moment(agents)
+                await self._kill_at(point)
+                self._look()
+            kills += self.kills
+            while self.kills < kills:
+                await self._moment(agents)
+                await self._kill()
+                self._look()
+        finally:
+            self._over = True
+            if any(task.done() for task in agents):
+                for task in agents:
+                    task.cancel()
+            results = await asyncio.gather(*agents, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        await self._count()
+
+    # The agents.
+
+    async def _live(self, index: int) -> None:
+        while not self._over:
+            told = await self._story(index)
+            assert told == self._solo[index], f"agent {index}: {told} is not {self._solo[index]}"
+
+    async def _story(self, index: int) -> list[list[int]]:
+        """Be one agent: some requests in one context, and a note about each."""
+        told: list[list[int]] = []
+        async with await self._connect(f"a{index}") as kernel:
+            context = 0
+            for turn in range(TURNS):
+                reply = await self._ask(kernel, index, turn, context)
+                context = reply.context
+                told.append(reply.token_ids)
+                self._marks += 1
+                mark = self._marks
+                await kernel.log_event("mark", data={"n": mark})
+                self.logged.append(mark)
+            child = await kernel.fork(kernel.aid)
+            self.forked.append(child.aid)
+            await kernel.kill(child.aid, signal="KILL")
+            requests, tokens = self.usage.setdefault(kernel.aid, [0, 0])
+            self.usage[kernel.aid] = [requests + TURNS, tokens + sum(map(len, told))]
+            with suppress(FileNotFoundError):  # it was done before the answer got lost
+                await kernel.clr_context(context)
+        return told
+
+    async def _connect(self, name: str) -> aios.AsyncKernel:
+        """Connect; a kernel that is away just now is not waited for the first time, but by us."""
+        while True:
+            with suppress(ConnectionError):
+                return await aios.connect_async(self.daemon.socket, name, reconnect=RECONNECT)
+            await asyncio.sleep(0.05)
+
+    async def _ask(
+        self, kernel: aios.AsyncKernel, index: int, turn: int, context: int
+    ) -> aios.Generation:
+        words = f"Agent {index} keeps a diary about the sea and a small boat. " * (index + 1)
+        stream = kernel.llm_generate(
+            f" And on day {turn}," if turn else words,
+            raw=True,
+            max_tokens=TOKENS,
+            temperature=0.8 if index % 2 else 0.0,
+            seed=index,
+            context=context,
+            stream=True,
+        )
+        tokens: list[int] = []
+        async for chunk in stream:
+            assert chunk.index == len(tokens), "a token twice, or left out"
+            tokens += chunk.token_ids
+        reply: aios.Generation = stream.reply
+        assert reply.token_ids == tokens and reply.exact
+        assert reply.request not in self.answered, "a request was answered twice"
+        self.answered[reply.request] = len(tokens)
+        return reply
+
+    # The kills.
+
+    async def _moment(self, agents: list[asyncio.Task[None]]) -> None:
+        """Let some work be done; an agent that failed ends the run."""
+        done, _ = await asyncio.wait(
+            agents, timeout=self._rng.random() * 0.6, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in done:
+            task.result()
+
+    async def _kill(self) -> None:
+        deeds = [self._kill_worker, self._kill_kernel, self._kill_at_next]
+        await self._rng.choices(deeds, [3, 4, 3])[0]()
+
+    async def _kill_worker(self) -> None:
+        async with await self._connect("") as person:
+            pid = (await person.list_cores())[0].pid
+        if pid:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self.kills += 1
+
+    async def _kill_kernel(self) -> None:
+        await asyncio.to_thread(self.daemon.stop, signal.SIGKILL)
+        self.kills += 1
+        await asyncio.to_thread(self.daemon.start)
+
+    async def _kill_at_next(self) -> None:
+        point = self._turn.pop(0)
+        self._turn.append(point)
+        await self._kill_at(point)
+
+    async def _kill_at(self, point: str) -> None:
+        """Restart the kernel so that it dies at a point, and once more."""
+        await asyncio.to_thread(self.daemon.stop, signal.SIGKILL)
+        mark = self.daemon.state_dir / "mark"
+        mark.unlink(missing_ok=True)
+        self.daemon.environ[VARIABLE] = f"{point}:{self._rng.randint(1, 12)}:{mark}"
+        await asyncio.to_thread(self.daemon.launch)
+        if await asyncio.to_thread(self._dies):
+            self.points[point] = self.points.get(point, 0) + 1
+        del self.daemon.environ[VARIABLE]
+        self.kills += 2
+        await asyncio.to_thread(self.daemon.stop, signal.SIGKILL)
+        await asyncio.to_thread(self.daemon.start)
+
+    def _dies(self) -> bool:
+        try:
+            self.daemon.process.wait(ARMED_S)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    # What must hold.
+
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(self.daemon.state_dir / "aios.db", timeout=PATIENCE)) as db:
+            return db.execute(query).fetchall()
+
+    def _look(self) -> None:
+        """What was acknowledged is there, once; nothing is on record twice."""
+        answered, logged = dict(self.answered), list(self.logged)
+        found = self._rows("select id, completion_tokens, finish from requests")
+        ended = {id: tokens for id, tokens, finish in found if finish in ("stop", "length")}
+        assert len(ended) == len(found), "a request was not ended by its agent"
+        missing = answered.items() - ended.items()
+        assert not missing, f"answered (request, tokens) {missing}, on record {len(ended)}"
+        marks = [n for (n,) in self._rows(_MARKS)]
+        assert len(marks) == len(set(marks)), "an entry is in the history twice"
+        assert set(logged) <= set(marks), "an entry that was acknowledged is not in the history"
+
+    async def _count(self) -> None:
+        """Nothing is left open, and the sums are right."""
+        self._look()
+        count = self._rows("select count(*) from requests")[0][0]
+        assert count == len(self.answered), "a request was run that nobody got an answer of"
+        async with await self._connect("") as person:
+            assert await person.list_contexts() == []
+            rows = {row.aid: row.usage for row in await person.list_agents(all=True)}
+        children = [aid for (aid,) in self._rows("select aid from agents where kind = 'forked'")]
+        assert sorted(children) == sorted(self.forked), "a fork was done twice, or is lost"
+        for aid, (requests, tokens) in self.usage.items():
+            assert (rows[aid].requests, rows[aid].tokens_out) == (requests, tokens)
+        for table in ("open_requests", "contexts"):
+            assert self._rows(f"select count(*) from {table}") == [(0,)], f"rows left in {table}"
+
+
+_MARKS: Final = "select json_extract(data, '$.n') from events where kind like '%mark'"
+
+
+def main(kills: int = 500, seed: int = 1) -> None:
+    """Run the soak in directories of its own."""
+    with tempfile.TemporaryDirectory(prefix="aios-soak-", dir="/tmp") as base:
+        places = [Path(base) / name for name in ("state", "run", "kv")]
+        for place in places:
+            place.mkdir(mode=0o700)
+        state, run, kv = places
+        with Daemon(state, run, kv, config=CORE) as daemon:
+            soak = Soak(daemon, seed)
+            asyncio.run(soak.run(kills))
+        left = [str(path) for path in (*run.rglob("*"), *kv.rglob("*"))]
+        assert not left, f"files leaked: {left}"
+    print(f"{soak.kills} kills, {len(soak.answered)} requests, at points: {soak.points}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
