@@ -81,6 +81,8 @@ def sync(path: str) -> None:
         finally:
             os.close(fd)
         _sync_directory(path)
+    except FileNotFoundError:
+        pass  # it has been given up since
     except OSError as error:
         log.warning("%s is not on disk for certain: %s", path, error)
 

@@ -70,8 +70,8 @@ class Tiers:
         self.disk.seal()
 
     def close(self) -> None:
-        """Wait for copies under way and delete what nobody holds."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Wait for what the threads have to do, and delete what nobody holds."""
+        self._threads.shutdown(wait=True)
         self.ram.close()
         self.disk.close()
 
