@@ -1,9 +1,9 @@
-"""Commands about cores and what is on them: cores, models, sched, mem, ctx."""
+"""Commands about cores and their schedule: cores, models, sched."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -194,83 +194,3 @@ def _columns(state: Sched) -> list[Column[SchedRow]]:
         (WAITS, any(row.after for row in state.rows)),
     ]
     return SCHED + [column for column, wanted in more if wanted]
-
-
-Row = dict[str, Any]
-
-MEMORY: Final[list[Column[Row]]] = [
-    Column("OF", lambda row: row["of"]),
-    Column("NAME", lambda row: row["name"], least=12),
-    Column("KV", lambda row: tables.size(row["kv"]), right=True),
-    Column("RAM", lambda row: tables.size(row["ram"]), right=True),
-    Column("DISK", lambda row: tables.size(row["disk"]), right=True),
-]
-"""What `mem` shows: KV in slots, snapshots in RAM (for a core: its worker's memory), on disk."""
-
-
-@app.command()
-def mem(json: Json = False) -> None:
-    """Show KV, RAM and disk by core and by agent."""
-    with link.kernel() as kernel:
-        cores, agents, contexts = (
-            kernel.list_cores(), kernel.list_agents(), kernel.list_contexts(),
-        )  # fmt: skip
-        info = kernel.sysinfo()
-    in_slots: dict[int, int] = {}
-    for context in contexts:
-        if context.tier == "slot":
-            in_slots[context.aid] = in_slots.get(context.aid, 0) + context.bytes
-    rows: list[Row] = [
-        {"of": "core", "name": core.name, "kv": core.kv_bytes, "ram": core.rss, "disk": 0}
-        for core in cores
-    ]
-    rows += [
-        {
-            "of": f"agent:{agent.aid}", "name": agent.name, "kv": in_slots.get(agent.aid, 0),
-            "ram": agent.usage.kv_ram, "disk": agent.usage.kv_disk,
-        }
-        for agent in agents
-    ]  # fmt: skip
-    if json:
-        tables.print_json({"kv_ram": info.kv_ram, "kv_ram_limit": info.kv_ram_limit, "rows": rows})
-        return
-    limit = tables.size(info.kv_ram_limit) if info.kv_ram_limit else "no limit"
-    print(f"snapshots in RAM {tables.size(info.kv_ram)} of {limit}, kernel {tables.size(info.rss)}")
-    tables.show(MEMORY, rows, json=False)
-
-
-@app.command()
-def ctx(
-    agent: Annotated[
-        str, typer.Argument(help="aid or name; default: all", autocompletion=offers.agents)
-    ] = "",
-    clear: Annotated[
-        int | None, typer.Option("--clear", metavar="CTX", help="forget this context")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """List contexts: their tokens, where their KV is, whether it is exact."""
-    with link.kernel() as kernel:
-        if clear is not None:
-            kernel.clr_context(context=clear)
-            return
-        aid = link.resolve(kernel, [agent], ended=True)[0] if agent else 0
-        rows = kernel.list_contexts(aid=aid)
-    tables.show(
-        [
-            Column("CTX", lambda row: str(row.cid), right=True),
-            Column("AID", lambda row: str(row.aid), right=True),
-            Column("CORE", lambda row: row.core, least=8),
-            Column("TIER", lambda row: row.tier),
-            Column("SLOT", lambda row: str(row.slot) if row.slot >= 0 else "", right=True),
-            Column("TOKENS", lambda row: str(row.tokens), right=True),
-            Column("KV", lambda row: str(row.kv), right=True),
-            Column("LIMIT", lambda row: str(row.limit), right=True),
-            Column("BYTES", lambda row: tables.size(row.bytes), right=True),
-            Column("EXACT", lambda row: "yes" if row.exact else "no"),
-            Column("BUSY", lambda row: "yes" if row.busy else "no"),
-            Column("POLICY", lambda row: row.policy),
-        ],
-        rows,
-        json,
-    )

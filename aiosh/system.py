@@ -99,6 +99,7 @@ def _facts(state: SystemInfo) -> list[tuple[str, str]]:
         ("requests", f"{state.requests} in flight, {state.preemptions} preemptions so far"),
         ("tokens", f"{state.tokens_in} in, {state.tokens_out} out"),
         ("KV in RAM", f"{tables.size(state.kv_ram)} of {limit}"),
+        ("KV on disk", f"{tables.size(state.kv_disk)} of {tables.size(state.kv_disk_limit)}"),
         ("missing calls", _few(state.missing)),
     ]
 

@@ -16,6 +16,7 @@ import pytest
 from aiosh.output import data_words
 from tests.aiosh.conftest import Run, door, surroundings
 from tests.daemon import PATIENCE, Daemon
+from tests.system.writer import Writer
 
 pytestmark = pytest.mark.usefixtures("kernel")
 SLEEPER = ("--", "sh", "-c", "echo begun; exec sleep 1000")
@@ -226,6 +227,31 @@ def test_mem_and_ctx_show_what_an_agent_holds(ctl: Run) -> None:
     assert "fake" in ctl("mem").out
     assert json.loads(ctl("mem", "--json").out)["rows"][0]["name"] == "fake"
     assert ctl("ctx").status == 0
+
+
+def test_a_context_is_shown_marked_taken_back_and_forgotten(ctl: Run, kernel: Daemon) -> None:
+    with Writer(kernel, "teller") as teller:
+        context = teller.ask("Once", max_tokens=20).context
+        length = 4 + 20
+        (row,) = ctl("ctx", "ls", str(teller.aid)).rows()
+        assert row[:2] == [str(context), str(teller.aid)] and str(length) in row
+        assert ctl("snapshot", str(context), "before").out.strip().isdecimal()
+        teller.ask(" upon", context=context, max_tokens=20)
+        shown = ctl("ctx", "show", str(context))
+        assert "before" in shown.out and str(length + 5 + 20) in shown.out
+        assert [words[2] for words in ctl("snapshot", "ls").rows()] == ["before"]
+        assert ctl("snapshot", "ls", "999").status == 1
+        assert ctl("snapshot", "x").status == 2
+        assert f"{length} tokens" in ctl("restore", str(context)).out
+        assert ctl("restore", str(context), "77").status == 1
+        told = json.loads(ctl("ctx", "show", str(context), "--json").out)
+        assert told["context"]["tokens"] == length and len(told["snapshots"]) == 1
+        used = json.loads(ctl("mem", "--json").out)
+        mine = next(r for r in used["rows"] if r["name"] == "teller")
+        assert (mine["contexts"], mine["tokens"]) == (1, length) and mine["disk"] > 0
+        assert used["kv_disk"] > 0
+        assert ctl("ctx", "rm", str(context)).status == 0
+        assert ctl("ctx", "show", str(context)).status == 1
 
 
 def test_info_tells_about_the_kernel(ctl: Run, kernel: Daemon) -> None:
