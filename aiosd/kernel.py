@@ -47,6 +47,7 @@ from aiosd.snapshots import Snapshots
 from aiosd.spawn import Spawner
 from aiosd.syscall import Dispatcher
 from aiosd.system import VERSION, About, System
+from aiosd.vault import Vault, load_keys
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,9 @@ class Kernel:
         self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)
         self.messages = Messages(lambda: self.config, self.db, self.access, self.table)
         self.table.on_settled(self.messages.agent_ended)
-        self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages, self.snapshots)
+        self.vault = Vault(partial(load_keys, self.config.encryption.key_file, os.environ))
+        self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages)
+        self.dispatcher.bind(self.vault, self.snapshots)
 
     async def _recover(self) -> None:
         await self.inference.boot()  # numbers go on where the last kernel stopped
@@ -255,6 +258,7 @@ class Kernel:
         self.table.reload(config)
         self.inference.reload(config)
         self.snapshots.reload(config)
+        self.vault.reload()
         self.access.set_policy(config.access.ask, config.access.grantors)
         self.machine.reload(config)
         self.server.max_connections = config.kernel.max_connections

@@ -222,6 +222,12 @@ class Messages(Section, frozen=True, kw_only=True):
     max_bytes: Annotated[int, Meta(ge=64 << 10, le=1 << 30), parse_size] = 4 << 20
 
 
+class Encryption(Section, frozen=True, kw_only=True):
+    """[encryption]: where the master keys are, unless the environment or systemd gives them."""
+
+    key_file: Place = ""
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole configuration, every path absolute."""
 
@@ -234,3 +240,4 @@ class Config(Section, frozen=True, kw_only=True):
     access: Rules = Rules()
     audit: Audit = Audit()
     messages: Messages = Messages()
+    encryption: Encryption = Encryption()
