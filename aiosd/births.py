@@ -66,6 +66,7 @@ class Births:
         self._identities = identities
         self._spawner = spawner
         self._access = access
+        self.on_forked: list[Callable[[int, int], None]] = []
         self._under_way: set[asyncio.Task[Started]] = set()
 
     async def close(self) -> None:
@@ -270,7 +271,7 @@ class Births:
         self._roster.set_credentials(process, "", digest(ticket))
         await self._roster.save(process, durable=True)
         if source:
-            await self._roster.listener.fork_contexts(source, process.aid)
+            await self._copy(source, process.aid)
         process.shim = await self._spawner.start(process.aid, spec)
         try:
             process.pid = await process.shim.ready()
@@ -319,13 +320,19 @@ class Births:
         process.argv, process.program, process.cwd = source.argv, source.program, source.cwd
         # Its contexts are on disk before it is: a child that a next kernel finds has them all, and
         # contexts of a child that it doesn't find go.
-        await self._roster.listener.fork_contexts(source.aid, process.aid)
+        await self._copy(source.aid, process.aid)
         credential = new_credential()
         self._roster.set_credentials(process, digest(credential), "")
         note.data.update(name=process.name, parent=process.parent)
         await self._roster.save(process, notes=[note, *_started(process)], durable=True)
         self._identities.expect(process, self._identities.unclaimed, "unclaimed")
         return Started(process.aid, 0, credential)
+
+    async def _copy(self, source: int, child: int) -> None:
+        """Give a child what its parent has in memory."""
+        await self._roster.listener.fork_contexts(source, child)
+        for tell in self.on_forked:
+            tell(source, child)
 
     async def _join(self, process: Process, caller: Caller) -> Started:
         """Make the calling program this process."""

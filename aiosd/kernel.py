@@ -45,9 +45,9 @@ from aiosd.schema import MIGRATIONS
 from aiosd.server import Server
 from aiosd.snapshots import Snapshots
 from aiosd.spawn import Spawner
+from aiosd.stores import Stores
 from aiosd.syscall import Dispatcher
 from aiosd.system import VERSION, About, System
-from aiosd.vault import Vault, load_keys
 
 log = logging.getLogger(__name__)
 
@@ -191,15 +191,17 @@ class Kernel:
             self.inference.running,
         )
         self.table.listener = self.inference
+        self.stores = Stores(self.config, self.db, self.events, self.access, self.table)
         self.dispatcher.remember = self.inference.journal.answer
         self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)
         self.messages = Messages(lambda: self.config, self.db, self.access, self.table)
         self.table.on_settled(self.messages.agent_ended)
-        self.vault = Vault(partial(load_keys, self.config.encryption.key_file, os.environ))
-        self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages)
-        self.dispatcher.bind(self.vault, self.snapshots)
+        self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages, self.snapshots)
+        self.dispatcher.bind(*self.stores.managers)
 
     async def _recover(self) -> None:
+        self._undo.push_async_callback(self.stores.close)
+        await self.stores.boot()
         await self.inference.boot()  # numbers go on where the last kernel stopped
         self._undo.push_async_callback(self.inference.close)
         self._undo.push_async_callback(self.table.close)
@@ -258,7 +260,7 @@ class Kernel:
         self.table.reload(config)
         self.inference.reload(config)
         self.snapshots.reload(config)
-        self.vault.reload()
+        self.stores.reload(config)
         self.access.set_policy(config.access.ask, config.access.grantors)
         self.machine.reload(config)
         self.server.max_connections = config.kernel.max_connections

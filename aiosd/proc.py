@@ -99,6 +99,10 @@ class ProcessTable:
         """Have `tell(aid)` called once an agent's end is durable."""
         self._reaper.on_settled.append(tell)
 
+    def on_forked(self, tell: Callable[[int, int], None]) -> None:
+        """Have `tell(parent, child)` called in a fork; OSError when the child can't be."""
+        self._births.on_forked.append(tell)
+
     def reload(self, config: Config) -> None:
         """Take on a configuration that was read again."""
         self.config = config

@@ -256,8 +256,110 @@ def snapshots(db: Connection) -> None:
     db.executescript(_SNAPSHOTS)
 
 
+_OWNERS = """
+create table owners (
+    id integer primary key,
+    kind text not null check (kind in ('agent', 'uid', 'pool')),
+    name text not null,                     -- the aid, the uid, or the pool's name
+    uid integer not null,                   -- of the agent or person
+    reserved integer not null default 0,    -- bytes of storage, by sto_alloc
+    unique (kind, name)
+)
+"""
+
+_MEMORIES = """
+create table memories (
+    id integer primary key autoincrement,
+    owner integer not null,
+    text text not null,
+    metadata text not null,
+    created real not null,
+    size integer not null,                  -- bytes that count against the owner's limit
+    rev integer not null default 0,         -- how often the text was replaced
+    key text not null default ''            -- the idempotency key of its add_memory
+);
+create index memories_owner on memories (owner, created);
+create unique index memories_key on memories (owner, key) where key != '';
+"""
+
+_OBJECTS = """
+create table objects (
+    id integer primary key autoincrement,
+    owner integer not null,
+    name text not null,
+    version integer not null,               -- the newest
+    indexed integer not null default 0,     -- the version that passages are of
+    unique (owner, name)
+);
+create table versions (
+    object integer not null,
+    version integer not null,
+    digest text not null,
+    size integer not null,
+    content_type text not null,
+    metadata text not null,
+    created real not null,
+    key text not null default '',
+    primary key (object, version)
+) without rowid;
+create index versions_digest on versions (digest);
+create table blobs (
+    digest text primary key,
+    size integer not null,
+    sums blob not null,                     -- xxh3 of each piece, 8 bytes little-endian
+    used real not null
+) without rowid;
+create table passages (
+    id integer primary key autoincrement,
+    owner integer not null,
+    object integer not null,
+    start integer not null,                 -- byte of the object
+    text text not null,
+    rev integer not null default 0
+);
+create index passages_owner on passages (owner, object);
+create index passages_object on passages (object);
+"""
+
+_FOUND = """
+create virtual table {0}_words using fts5(
+    owner, text, content='{0}', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2'
+);
+create trigger {0}_added after insert on {0} begin
+    insert into {0}_words (rowid, owner, text) values (new.id, new.owner, new.text);
+end;
+create trigger {0}_deleted after delete on {0} begin
+    insert into {0}_words ({0}_words, rowid, owner, text)
+    values ('delete', old.id, old.owner, old.text);
+    delete from {0}_vectors where id = old.id;
+end;
+create trigger {0}_updated after update of text on {0} begin
+    insert into {0}_words ({0}_words, rowid, owner, text)
+    values ('delete', old.id, old.owner, old.text);
+    insert into {0}_words (rowid, owner, text) values (new.id, new.owner, new.text);
+end;
+create table {0}_vectors (
+    id integer primary key,
+    owner integer not null,
+    rev integer not null,                   -- of the text that it was made from
+    model text not null,
+    vector blob not null                    -- float32, little-endian, of unit length
+);
+create index {0}_vectors_owner on {0}_vectors (owner);
+"""
+"""What makes the texts of a table findable: words by FTS5, meaning by vectors."""
+
+
+def stores(db: Connection) -> None:
+    """Make the tables of semantic memory and of storage."""
+    for script in (_OWNERS, _MEMORIES, _OBJECTS):
+        db.executescript(script)
+    for table in ("memories", "passages"):
+        db.executescript(_FOUND.format(table))
+
+
 MIGRATIONS: Final[list[Migration]] = [
-    first_boot, keyed_births, numbered_series, journal, rights, mailboxes, snapshots,
+    first_boot, keyed_births, numbered_series, journal, rights, mailboxes, snapshots, stores,
 ]  # fmt: skip
 
 

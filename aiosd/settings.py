@@ -222,10 +222,45 @@ class Messages(Section, frozen=True, kw_only=True):
     max_bytes: Annotated[int, Meta(ge=64 << 10, le=1 << 30), parse_size] = 4 << 20
 
 
-class Encryption(Section, frozen=True, kw_only=True):
-    """[encryption]: where the master keys are, unless the environment or systemd gives them."""
+class Memory(Section, frozen=True, kw_only=True):
+    """[memory]: working and semantic memory, and the embedder that finds texts by meaning.
 
-    key_file: Place = ""
+    working_default and working_limit: bytes of one agent before mem_alloc, and that it may ask for;
+    working_total: of all agents. records and bytes: of one owner's semantic memory. embed_timeout:
+    how long a call waits for the embedder; embed_idle: how long it stays loaded unused.
+    """
+
+    working_default: Size = 1 << 20
+    working_limit: Size = 64 << 20
+    working_total: Size = 1 << 30
+    records: Annotated[int, Meta(ge=0, le=1 << 40)] = 200_000
+    bytes: Size = 256 << 20
+    embedder: Annotated[Literal["minilm", "fake", "none"], AT_START] = "minilm"
+    embed_timeout: Duration = 30.0
+    embed_idle: Duration = 600.0
+    nice: Annotated[int, Meta(ge=0, le=19), AT_START] = 19
+    options: Annotated[dict[str, Any], AT_START] = {}
+
+
+class Storage(Section, frozen=True, kw_only=True):
+    """[storage]: objects that outlive agents. bytes and objects: of one owner.
+
+    backend: where blobs are kept. dir and cold_dir: of the back end "directory"; a blob that was
+    not read for cold_after, or the longest unused beyond hot_limit (0: none), moves to cold_dir.
+    index_limit: bytes of a text that sto_search covers. sweep: between two rounds of cleaning up.
+    """
+
+    backend: Annotated[str, AT_START] = "directory"
+    dir: Place = ""
+    cold_dir: Place = ""
+    cold_after: Duration = 30 * 86400.0
+    hot_limit: Size = 0
+    bytes: Size = 4 << 30
+    objects: Annotated[int, Meta(ge=0, le=1 << 40)] = 100_000
+    keep_versions: Annotated[int, Meta(ge=1, le=1 << 20)] = 100
+    index_limit: Size = 4 << 20
+    upload_timeout: Duration = 600.0
+    sweep: Duration = 600.0
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -240,4 +275,5 @@ class Config(Section, frozen=True, kw_only=True):
     access: Rules = Rules()
     audit: Audit = Audit()
     messages: Messages = Messages()
-    encryption: Encryption = Encryption()
+    memory: Memory = Memory()
+    storage: Storage = Storage()

@@ -1,0 +1,56 @@
+"""Memory and storage put together: what agents keep, and the embedder that finds it by meaning.
+
+    stores = Stores(config, db, events, access, table)
+    await stores.boot()
+    dispatcher.bind(*stores.managers)
+    await stores.close()
+
+Where to look: working.py is an agent's memory while it lives, memory.py its texts, storage.py its
+objects; owners.py says whose they are, corpus.py finds them, embedder.py is the process that knows
+vectors.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from aiosd.access import Access
+from aiosd.config import Config
+from aiosd.embedder import Embedder
+from aiosd.memory import SemanticMemory
+from aiosd.owners import Owners
+from aiosd.working import WorkingMemory
+
+if TYPE_CHECKING:
+    from aiosd.db import Database
+    from aiosd.events import Events
+    from aiosd.proc import ProcessTable
+
+
+class Stores:
+    """All that agents keep. managers: the objects whose sys_ methods serve the calls."""
+
+    def __init__(
+        self, config: Config, db: Database, events: Events, access: Access, table: ProcessTable
+    ) -> None:
+        self._config = config
+        indexes = os.path.join(config.kernel.state_dir, "indexes")
+        self.embedder = Embedder(indexes, lambda: self._config.memory, events)
+        self.owners = Owners(db, access)
+        self.working = WorkingMemory(table, lambda: self._config.memory)
+        self.memory = SemanticMemory(db, self.owners, self.embedder, lambda: self._config.memory)
+        self.managers = (self.working, self.memory, self.embedder)
+
+    async def boot(self) -> None:
+        """Go on where the last kernel stopped."""
+        await self.memory.boot()
+
+    async def close(self) -> None:
+        """Finish what is being written, and let the embedder leave."""
+        await self.memory.close()
+        await self.embedder.close()
+
+    def reload(self, config: Config) -> None:
+        """Take on the limits of a configuration that was read again."""
+        self._config = config
