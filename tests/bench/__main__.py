@@ -22,7 +22,10 @@ from rich.console import Console
 
 from tests.bench.ratio import Ratio, show
 
-NAMES = ("boot", "ping", "switch", "decode", "peer", "urgent", "background", "mixed", "where")
+NAMES = (
+    "boot", "ping", "switch", "fork", "restart", "many", "decode", "peer", "urgent", "background",
+    "mixed", "where",
+)  # fmt: skip
 OUT = Path(__file__).parent / "out"
 
 

@@ -1,6 +1,6 @@
 """peer: how the kernel's cores compare with llama.cpp's own server on the same work.
 
-Claims: eight agents at once, 64 tokens each, greedy, get at least 0.95 times the tokens per second
+Claims: eight agents at once, 64 tokens each, greedy, get at least 0.97 times the tokens per second
 of llama.cpp's server (xllamacpp) on an exact core, and at least as many on one with exact = false.
 
 How: same model file, threads, slots and context; the same raw prompts, as many tokens each; each
@@ -39,7 +39,7 @@ def run(rounds: int) -> Iterator[Ratio]:
                 side.together(prompts(99, COUNT))
             sides = (_timed(exact.together), _timed(inexact.together), _timed(server.together))
             (ours, loose, theirs), noise = interleave(rounds or ROUNDS, *sides)
-    for name, limit, rates in (("exact core", 0.95, ours), ("exact = false", 1.0, loose)):
+    for name, limit, rates in (("exact core", 0.97, ours), ("exact = false", 1.0, loose)):
         yield Ratio(
             bench="peer",
             what=f"tokens/s, {COUNT} at once, {name} / llama.cpp's server",
