@@ -30,16 +30,16 @@ class Kernel(Daemon):
 
     def __init__(self, *cores: str, sched: str = "") -> None:
         self._base = Path(tempfile.mkdtemp(prefix="aios-bench-", dir="/tmp"))
-        self._kv = Path(tempfile.mkdtemp(prefix="aios-bench-", dir=TMPFS))
+        self.kv = Path(tempfile.mkdtemp(prefix="aios-bench-", dir=TMPFS))
         for name in ("state", "run"):
             (self._base / name).mkdir(mode=0o700)
         tables = "\n".join(cores) if cores else "cores = []\n"
         self._text = f"{tables}\n[sched]\n{sched}\n" if cores else f"{tables}\n"
-        super().__init__(self._base / "state", self._base / "run", self._kv)
+        super().__init__(self._base / "state", self._base / "run", self.kv)
 
     def configure(self, text: str) -> None:
         """Write the configuration of this kernel; `text` is not used."""
-        self.config.write_text(f'{self._text}\n[context]\nkv_dir = "{self._kv}"\n')
+        self.config.write_text(f'{self._text}\n[context]\nkv_dir = "{self.kv}"\n')
 
     def client(self, name: str = "") -> Client:
         """Return a new connection; with a name it is an agent."""
@@ -72,7 +72,7 @@ class Kernel(Daemon):
             self.process.wait()
             self._notify.close()
             shutil.rmtree(self._base, ignore_errors=True)
-            shutil.rmtree(self._kv, ignore_errors=True)
+            shutil.rmtree(self.kv, ignore_errors=True)
 
 
 def core(name: str, *, slots: int = 8, threads: int = 0, exact: bool = True) -> str:
