@@ -5,8 +5,8 @@ Claim: with the worker up again and the page cache dropped where that is permitt
 
 How: through the socket and the SDK. An agent computes a context; the kernel is told to end, what it
 kept in memory is removed, as a restart of the machine would, and it is started again. Once its core
-is ready and the agent connected, it asks for one more token from a word that follows. Computing it again is timed in the same round, on the kernel that was just started, from a
-prompt of other words.
+is ready and the agent connected, it asks for one more token from a word that follows. Computing it
+again is timed in the same round, on the kernel that was just started, from a prompt of other words.
 """
 
 from __future__ import annotations
