@@ -382,10 +382,19 @@ def _resolve(config: Config, environ: Mapping[str, str], system: bool) -> Config
     kernel = replace(kernel, runtime_dir=runtime_dir, state_dir=state_dir, socket=socket)
     digest = hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:12]
     kv_dir = config.context.kv_dir or f"/dev/shm/aios-{os.getuid()}-{digest}"
+    key_file = config.encryption.key_file or os.path.join(state_dir, "master.key")
+    encryption = replace(config.encryption, key_file=key_file)
     agents = replace(config.agents, path=_agent_path(config.agents.path, environ, system))
     context = replace(config.context, kv_dir=kv_dir)
     storage = replace(config.storage, dir=config.storage.dir or os.path.join(state_dir, "blobs"))
-    return replace(config, kernel=kernel, context=context, agents=agents, storage=storage)
+    return replace(
+        config,
+        kernel=kernel,
+        context=context,
+        agents=agents,
+        encryption=encryption,
+        storage=storage,
+    )
 
 
 def _agent_path(path: list[str], environ: Mapping[str, str], system: bool) -> list[str]:

@@ -48,6 +48,7 @@ from aiosd.spawn import Spawner
 from aiosd.stores import Stores
 from aiosd.syscall import Dispatcher
 from aiosd.system import VERSION, About, System
+from aiosd.vault import Vault, load_keys
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +197,9 @@ class Kernel:
         self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)
         self.messages = Messages(lambda: self.config, self.db, self.access, self.table)
         self.table.on_settled(self.messages.agent_ended)
-        self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages, self.snapshots)
+        self.vault = Vault(partial(load_keys, self.config.encryption.key_file, os.environ))
+        self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages)
+        self.dispatcher.bind(self.vault, self.snapshots)
         self.dispatcher.bind(*self.stores.managers)
 
     async def _recover(self) -> None:
@@ -260,6 +263,7 @@ class Kernel:
         self.table.reload(config)
         self.inference.reload(config)
         self.snapshots.reload(config)
+        self.vault.reload()
         self.stores.reload(config)
         self.access.set_policy(config.access.ask, config.access.grantors)
         self.machine.reload(config)

@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.check_config:
         print(f"{_source(options)}: ok")  # noqa: T201
         return 0
+    if options.rotate_key:
+        return _rotate(settings.encryption.key_file)
     log.start(settings.kernel.log_level)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-level", metavar="LEVEL", help="debug, info, warning or error")
     add("--system", action="store_true", help="be the system service: /run, /var/lib, /etc")
     add("--check-config", action="store_true", help="say whether the configuration is good, end")
+    add("--rotate-key", action="store_true", help="append a fresh master key to its file, end")
     add("--version", action="store_true", help="print the version, end")
     return parser
 
@@ -107,6 +110,18 @@ async def _live(make: Callable[[], Kernel]) -> None:
     await kernel.boot()
     await kernel.serve()
     await kernel.end()
+
+
+def _rotate(path: str) -> int:
+    """Append a master key to the file at `path`; return the exit status."""
+    from aiosd import vault
+
+    try:
+        id = vault.rotate(path, os.environ)
+    except OSError as error:
+        return _fail(_line(error), 1)
+    print(f"{path}: {id} encrypts from the next SIGHUP or start on")  # noqa: T201
+    return 0
 
 
 def _missing(error: ModuleNotFoundError) -> int:

@@ -222,6 +222,12 @@ class Messages(Section, frozen=True, kw_only=True):
     max_bytes: Annotated[int, Meta(ge=64 << 10, le=1 << 30), parse_size] = 4 << 20
 
 
+class Encryption(Section, frozen=True, kw_only=True):
+    """[encryption]: where the master keys are, unless the environment or systemd gives them."""
+
+    key_file: Place = ""
+
+
 class Memory(Section, frozen=True, kw_only=True):
     """[memory]: working and semantic memory, and the embedder that finds texts by meaning.
 
@@ -275,5 +281,6 @@ class Config(Section, frozen=True, kw_only=True):
     access: Rules = Rules()
     audit: Audit = Audit()
     messages: Messages = Messages()
+    encryption: Encryption = Encryption()
     memory: Memory = Memory()
     storage: Storage = Storage()

@@ -134,14 +134,14 @@ class ReadAudit(Call, frozen=True):
 
 @syscall(146, reply=bytes, needs="encrypt")
 class EncryptData(Call, frozen=True):
-    """Encrypt bytes under the calling agent's key."""
+    """Encrypt bytes under the calling agent's key, or the person's."""
 
     data: Annotated[bytes, Meta(max_length=4 << 20)]
 
 
 @syscall(147, reply=bytes, errors="EBADMSG", needs="encrypt")
 class DecryptData(Call, frozen=True):
-    """Decrypt what encrypt_data gave."""
+    """Decrypt what encrypt_data gave the same agent, or the same person."""
 
     data: Annotated[bytes, Meta(max_length=5 << 20)]
 

@@ -1303,12 +1303,12 @@ class SyncCalls:
         return self._stream(ReadAudit(since=since, kind=kind, aid=aid, follow=follow))
 
     def encrypt_data(self, data: bytes) -> bytes:
-        """Encrypt bytes under the calling agent's key."""
+        """Encrypt bytes under the calling agent's key, or the person's."""
         answer: bytes = self._call(EncryptData(data=data))
         return answer
 
     def decrypt_data(self, data: bytes) -> bytes:
-        """Decrypt what encrypt_data gave.
+        """Decrypt what encrypt_data gave the same agent, or the same person.
 
         Raises OSError with EBADMSG.
         """
@@ -2612,12 +2612,12 @@ class AsyncCalls:
         return self._stream(ReadAudit(since=since, kind=kind, aid=aid, follow=follow))
 
     async def encrypt_data(self, data: bytes) -> bytes:
-        """Encrypt bytes under the calling agent's key."""
+        """Encrypt bytes under the calling agent's key, or the person's."""
         answer: bytes = await self._call(EncryptData(data=data))
         return answer
 
     async def decrypt_data(self, data: bytes) -> bytes:
-        """Decrypt what encrypt_data gave.
+        """Decrypt what encrypt_data gave the same agent, or the same person.
 
         Raises OSError with EBADMSG.
         """

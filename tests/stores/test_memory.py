@@ -151,7 +151,7 @@ def test_many_at_once_never_exceed_a_limit(start: Start) -> None:
 
 def test_acknowledged_records_outlive_sigkill(start: Start) -> None:
     daemon = start()
-    acknowledged = []
+    acknowledged: list[int] = []
     with daemon.connect() as client:
         for n in range(200):
             client.send(AddMemory(f"number{n} of many", key=f"k{n}"))
