@@ -96,7 +96,7 @@ class Sched(Section, frozen=True, kw_only=True):
     boost: Annotated[int, Meta(ge=1, le=1 << 40)] = 16_384
     share_by: Literal["user", "agent"] = "user"
     credit: Annotated[int, Meta(ge=0, le=1 << 30)] = 256
-    period: Annotated[int, Meta(ge=0, le=1 << 30)] = 16
+    period: Annotated[int, Meta(ge=0, le=1 << 30)] = 12
     prefill_cost: _Cost = 1.0
     decode_cost: _Cost = 1.0
     groups: dict[str, list[str]] = {}

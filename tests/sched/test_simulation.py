@@ -84,7 +84,7 @@ def test_fair_is_even_from_window_to_window() -> None:
     windows = [index for window, index in fair.fairness() if 1 <= window < all_busy]
     assert len(windows) >= 4
     assert sum(windows) / len(windows) >= 0.99
-    assert fair.seconds <= 1.15 * fifo.seconds
+    assert fair.seconds <= 1.17 * fifo.seconds
 
 
 def test_fair_shares_by_weight_while_all_decode() -> None:

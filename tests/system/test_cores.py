@@ -232,7 +232,7 @@ def test_the_policy_changes_while_requests_run(make: MakeDaemon) -> None:
             with pytest.raises(OSError, match=words):
                 person.call(SetSched(options=options))
         tuned = person.call(SetSched(policy="fair", options={"credit": 7, "decode_cost": 0.5}))
-        assert tuned.options == {"credit": 7, "period": 16, "prefill_cost": 1, "decode_cost": 0.5}
+        assert tuned.options == {"credit": 7, "period": 12, "prefill_cost": 1, "decode_cost": 0.5}
         assert person.call(SetSched(policy="mlfq")).options == {"levels": 8, "boost": 16384}
         person.call(SetSched(policy="rr"))
         with pytest.raises(OSError, match="fifo"):
