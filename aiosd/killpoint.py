@@ -34,6 +34,8 @@ POINTS: Final = {
     "snapshot.copied": "a snapshot's copy is written, not synced",
     "snapshot.synced": "a snapshot's copy is synced, under its temporary name",
     "snapshot.renamed": "a snapshot's copy has its name, its directory is not synced",
+    "snapshot.kept": "a named snapshot's file is complete, its row is not written",
+    "snapshot.row": "a named snapshot's row is written, not committed",
 }
 """Each point, and what is done when it is reached."""
 

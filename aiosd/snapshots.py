@@ -33,6 +33,7 @@ from aiosd.cores.sequence import Snapshot as Held
 from aiosd.cores.tiers import Tiers
 from aiosd.engine.protocol import Run
 from aiosd.journal import ContextRow, Journal
+from aiosd.keys import answerer
 from aiosd.killpoint import reach
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class Snapshots:
         self._retire(context.cid)
         return mark.row()
 
+    sys_gen_snapshot.lasting = True  # type: ignore[attr-defined]
+
     async def sys_gen_restore(self, caller: Caller, args: abi.GenRestore) -> abi.Context:
         """Take a context back to a snapshot; answered when that is durable."""
         context = self._contexts.get(args.context)
@@ -149,6 +152,8 @@ class Snapshots:
                 raise FileNotFoundError(errno.ENOENT, f"context {context.cid} ended meanwhile")
             await self._journal.save([context.record()])
         return context.row()
+
+    sys_gen_restore.lasting = True  # type: ignore[attr-defined]
 
     def sys_list_snapshots(self, caller: Caller, args: abi.ListSnapshots) -> list[abi.Snapshot]:
         """List the snapshots of a context, of an agent's contexts, or all that one may see."""
@@ -194,8 +199,15 @@ class Snapshots:
             "runs": msgspec.msgpack.encode(state.runs),
             "meta": msgspec.json.encode(state.meta).decode(),
         }
+        answer = answerer()
+
+        def write(db: Connection) -> int:
+            number = _insert(db, row | state_row)
+            answer(db, Mark(id=number, **row).row())
+            return number
+
         try:
-            number = await self._db.write(lambda db: _insert(db, row | state_row), durable=True)
+            number = await self._db.write(write, durable=True)
         except BaseException:
             if kept is not None:
                 self._tiers.drop(kept.path)

@@ -77,7 +77,7 @@ class Soak:
         try:
             for point in points:
                 await self._moment(agents)
-                await self._kill_at(point)
+                await self._kill_at(point, most=3, seconds=PATIENCE)
                 self._look()
             kills += self.kills
             while self.kills < kills:
@@ -115,11 +115,17 @@ class Soak:
                 mark = self._marks
                 await kernel.log_event("mark", data={"n": mark})
                 self.logged.append(mark)
+                if not turn:
+                    begun = await kernel.gen_snapshot(context)
+            await kernel.gen_restore(context, snapshot=begun.id)
+            again = await self._ask(kernel, index, 1, context)
+            assert again.token_ids == told[1], "it went on otherwise from a snapshot"
             child = await kernel.fork(kernel.aid)
             self.forked.append(child.aid)
             await kernel.kill(child.aid, signal="KILL")
             requests, tokens = self.usage.setdefault(kernel.aid, [0, 0])
-            self.usage[kernel.aid] = [requests + TURNS, tokens + sum(map(len, told))]
+            tokens += sum(map(len, [*told, again.token_ids]))
+            self.usage[kernel.aid] = [requests + TURNS + 1, tokens]
             with suppress(FileNotFoundError):  # it was done before the answer got lost
                 await kernel.clr_context(context)
         return told
@@ -186,23 +192,26 @@ class Soak:
         self._turn.append(point)
         await self._kill_at(point)
 
-    async def _kill_at(self, point: str) -> None:
-        """Restart the kernel so that it dies at a point, and once more."""
+    async def _kill_at(self, point: str, most: int = 12, seconds: float = ARMED_S) -> None:
+        """Restart the kernel so that it dies at a point, and once more.
+
+        most: times that it may come by before. seconds: after which it dies in any case.
+        """
         await asyncio.to_thread(self.daemon.stop, signal.SIGKILL)
         mark = self.daemon.state_dir / "mark"
         mark.unlink(missing_ok=True)
-        self.daemon.environ[VARIABLE] = f"{point}:{self._rng.randint(1, 12)}:{mark}"
+        self.daemon.environ[VARIABLE] = f"{point}:{self._rng.randint(1, most)}:{mark}"
         await asyncio.to_thread(self.daemon.launch)
-        if await asyncio.to_thread(self._dies):
+        if await asyncio.to_thread(self._dies, seconds):
             self.points[point] = self.points.get(point, 0) + 1
         del self.daemon.environ[VARIABLE]
         self.kills += 2
         await asyncio.to_thread(self.daemon.stop, signal.SIGKILL)
         await asyncio.to_thread(self.daemon.start)
 
-    def _dies(self) -> bool:
+    def _dies(self, seconds: float) -> bool:
         try:
-            self.daemon.process.wait(ARMED_S)
+            self.daemon.process.wait(seconds)
         except subprocess.TimeoutExpired:
             return False
         return True
@@ -237,7 +246,7 @@ class Soak:
         assert sorted(children) == sorted(self.forked), "a fork was done twice, or is lost"
         for aid, (requests, tokens) in self.usage.items():
             assert (rows[aid].requests, rows[aid].tokens_out) == (requests, tokens)
-        for table in ("open_requests", "contexts"):
+        for table in ("open_requests", "contexts", "snapshots"):
             assert self._rows(f"select count(*) from {table}") == [(0,)], f"rows left in {table}"
 
 
