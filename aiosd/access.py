@@ -136,8 +136,9 @@ class Access:
         self, caller: Caller, call: Syscall, args: Call | None, number: int, reason: str
     ) -> None:
         """Put on record that a call was refused, or asked about an agent that is not there."""
-        missed = call.needs in OVER | {"grant"} and number in (errno.ESRCH, errno.ENOENT)
-        if number not in (errno.EPERM, errno.EACCES) and not missed:
+        about = call.needs in OVER | {"grant"} or hasattr(args, "aid")
+        missed = about and number in (errno.ESRCH, errno.ENOENT)
+        if number not in (errno.EPERM, errno.EACCES, errno.EBADMSG) and not missed:
             return
         kind = "access.miss" if missed else "access.deny"
         facts = {"call": call.name, "errno": errno.errorcode[number], "reason": reason[:512]}

@@ -120,7 +120,7 @@ class Audit:
     def decision(self, kind: str, caller: Caller, target: int, data: dict[str, Any]) -> None:
         """Enter a decision; one that was entered a moment ago is counted instead."""
         name = (kind, caller.uid, caller.aid, target, data.get("call"), data.get("object"),
-                data.get("errno"))  # fmt: skip
+                data.get("reason"))  # fmt: skip
         known = self._repeats.get(name)
         if known is not None:
             known[0] += 1

@@ -194,6 +194,8 @@ def make_dirs(config: Config) -> None:
     gid = grp.getgrnam(kernel.group).gr_gid if kernel.group else -1
     for place in (kernel.state_dir, config.context.kv_dir):
         _make_dir(Path(place), -1)
+    for name in ("agents", "work"):
+        _make_inner(Path(kernel.state_dir, name))
     _make_dir(Path(kernel.runtime_dir), gid)
     of_socket = Path(kernel.socket).parent
     if not of_socket.is_dir() or not of_socket.stat().st_mode & stat.S_ISVTX:  # as /tmp has it
@@ -210,6 +212,18 @@ def _make_dir(place: Path, gid: int) -> None:
     if gid >= 0:
         os.chown(place, -1, gid)
         place.chmod(0o710)
+
+
+def _make_inner(place: Path) -> None:
+    """Make a directory inside one of ours, 0700; what is no directory of ours there is refused."""
+    try:
+        place.mkdir(mode=0o700)
+    except FileExistsError:
+        found = place.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            reason = "not a directory of ours, perhaps a link: move it away"
+            raise NotADirectoryError(errno.ENOTDIR, reason, str(place)) from None
+        place.chmod(0o700)
 
 
 def _check_dir(place: Path) -> None:

@@ -105,7 +105,8 @@ class Database:
         those of the file system; each names the file and says what to do.
         """
         path = os.path.abspath(path)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # Never through a link that somebody put there: what it leads to may be anybody's.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         with _translated(path):
             writer = _connect(path)
             try:

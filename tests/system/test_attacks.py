@@ -1,0 +1,340 @@
+"""A table of attacks, each refused and on record: what one agent may try against another.
+
+The attacker is an agent of the same user, or another user's person; the victim is an agent with a
+child, a context, a snapshot and a secret. After every attack the victim is as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosd.abi import inference as abi
+from aiosd.abi.accounts import (
+    Approve,
+    DecryptData,
+    EncryptData,
+    Grant,
+    ListGrants,
+    ListPending,
+    ReadAudit,
+    Revoke,
+)
+from aiosd.abi.call import Call
+from aiosd.abi.cores import AddCore, DrainCore, RemoveCore
+from aiosd.abi.messages import Publish, RecvMessage, SendMessage
+from aiosd.abi.process import (
+    Attach,
+    AuthenticateAgent,
+    Fork,
+    GetPriority,
+    GetStatus,
+    Kill,
+    ListAgents,
+    LogEvent,
+    QueryHistory,
+    ReadLog,
+    ResumeAgent,
+    SetAid,
+    SetPriority,
+    SetSched,
+    SetStatus,
+    Spawn,
+    SuspendAgent,
+    UpdateAgentConfig,
+    Wait,
+)
+from aiosd.abi.table import BY_ARGS
+from tests.daemon import Client, Daemon, answer
+from tests.system.agents import end_all, hello, log, processes_below, spawn, until
+from tests.system.parties import audit, child, grant, register
+from tests.system.test_uids import GROUP, as_nobody
+
+CORE = '[[cores]]\nname = "c"\ndriver = "fake"\nslots = 2\n'
+
+
+@dataclass
+class Scene:
+    """Who is there, and what the victim has."""
+
+    daemon: Daemon
+    owner: Client
+    victim: Client
+    v: int
+    mallory: Client
+    m: int
+    mine: int  # a context of the attacker's own
+    cid: int
+    snapshot: int
+    sealed: bytes
+    grant: int
+    question: int
+
+    def state(self) -> object:
+        """Return what no attack may change."""
+        rows = self.owner.call(ListAgents(all=True))
+        [row] = [row for row in rows if row.aid == self.v]
+        return (
+            row.state, row.name, row.nice, row.note, [r.aid for r in rows],
+            [(c.cid, c.tokens) for c in self.owner.call(abi.ListContexts(self.v))],
+            self.owner.call(abi.ListSnapshots(self.cid)), self.owner.call(ListGrants()),
+            self.owner.call(ListPending()),
+        )  # fmt: skip
+
+
+def generate(client: Client, **more: Any) -> int:
+    wanted = client.send(abi.LlmGenerate(prompt="my secret", max_tokens=4, **more))
+    reply = client.read()
+    assert (reply.id, reply.errno) == (wanted, 0)
+    return int(answer(reply)["context"])
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    base = Path(tempfile.mkdtemp(prefix="aios-", dir="/tmp"))  # where other users come, too
+    base.chmod(0o755)
+    places = [base / name for name in ("state", "run", "kv")]
+    for place in (places[0], places[2]):
+        place.mkdir(0o700)
+    group = f'[kernel]\ngroup = "{GROUP}"\n' if os.geteuid() == 0 else ""
+    with Daemon(*places, config=group + CORE) as daemon:
+        owner = daemon.connect()
+        (victim, v), (mallory, m) = register(daemon, "victim"), register(daemon, "mallory")
+        young, y = child(daemon, victim, v)
+        cid, mine = generate(victim), generate(mallory)
+        snapshot = victim.call(abi.GenSnapshot(cid)).id
+        given = grant(owner, f"agent:{y}", "spawn", f"agent:{y}", "ask")
+        young.send(Spawn(["true"]))
+        until(lambda: bool(owner.call(ListPending())), "a request waits")
+        [question] = owner.call(ListPending())
+        sealed = victim.call(EncryptData(b"secret"))
+        yield Scene(
+            daemon, owner, victim, v, mallory, m, mine, cid, snapshot, sealed, given.id, question.id
+        )
+        for client in (owner, victim, mallory, young):
+            client.close()
+    shutil.rmtree(base)
+
+
+Attack = Callable[[Scene], Call]
+
+ATTACKS: dict[str, tuple[Attack, int]] = {
+    "look at it": (lambda s: GetStatus(s.v), errno.EPERM),
+    "look at its priority": (lambda s: GetPriority(s.v), errno.EPERM),
+    "read its history": (lambda s: QueryHistory(s.v), errno.EPERM),
+    "read its output": (lambda s: ReadLog(s.v), errno.EPERM),
+    "follow its tokens": (lambda s: Attach(s.v), errno.EPERM),
+    "probe it": (lambda s: Kill(s.v, "0"), errno.EPERM),
+    "end it": (lambda s: Kill(s.v, "TERM"), errno.EPERM),
+    "kill it": (lambda s: Kill(s.v, "KILL"), errno.EPERM),
+    "interrupt it": (lambda s: Kill(s.v, "INT", generation=True), errno.EPERM),
+    "suspend it": (lambda s: SuspendAgent(s.v), errno.EPERM),
+    "resume it": (lambda s: ResumeAgent(s.v), errno.EPERM),
+    "suspend it by its status": (lambda s: SetStatus(s.v, "suspended"), errno.EPERM),
+    "write its note": (lambda s: SetStatus(s.v, "pwned"), errno.EPERM),
+    "slow it down": (lambda s: SetPriority(s.v, 19), errno.EPERM),
+    "rename it": (lambda s: UpdateAgentConfig(s.v, name="mallory"), errno.EPERM),
+    "reap it": (lambda s: Wait(s.v, timeout=0.0), errno.EPERM),
+    "fork it": (lambda s: Fork(s.v), errno.EPERM),
+    "fork it with a program": (lambda s: Fork(s.v, ["sh"]), errno.EPERM),
+    "list its contexts": (lambda s: abi.ListContexts(s.v), errno.EPERM),
+    "look at its context": (lambda s: abi.GetContext(s.cid), errno.EPERM),
+    "change its context": (lambda s: abi.SetContext(s.cid, "slide"), errno.EPERM),
+    "move its context": (lambda s: abi.ExpContext(s.cid, 128), errno.EPERM),
+    "clear its context": (lambda s: abi.ClrContext(s.cid), errno.EPERM),
+    "go on in its context": (lambda s: abi.LlmGenerate("and?", context=s.cid), errno.EPERM),
+    "mark its context": (lambda s: abi.GenSnapshot(s.cid), errno.EPERM),
+    "list its snapshots": (lambda s: abi.ListSnapshots(s.cid), errno.EPERM),
+    "list all its snapshots": (lambda s: abi.ListSnapshots(aid=s.v), errno.EPERM),
+    "roll it back": (lambda s: abi.GenRestore(s.cid, s.snapshot), errno.EPERM),
+    "take its snapshot": (lambda s: abi.GenRestore(s.mine, s.snapshot), errno.ENOENT),
+    "guess a context": (lambda s: abi.GetContext(2**50), errno.ENOENT),
+    "write to it": (lambda s: SendMessage(s.v, "buy now"), errno.EPERM),
+    "decrypt its data": (lambda s: DecryptData(s.sealed), errno.EBADMSG),
+    "guess an aid": (lambda s: Kill(2**30, "TERM"), errno.ESRCH),
+    "guess an aid to look at": (lambda s: GetStatus(2**30), errno.ESRCH),
+    "guess its credential": (lambda s: SetAid(s.v, secrets.token_urlsafe(32)), errno.EACCES),
+    "guess any credential": (lambda s: AuthenticateAgent("0" * 43), errno.EACCES),
+    "its digest as a credential": (lambda s: AuthenticateAgent("e3b0" * 16), errno.EACCES),
+    "raise its priority": (lambda s: SetPriority(s.m, -20), errno.EACCES),
+    "an urgent child": (lambda s: Spawn(["true"], nice=-1), errno.EPERM),
+    "grant itself a right": (
+        lambda s: Grant(f"agent:{s.m}", "observe", f"agent:{s.v}"), errno.EPERM
+    ),
+    "grant itself everything": (
+        lambda s: Grant(f"agent:{s.m}", "admin", "kernel"), errno.EPERM
+    ),
+    "join with it in a group": (
+        lambda s: Grant(f"agent:{s.v}", "member", "group:trap"), errno.EPERM
+    ),
+    "take away a grant": (lambda s: Revoke(s.grant), errno.ENOENT),
+    "approve for its owner": (lambda s: Approve(s.question, True), errno.EPERM),
+    "read the audit log": (lambda s: ReadAudit(), errno.EPERM),
+    "change the policy": (lambda s: SetSched("fifo"), errno.EPERM),
+    "add a core": (lambda s: AddCore("/etc/passwd"), errno.EPERM),
+    "drain the core": (lambda s: DrainCore("c"), errno.EPERM),
+    "remove the core": (lambda s: RemoveCore("c"), errno.EPERM),
+}  # fmt: skip
+
+
+def attempt(client: Client, args: Call) -> int:
+    """Make a call; return the errno of its answer."""
+    wanted = client.send(args)
+    reply = client.read()
+    assert (reply.id, reply.more) == (wanted, False)
+    return reply.errno
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_agent_attacks_another(scene: Scene, name: str) -> None:
+    attack, number = ATTACKS[name]
+    before = scene.state()
+    args = attack(scene)
+    assert attempt(scene.mallory, args) == number
+    assert scene.state() == before
+    call = BY_ARGS[type(args)].name
+    on_record = {  # what comes again within a second is counted in the record of the first
+        (record.data["call"], record.data["errno"])
+        for record in audit(scene.owner, kind="access.")
+        if record.kind in ("access.deny", "access.miss") and record.aid == scene.m
+    }
+    assert (call, errno.errorcode[number]) in on_record
+
+
+BY_ITS_OWNER = ("raise", "urgent", "guess", "digest", "take its snapshot", "write its note")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+@pytest.mark.parametrize("name", [n for n in ATTACKS if not n.startswith(BY_ITS_OWNER)])
+def test_another_user_attacks_an_agent(state_dir: Path, scene: Scene, name: str) -> None:
+    attack, number = ATTACKS[name]
+    if name in ("go on in its context",):
+        number = errno.ESRCH  # a person generates nothing
+    if name == "read the audit log":
+        pytest.skip("a person reads what concerns his uid")
+    with as_nobody():
+        stranger = scene.daemon.connect()
+    before = scene.state()
+    assert attempt(stranger, attack(scene)) == number
+    assert scene.state() == before
+    assert stranger.call(ListAgents(all=True)) == []
+    assert stranger.call(QueryHistory()) == []
+    assert stranger.call(abi.ListContexts()) == []
+    assert stranger.call(ListGrants()) == stranger.call(ListPending()) == []
+    stranger.close()
+
+
+def test_what_is_listed_is_the_attackers_own(scene: Scene) -> None:
+    mallory = scene.mallory
+    assert {row.aid for row in mallory.call(ListAgents(all=True))} == {scene.m}
+    assert {row.aid for row in mallory.call(QueryHistory())} == {scene.m}
+    assert {row.aid for row in mallory.call(abi.ListContexts())} == {scene.m}
+    assert mallory.call(ListGrants()) == mallory.call(ListPending()) == []
+    assert mallory.call(Publish("everybody", "spam")).receivers == 0
+    assert mallory.call(RecvMessage(timeout=0.0)) == []
+
+
+SYNTAX = [
+    "' or 1=1 --",
+    '"; drop table agents; --',
+    "% _ * ?",
+    "\x00",
+    "a' union select * from agents",
+]
+
+
+@pytest.mark.parametrize("text", SYNTAX)
+def test_sql_in_arguments_is_text(scene: Scene, text: str) -> None:
+    before = scene.state()
+    assert scene.mallory.call(QueryHistory(kind=text[:64])) == []
+    assert scene.mallory.call(ListGrants(subject=text[:64])) == []
+    assert attempt(scene.mallory, Grant(text, "observe", "uid:0")) == errno.EINVAL
+    assert attempt(scene.mallory, Grant("uid:0", "observe", text)) == errno.EINVAL
+    assert attempt(scene.mallory, AuthenticateAgent(text)) == errno.EACCES
+    assert attempt(scene.mallory, SetStatus(scene.m, text)) == 0
+    assert scene.state() == before
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        LogEvent("big", {"x": "y" * (65 << 10)}),
+        LogEvent("deep", {"x": [[[[[[1]]]]]] * 20_000}),
+        SendMessage(1, "x" * (65 << 10)),
+        Publish("t", ["x" * 1000] * 66),
+    ],
+    ids=lambda args: type(args).__name__,
+)
+def test_oversized_data_is_refused(scene: Scene, args: Call) -> None:
+    assert attempt(scene.mallory, args) in (errno.EINVAL, errno.ESRCH, errno.EPERM)
+
+
+def test_a_one_time_credential_is_used_once(scene: Scene) -> None:
+    script = (
+        "import os, time; print(os.read(int(os.environ['AIOS_CREDENTIAL_FD']), 999).decode());"
+        "time.sleep(600)"
+    )
+    aid = spawn(scene.owner, [sys.executable, "-uc", script])
+    ticket = log(scene.daemon.connect(), aid, until="\n").strip()
+    hello(scene.daemon, ticket).close()
+    last = audit(scene.owner)[-1].id
+    with pytest.raises(PermissionError):
+        hello(scene.daemon, ticket)
+    (record,) = audit(scene.owner, since=last, kind="access.deny")
+    assert record.data["call"] == "hello"
+    assert ticket not in str(record)
+    scene.owner.call(Kill(aid, "KILL"))
+    scene.owner.call(Wait(aid))
+
+
+def test_no_secret_is_in_the_audit_log(scene: Scene) -> None:
+    guess = secrets.token_urlsafe(32)
+    assert attempt(scene.mallory, SetAid(scene.v, guess)) == errno.EACCES
+    audit(scene.owner)
+    logs = Path(scene.daemon.state_dir, "audit").iterdir()
+    assert not any(guess.encode() in path.read_bytes() for path in logs)
+
+
+@pytest.mark.parametrize("name", ["aios.db", "audit", "agents", "aiosd.lock"])
+def test_a_link_in_the_state_directory_is_not_followed(
+    state_dir: Path, runtime_dir: Path, kv_dir: Path, tmp_path: Path, name: str
+) -> None:
+    """Planted before the daemon starts: it refuses to, and what the link leads to is untouched."""
+    victim = tmp_path / "victim"
+    if name in ("audit", "agents"):
+        victim.mkdir()
+        (victim / "precious").write_text("precious")
+    else:
+        victim.write_text("precious")
+    (state_dir / name).symlink_to(victim)
+    done = Daemon(state_dir, runtime_dir, kv_dir).run()
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    left = sorted(victim.iterdir()) if victim.is_dir() else [victim]
+    assert [path.read_text() for path in left] == ["precious"]
+
+
+def test_a_link_in_an_agents_place_is_not_followed(daemon: Daemon, tmp_path: Path) -> None:
+    """Aids can be guessed: the directories of the next agents are links to somebody's files."""
+    (tmp_path / "precious").write_text("precious")
+    for folder in ("agents", "work"):
+        (daemon.state_dir / folder).mkdir(exist_ok=True)
+        for aid in range(2, 6):
+            (daemon.state_dir / folder / str(aid)).symlink_to(tmp_path)
+    with daemon.connect() as owner:
+        for _ in range(4):
+            assert attempt(owner, Spawn(["true"])) != 0
+        assert owner.call(ListAgents()) == []
+        end_all(daemon)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+    assert processes_below(daemon.state_dir) == []
