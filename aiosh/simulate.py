@@ -31,14 +31,14 @@ def simulate(
     slots: Annotated[int, typer.Option("--slots", min=0, help="0: as the workload says")] = 0,
     quantum: Annotated[int, typer.Option("--quantum", "-q", min=1, help="tokens")] = 64,
     plot: Annotated[
-        str, typer.Option("--plot", metavar="PNG", help="write a picture (takes matplotlib)")
+        str, typer.Option("--png", "--plot", metavar="FILE", help="write a picture (aios[plot])")
     ] = "",
     json: Json = False,
 ) -> None:
     """Try scheduling policies on a workload in simulated time: `sched simulate`."""
     words = [f"--policy={name}" for name in policy or []]
     words += [f"--workload={workload}", f"--seed={seed}", f"--slots={slots}"]
-    words += [f"--quantum={quantum}", *([f"--plot={plot}"] if plot else [])]
+    words += [f"--quantum={quantum}", *([f"--png={plot}"] if plot else [])]
     words += ["--json"] if json else []
     done = subprocess.run(
         [sys.executable, "-m", "aiosd.sched.simulate", *words],

@@ -1,7 +1,7 @@
 """`python -m aiosd.sched.simulate`: try policies on a workload, in simulated time.
 
-Prints a row for each policy, bars, and the fairness over time; or JSON; and a picture where
-matplotlib is installed. `aiosctl sched simulate` is this.
+Prints a row for each policy, bars, and the fairness over time; or JSON; and writes a picture where
+matplotlib is installed (the extra `plot`). `aiosctl sched simulate` is this.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of a workload that is made by name")
     add("--slots", type=int, default=0, help="of the core; default: the workload's")
     add("-q", "--quantum", type=int, default=sched.levels.DEFAULT_QUANTUM, help="tokens")
-    add("--plot", default="", metavar="PNG", help="write a picture, too (takes matplotlib)")
+    add("--png", "--plot", dest="plot", default="", metavar="FILE", help="write a picture, too")
     add("--json", action="store_true", help="data as JSON on stdout")
     return parser
 
@@ -137,7 +137,7 @@ def draw(results: list[Result], path: str) -> None:
         matplotlib.use("Agg")
         pyplot: Any = import_module("matplotlib.pyplot")
     except ImportError:
-        reason = "--plot takes matplotlib: pip install matplotlib, or leave --plot out"
+        reason = "--png takes matplotlib: pip install 'aios[plot]', or leave --png out"
         raise OSError(errno.ENOSYS, reason) from None
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
     for result in results:
@@ -150,8 +150,12 @@ def draw(results: list[Result], path: str) -> None:
     right.set(xlabel="seconds", ylabel="Jain's index", ylim=(0, 1.02))
     left.legend()
     figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
+    try:
+        figure.savefig(path, format="png")
+    except OSError as error:
+        raise OSError(errno.EIO, f"--png {path}: {error.strerror}") from None
+    finally:
+        pyplot.close(figure)
 
 
 if __name__ == "__main__":

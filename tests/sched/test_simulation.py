@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -185,8 +187,20 @@ def test_a_picture_takes_matplotlib(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert simulate.main(["-w", "short", "--plot", str(tmp_path / "x.png")]) == 1
-    assert "pip install matplotlib" in capsys.readouterr().err
+    assert simulate.main(["-w", "short", "--png", str(tmp_path / "x.png")]) == 1
+    assert "pip install 'aios[plot]'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="the extra `plot` is not installed")
+def test_a_picture_is_written(tmp_path: Path) -> None:
+    """In a process of its own: matplotlib keeps its fonts open."""
+    command = [sys.executable, "-m", "aiosd.sched.simulate", "-w", "short", "-p", "fair", "--png"]
+    subprocess.run([*command, str(tmp_path / "x")], check=True, capture_output=True)
+    assert (tmp_path / "x").read_bytes().startswith(b"\x89PNG")
+    command += [str(tmp_path / "no/x")]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.endswith("no/x: No such file or directory\n")
 
 
 @pytest.mark.parametrize("words", [["-p", "fare"], ["-w", "nothing"], ["--slots", "-1"]])

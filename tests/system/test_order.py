@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_it_runs_when_the_others_have_ended_however(make: MakeDaemon, end: str) 
         watcher = stack.enter_context(Watcher(daemon, "sched.", "request."))
         person = stack.enter_context(daemon.connect())
         person.call(AddCore("fake", name="d", driver="fake", options={"eog": 0.0, "step_ms": 1}))
-        first, request = begun(a, core="d", max_tokens=60 if end == "done" else 1900)
+        first, request = begun(a, core="d", max_tokens=900 if end == "done" else 1900)
         wanted = same.submit("then", core="c", after=[request, request], max_tokens=5)
         told = watcher.await_event("sched.wait", after=[request])
         if end != "done":
@@ -158,3 +159,23 @@ def test_what_is_waited_for_inherits(make: MakeDaemon, policy: str, awaited: boo
         assert agent(person, slow.aid).usage.tokens_out < 120
         lowly.cancel(first)
         lowly.finish(first)
+
+
+def test_one_that_waits_goes_on_waiting_after_a_kernel_was_killed(make: MakeDaemon) -> None:
+    daemon = make()
+    with Writer(daemon) as a, Watcher(daemon, "sched.wait") as watcher:
+        first = a.begin(key="other", max_tokens=1900)
+        a.read_tokens(first, 1)
+        request = a.request[first]
+        a.submit("then", key="then", after=[request], max_tokens=3)
+        watcher.await_event("sched.wait", after=[request])
+        credential = a.credential
+        daemon.stop(signal.SIGKILL)
+    daemon.start()
+    with Writer(daemon, credential=credential) as a, daemon.connect() as person:
+        other = a.begin(key="other", max_tokens=1900)
+        wanted = a.submit("then", key="then", after=[request], max_tokens=3)
+        until(lambda: any(row.after for row in person.call(GetSched()).rows), "it waits again")
+        a.cancel(other)
+        assert a.finish(other).finish_reason == "cancelled"
+        assert len(a.finish(wanted).token_ids) == 3
