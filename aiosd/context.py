@@ -208,15 +208,25 @@ class Contexts:
         return context
 
     def create(
-        self, core: LocalCore, aid: int, uid: int, nice: int, policy: str = "error"
+        self,
+        core: LocalCore,
+        aid: int,
+        uid: int,
+        nice: int,
+        policy: str = "error",
+        *,
+        internal: bool = False,
     ) -> Context:
         """Make an empty context on a core; raises OSError(EAGAIN) when the agent has too many.
 
-        policy: what it does when its window is full.
+        policy: what it does when its window is full. internal: it is the kernel's own, for one
+        request, and counts for nothing.
         """
-        self._make_room(aid)
+        if not internal:
+            self._make_room(aid)
         sequence = Sequence(cid=self._new_cid(), aid=aid, uid=uid, nice=nice)
-        return self._enter(Context(sequence, core, window=Window(policy=policy)))
+        window = Window(policy=policy, internal=internal)
+        return self._enter(Context(sequence, core, window=window))
 
     def restore(self, row: ContextRow, core: LocalCore, nice: int) -> Context:
         """Make a context of an earlier kernel again, its KV yet to be found or computed."""
@@ -307,10 +317,6 @@ class Contexts:
         return [
             context.row() for context in found if self._access.may_see(caller, context.sequence.aid)
         ]
-
-    def sys_get_context(self, caller: Caller, args: abi.GetContext) -> abi.Context:
-        """Describe one context."""
-        return self.get(args.context).row()
 
     async def sys_clr_context(self, caller: Caller, args: abi.ClrContext) -> None:
         """Forget a context; answered once that is durable."""

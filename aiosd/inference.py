@@ -37,6 +37,7 @@ from aiosd.keys import Kept, Keys
 from aiosd.killpoint import reach
 from aiosd.ledger import Ledger
 from aiosd.order import Order
+from aiosd.originals import Originals
 from aiosd.process import ASLEEP, Activity, Process
 from aiosd.room import Room
 from aiosd.series import Series
@@ -88,7 +89,8 @@ class Inference:
         self._admission = Admission(config.agents)
         self._rates: dict[int, Rate] = {}
         self._audience = Audience(table)
-        self._room = Room(cores, self.contexts, events)
+        self._originals = Originals(db, config.context.keep_originals)
+        self._room = Room(cores, self.contexts, events, self._originals, self._think)
         self.managers = (self, self.contexts, self._audience, self._room)
 
     async def boot(self) -> None:
@@ -107,6 +109,9 @@ class Inference:
         await adopt(self.contexts.sequences())  # before one begins to work
         stale = revival.requests_of(found, made, self._table, self.contexts, self._reopen)
         await self.journal.drop(stale)
+        for context in self.contexts:
+            if context.window.internal:  # whoever asked asks anew
+                self.contexts.forget(context)
 
     async def leave(self) -> None:
         """Leave keyed requests to the next kernel, as far as they have come."""
@@ -123,6 +128,7 @@ class Inference:
         self._ledger.keep = config.history.keep_requests
         self._admission.limits = config.agents
         self.contexts.max_per_agent = config.context.max_per_agent
+        self._originals.keep = config.context.keep_originals
 
     # llm_generate.
 
@@ -178,6 +184,11 @@ class Inference:
             if kept is not None:
                 self._keys.drop(kept)
             raise
+        return self._take_on(process, args, context, kept)
+
+    def _take_on(
+        self, process: Process, args: abi.LlmGenerate, context: Context, kept: Kept | None
+    ) -> Generation:
         generation = self._generation(self._rids.take(), process.aid, args, context)
         self._enter(generation, kept, process.stopped)
         try:
@@ -186,10 +197,30 @@ class Inference:
             generation.failed(error.errno or errno.EIO, error.strerror or str(error))
             return generation
         generation.preparing = asyncio.get_running_loop().create_task(self._prepare(generation))
+        more = {"internal": True} if context.window.internal else {}
         self._events.emit(
-            "request.submit", process.aid, request=generation.rid, context=context.cid
+            "request.submit", process.aid, request=generation.rid, context=context.cid, **more
         )
         return generation
+
+    async def _think(self, context: Context, turns: list[abi.Turn], max_tokens: int) -> str:
+        """Answer a chat for the kernel itself, in the name of a context's agent, on its core.
+
+        The agent is charged. Raises OSError.
+        """
+        process, core = self._table.get(context.sequence.aid), context.core
+        own = self.contexts.create(core, process.aid, process.uid, process.nice, internal=True)
+        args = abi.LlmGenerate(messages=turns, max_tokens=max_tokens)
+        generation = self._take_on(process, args, own, None)
+        try:
+            await generation.end()
+            if generation.result().finish_reason == "cancelled":
+                raise OSError(errno.ECANCELED, f"it was cancelled: {generation.reason}")
+            return generation.result().text
+        finally:
+            generation.cancel("not needed any more")
+            if not own.gone:
+                self.contexts.forget(own)
 
     def _generation(
         self, rid: int, aid: int, args: abi.LlmGenerate, context: Context
@@ -501,7 +532,9 @@ class Inference:
         They are on disk before it returns.
         """
         for context in self.contexts.of(parent_aid):
-            await self.contexts.copy(context, child_aid)
+            child = await self.contexts.copy(context, child_aid)
+            if context.window.summarized:
+                await self._originals.copy(context.cid, child.cid)
         await self.contexts.save(child_aid)
         try:
             self._table.get(child_aid)

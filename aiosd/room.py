@@ -15,10 +15,12 @@ from __future__ import annotations
 import errno
 import logging
 from bisect import bisect_left
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from aiosd import summary
 from aiosd import window as windows
 from aiosd.abi import inference as abi
 from aiosd.access import Caller
@@ -27,6 +29,7 @@ from aiosd.cores.dispatcher import Cores
 from aiosd.cores.local import LocalCore
 from aiosd.engine import runs
 from aiosd.engine.protocol import Goal, Slide, Tokens
+from aiosd.originals import Original, Originals
 from aiosd.window import Window
 
 if TYPE_CHECKING:
@@ -35,16 +38,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MOST_TURNS: Final = 100  # that get_context shows at a time
 CHARACTER: Final = 4  # tokens that may belong to one character, at most
 
 
-class Room:
-    """Makes room in contexts."""
+Think = Callable[[Context, list[abi.Turn], int], Awaitable[str]]
+"""Has the model of a context's core answer a chat, for its agent, in at most so many tokens."""
 
-    def __init__(self, cores: Cores, contexts: Contexts, events: Events) -> None:
+
+class Room:
+    """Makes room in contexts. think: how the model is asked; originals: where turns are kept."""
+
+    def __init__(
+        self,
+        cores: Cores,
+        contexts: Contexts,
+        events: Events,
+        originals: Originals,
+        think: Think,
+    ) -> None:
         self._cores = cores
         self._contexts = contexts
         self._events = events
+        self._originals = originals
+        self._think = think
 
     async def enter(self, generation: Generation, read: Tokens) -> list[int]:
         """Make room for a prompt; return the tokens that are to follow those of the context.
@@ -58,7 +75,7 @@ class Room:
         trial.read(start, start + len(read.tokens), lead=lead, head=read.head)
         if not start:
             trial.lead = read.lead
-        return await self._fit(context, trial, read.tokens)
+        return await self._fit(context, trial, read.tokens, raw=args.raw)
 
     async def go_on(self, generation: Generation, goal: Goal) -> Goal:
         """Make room for a generation that has none left; return what it goes on with.
@@ -70,7 +87,8 @@ class Room:
         await context.core.placement.settle(sequence)
         generation.fit()
         if sequence.length >= context.core.setup.n_ctx:
-            await self._fit(context, Window.of(context.window.meta()), [])
+            trial = Window.of(context.window.meta())
+            await self._fit(context, trial, [], raw=generation.args.raw)
         if sequence.tokens is not tokens:
             goal = msgspec.structs.replace(
                 goal,
@@ -98,7 +116,10 @@ class Room:
             )
         return windows.sliding(context.window, core.setup.n_ctx, core.setup.grid)
 
-    async def _fit(self, context: Context, trial: Window, new: list[int]) -> list[int]:
+    async def _fit(
+        self, context: Context, trial: Window, new: list[int], *, raw: bool
+    ) -> list[int]:
+        """Do what the policy says. raw: the request is no turn of a chat."""
         policy, size = trial.policy, context.core.setup.n_ctx
         if policy == "slide":
             return self._slide(context, trial, new)
@@ -110,6 +131,15 @@ class Room:
         if policy in ("expand", "expand-yarn"):
             need = context.sequence.length + len(new) + 1
             return await self._expand(context, trial, new, need, yarn=policy == "expand-yarn")
+        if policy == "summarize":
+            try:
+                return await self._summarize(context, trial, new, raw=raw)
+            except OSError as error:
+                if context.gone:
+                    raise
+                text = f"no summary, the oldest turns went without one: {error.strerror or error}"
+                log.warning("context %d: %s", context.cid, text)
+                context.sequence.note = text
         return await self._truncate(context, trial, new)
 
     def _full(self, context: Context, new: list[int]) -> OSError:
@@ -125,17 +155,92 @@ class Room:
 
     async def _truncate(self, context: Context, trial: Window, new: list[int]) -> list[int]:
         """Let the oldest turns go."""
-        tokens = context.sequence.tokens + new
-        held = runs.window(tokens, context.sequence.history)
-        kept, inside = windows.truncation(trial, held, context.core.setup.n_ctx)
+        held = runs.window(context.sequence.tokens + new, context.sequence.history)
+        kept = await self._kept(context, trial, held, new)
+        await context.core.placement.settle(context.sequence)
+        trial.truncated += 1
+        return self._restart(context, trial, kept, new)
+
+    async def _kept(
+        self,
+        context: Context,
+        trial: Window,
+        held: list[int],
+        new: list[int],
+        *,
+        extra: int = 0,
+        follows: bool = False,
+    ) -> list[int]:
+        """Return which tokens stay, beginning with a whole character."""
+        size, tokens = context.core.setup.n_ctx, context.sequence.tokens + new
+        kept, inside = windows.truncation(trial, held, size, extra=extra, follows=follows)
         if inside:
             system = bisect_left(kept, trial.head)
             begun = kept[system : system + CHARACTER]
             pieces = await context.core.pieces([tokens[at] for at in begun])
             del kept[system : system + windows.whole(pieces)]
-            await context.core.placement.settle(context.sequence)
-        trial.truncated += 1
-        return self._restart(context, trial, kept, new)
+        return kept
+
+    # Summarize.
+
+    async def _summarize(
+        self, context: Context, trial: Window, new: list[int], *, raw: bool
+    ) -> list[int]:
+        """Compress the oldest turns; they are kept as they were."""
+        core, tokens = context.core, context.sequence.tokens + new
+        held = runs.window(tokens, context.sequence.history)
+        extra = summary.share(core.setup.n_ctx) + summary.FRAME
+        kept = await self._kept(context, trial, held, new, extra=extra, follows=not raw)
+        text = await self._summary(context, trial, held, kept, tokens)
+        inserted = await self._inserted(context, trial, text, raw=raw)
+        parts = await self._parts(context, trial, held, kept, tokens)
+        await self._originals.save(context.cid, parts)
+        await core.placement.settle(context.sequence)
+        if context.gone:
+            raise FileNotFoundError(errno.ENOENT, f"context {context.cid} has gone meanwhile")
+        trial.summarized += 1
+        return self._restart(context, trial, kept, new, inserted)
+
+    async def _parts(
+        self, context: Context, trial: Window, held: list[int], kept: list[int], tokens: list[int]
+    ) -> list[Original]:
+        """Return what goes, turn by turn."""
+        parts = []
+        for turn, gone in windows.dropped(trial, held, kept, len(tokens)):
+            ids = [tokens[at] for at in gone]
+            text = await self._text(context.core, ids)
+            parts.append(Original(trial.before + gone[0], turn.number, turn.role, ids, text))
+        return parts
+
+    async def _summary(
+        self, context: Context, trial: Window, held: list[int], kept: list[int], tokens: list[int]
+    ) -> str:
+        """Have the model summarize what goes, the last summary included."""
+        core, size, stay = context.core, context.core.setup.n_ctx, set(kept)
+        going = [tokens[at] for at in held if at not in stay]
+        first, last = summary.excerpt(going, size // 2)
+        text = await self._text(core, first)
+        if last:
+            text += summary.LEFT_OUT + await self._text(core, last)
+        found = await self._think(context, summary.question([("", text)]), summary.share(size))
+        if not found.strip():
+            raise OSError(errno.EIO, "the model summarized it in no words")
+        return found
+
+    async def _inserted(
+        self, context: Context, trial: Window, text: str, *, raw: bool
+    ) -> list[int]:
+        """Return the tokens that stand in place of what goes."""
+        core = context.core
+        if raw:
+            return await core.tokenize(summary.passage(text), "", True, True)
+        turns = msgspec.json.encode(summary.turn(text)).decode()
+        asked = await core.tokenize("", turns, False, True)
+        said = await core.tokenize(summary.REPLY, "", True, True)
+        return [*asked[0 if trial.head else trial.lead :], *said]
+
+    async def _text(self, core: LocalCore, tokens: list[int]) -> str:
+        return b"".join(await core.pieces(tokens)).decode("utf-8", "replace")
 
     # Slide.
 
@@ -228,6 +333,41 @@ class Room:
         return fresh
 
     # System calls.
+
+    async def sys_get_context(self, caller: Caller, args: abi.GetContext) -> abi.Context:
+        """Describe a context, and show turns of it."""
+        context = self._contexts.get(args.context)
+        if not args.first_turn:
+            return context.row()
+        last = args.last_turn or args.first_turn
+        if not args.first_turn <= last < args.first_turn + MOST_TURNS:
+            raise OSError(
+                errno.EINVAL,
+                f"get_context: turns {args.first_turn} to {last}: give the first, then the last, "
+                f"at most {MOST_TURNS} of them",
+            )
+        return msgspec.structs.replace(
+            context.row(), turns=await self._turns(context, args.first_turn, last)
+        )
+
+    async def _turns(self, context: Context, first: int, last: int) -> list[abi.ContextTurn]:
+        """Return a context's turns: first what was summarized of them, then what it holds."""
+        found = {
+            part.at: abi.ContextTurn(
+                part.number, part.role, part.text, part.tokens, summarized=True
+            )
+            for part in await self._originals.read(context.cid, first, last)
+        }
+        window, tokens = context.window, list(context.sequence.tokens)
+        await context.core.ready()
+        ends = [*(turn.start for turn in window.turns[1:]), len(tokens)]
+        for turn, end in zip(list(window.turns), ends, strict=False):
+            if first <= turn.number <= last:
+                ids = [tokens[at] for at in range(turn.start, end) if at not in window.aside]
+                text = await self._text(context.core, ids)
+                at = turn.start if turn.start < window.head else window.before + turn.start
+                found[at] = abi.ContextTurn(turn.number, turn.role, text, ids)
+        return [found[at] for at in sorted(found)]
 
     async def sys_exp_context(self, caller: Caller, args: abi.ExpContext) -> abi.Context:
         """Move a context to a larger window; durable when answered."""

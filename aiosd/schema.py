@@ -358,8 +358,30 @@ def stores(db: Connection) -> None:
         db.executescript(_FOUND.format(table))
 
 
+_ORIGINALS = """
+create table originals (
+    cid integer not null,
+    at integer not null,        -- position of its first token in the context's life
+    number integer not null,    -- of the turn
+    role text not null,
+    text text not null,
+    tokens blob not null,       -- 32 bits each
+    primary key (cid, at)
+) without rowid;
+create trigger originals_end after delete on contexts begin
+    delete from originals where cid = old.cid;
+end;
+"""
+
+
+def originals(db: Connection) -> None:
+    """Keep the turns of contexts that have been summarized, as they were."""
+    db.executescript(_ORIGINALS)
+
+
 MIGRATIONS: Final[list[Migration]] = [
     first_boot, keyed_births, numbered_series, journal, rights, mailboxes, snapshots, stores,
+    originals,
 ]  # fmt: skip
 
 

@@ -129,7 +129,8 @@ class Context(Section, frozen=True, kw_only=True):
     """[context]: where contexts are kept. The limits are bytes of KV in memory and on disk.
 
     snapshot_limit: bytes of the files of named snapshots; max_snapshots: of one context. policy:
-    what a fresh context does when its window is full.
+    what a fresh context does when its window is full; keep_originals: tokens of turns that were
+    summarized, of one context.
     """
 
     ram_limit: Size = 2 << 30
@@ -139,6 +140,7 @@ class Context(Section, frozen=True, kw_only=True):
     max_snapshots: Annotated[int, Meta(ge=1, le=1 << 16)] = 16
     kv_dir: Place = ""
     max_per_agent: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
+    keep_originals: Annotated[int, Meta(ge=0, le=1 << 40)] = 1_000_000
     policy: Literal["error", "truncate", "slide", "summarize", "expand", "expand-yarn"] = "error"
 
 

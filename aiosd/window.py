@@ -21,8 +21,6 @@ from aiosd.engine.protocol import Slide
 
 POLICIES: Final = ("error", "truncate", "slide", "summarize", "expand", "expand-yarn")
 
-UNBUILT: Final = ("summarize",)
-
 SINK: Final = 4  # first tokens that a sliding window keeps; a model leans on them (StreamingLLM)
 LOG: Final = 8  # windows that a sliding context's record may span before it begins anew
 
@@ -49,7 +47,8 @@ class Window:
 
     head: where the system prompt ends. lead: of a later turn, see `Turn`. before: how many tokens
     have gone for good. slid: shifts that are on the sequence's record no more. The others count
-    how often each has happened. full: why the last attempt to make room failed.
+    how often each has happened. summary: tokens right behind the system prompt that stand for turns
+    that went. internal: a context of the kernel's own, for one request.
     """
 
     policy: str = "error"
@@ -60,7 +59,8 @@ class Window:
     truncated: int = 0
     summarized: int = 0
     expanded: int = 0
-    full: str = ""
+    summary: int = 0
+    internal: bool = False
     count: int = 0
     turns: list[Turn] = field(default_factory=list)
 
@@ -72,7 +72,7 @@ class Window:
         while self.turns and self.turns[-1].start >= start > 0:
             self.turns.pop()
         if not start:
-            self.turns, self.head = [], head
+            self.turns, self.head, self.summary = [], head, 0
         if start < end:
             self._begin(PROMPT, start, lead)
         if not self.turns or self.turns[-1].role == PROMPT:
@@ -96,8 +96,14 @@ class Window:
                 lead = turn.lead if first < len(kept) and kept[first] == turn.start else 0
                 moved = inserted if first >= head else 0
                 turns.append(Turn(turn.number, turn.role, first + moved, lead))
+        old = bisect_left(kept, self.head + self.summary) - head
         self.before += length - len(kept) - inserted
-        self.turns, self.head = turns, head
+        self.turns, self.head, self.summary = turns, head, old + inserted
+
+    @property
+    def aside(self) -> range:
+        """The indices of the summary's tokens: they are no turn's."""
+        return range(self.head, self.head + self.summary)
 
     def meta(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -117,22 +123,23 @@ def check(policy: str) -> None:
     """Raise OSError(EINVAL) for a policy that there isn't."""
     if policy not in POLICIES:
         raise OSError(errno.EINVAL, f"policy: {policy!r} is none of {', '.join(POLICIES)}")
-    if policy in UNBUILT:
-        raise OSError(errno.ENOSYS, f"policy: {policy} is not built in this kernel yet")
 
 
-def truncation(window: Window, held: Sequence[int], size: int) -> tuple[list[int], bool]:
+def truncation(
+    window: Window, held: Sequence[int], size: int, *, extra: int = 0, follows: bool = False
+) -> tuple[list[int], bool]:
     """Say which tokens stay when the oldest turns go, so that a quarter of the window is free.
 
-    held: indices of the tokens in the window, the new prompt's among them. Whole turns go, but a
-    turn that is too long alone loses its oldest part. Returns the indices that stay, and whether
+    held: indices of the tokens in the window, the new prompt's among them. extra: tokens that will
+    come in place of what goes; follows: as a turn that those which stay follow. Whole turns go, but
+    a turn that is too long alone loses its oldest part. Returns the indices that stay, and whether
     they begin inside a turn. Raises OSError(ENOSPC) when the system prompt leaves no room.
     """
-    goal, enough = size - max(1, size // 4), size - max(1, size // 8)
+    goal, enough = size - max(1, size // 4) - extra, size - max(1, size // 8) - extra
     system = bisect_left(held, window.head)
     best: list[int] | None = None
     for start, lead in _cuts(window):
-        first = bisect_left(held, start + (0 if system else lead))
+        first = bisect_left(held, start + (0 if system or follows else lead))
         if first <= system or first == len(held):
             continue
         count = system + len(held) - first
@@ -154,6 +161,20 @@ def truncation(window: Window, held: Sequence[int], size: int) -> tuple[list[int
 def _cuts(window: Window) -> list[tuple[int, int]]:
     """The starts and leads of all prompts, oldest first: what is before one may go."""
     return [(turn.start, turn.lead) for turn in window.turns if turn.role == PROMPT]
+
+
+def dropped(
+    window: Window, held: Sequence[int], kept: Sequence[int], length: int
+) -> list[tuple[Turn, list[int]]]:
+    """Return what goes of each turn, by the indices of its tokens. A summary is no turn's."""
+    stay, floor = set(kept), window.head + window.summary
+    ends = [*(turn.start for turn in window.turns[1:]), length]
+    found = []
+    for turn, end in zip(window.turns, ends, strict=False):
+        first, last = bisect_left(held, max(turn.start, floor)), bisect_left(held, end)
+        if going := [at for at in held[first:last] if at not in stay]:
+            found.append((turn, going))
+    return found
 
 
 def sliding(window: Window, size: int, grid: int) -> Slide:

@@ -251,6 +251,20 @@ class DetectWatermark(Call, frozen=True):
     ] = ""
 
 
+class ContextTurn(Record, frozen=True):
+    """A prompt (role user) or a reply (assistant) of a context, or part of one.
+
+    Turns count from the context's first, 1. summarized: it stands in the window no more but in a
+    summary, and is shown as it was; a long turn can be both, and comes in parts then.
+    """
+
+    number: int
+    role: str
+    text: str
+    token_ids: list[int]
+    summarized: bool = False
+
+
 class Context(Record, frozen=True):
     """A context: the tokens that a model has read for an agent, and where their KV is.
 
@@ -287,6 +301,7 @@ class Context(Record, frozen=True):
     truncated: int = 0
     summarized: int = 0
     expanded: int = 0
+    turns: list[ContextTurn] = []
 
 
 @syscall(72, reply=list[Context], needs="context", errors="ESRCH")
@@ -298,9 +313,16 @@ class ListContexts(Call, frozen=True):
 
 @syscall(73, reply=Context, needs="context", errors="ENOENT")
 class GetContext(Call, frozen=True):
-    """Describe one context: its length, its limit and what happens when it is full."""
+    """Describe one context: its length, its limit and what happens when it is full.
+
+    Shows turns of it too, those that have been summarized as they were; not those that are gone.
+    """
 
     context: Cid
+    first_turn: Annotated[Count, Meta(description="first turn to show; 0: none")] = 0
+    last_turn: Annotated[
+        Count, Meta(description="last turn to show, at most 100 in all; 0: the first alone")
+    ] = 0
 
 
 @syscall(74, reply=Context, needs="context", errors="ENOENT")

@@ -785,14 +785,29 @@ class SyncCalls:
         answer: list[Context] = self._call(ListContexts(aid=aid))
         return answer
 
-    def get_context(self, context: int) -> Context:
+    def get_context(
+        self,
+        context: int,
+        *,
+        first_turn: int = 0,
+        last_turn: int = 0,
+    ) -> Context:
         """Describe one context: its length, its limit and what happens when it is full.
 
+        Shows turns of it too, those that have been summarized as they were; not those that are
+        gone.
+
         context: context id.
+        first_turn: first turn to show; 0: none.
+        last_turn: last turn to show, at most 100 in all; 0: the first alone.
 
         Raises OSError with ENOENT.
         """
-        answer: Context = self._call(GetContext(context=context))
+        answer: Context = self._call(GetContext(
+            context=context,
+            first_turn=first_turn,
+            last_turn=last_turn,
+        ))
         return answer
 
     def set_context(self, context: int, policy: str) -> Context:
@@ -2094,14 +2109,29 @@ class AsyncCalls:
         answer: list[Context] = await self._call(ListContexts(aid=aid))
         return answer
 
-    async def get_context(self, context: int) -> Context:
+    async def get_context(
+        self,
+        context: int,
+        *,
+        first_turn: int = 0,
+        last_turn: int = 0,
+    ) -> Context:
         """Describe one context: its length, its limit and what happens when it is full.
 
+        Shows turns of it too, those that have been summarized as they were; not those that are
+        gone.
+
         context: context id.
+        first_turn: first turn to show; 0: none.
+        last_turn: last turn to show, at most 100 in all; 0: the first alone.
 
         Raises OSError with ENOENT.
         """
-        answer: Context = await self._call(GetContext(context=context))
+        answer: Context = await self._call(GetContext(
+            context=context,
+            first_turn=first_turn,
+            last_turn=last_turn,
+        ))
         return answer
 
     async def set_context(self, context: int, policy: str) -> Context:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,18 @@ name = "huge"
 driver = "fake"
 n_ctx = 192
 options = {kv_bytes = 1073741824}
+"""
+WIDE = 1024
+SUMMING = f"""
+[sched]
+policy = "rr"
+quantum = 8
+[[cores]]
+name = "c"
+driver = "fake"
+slots = 1
+n_ctx = {WIDE}
+options = {{eog = 0.0}}
 """
 REPLACING = ["truncate", "slide"]
 ENDLESS = [*REPLACING, "expand"]
@@ -239,6 +253,100 @@ def test_it_goes_on_after_a_restart_of_the_kernel(daemon: Daemon, policy: str) -
         assert (now.slid, now.truncated, now.length, now.exact) == (
             then.slid, then.truncated, then.length, True,
         )  # fmt: skip
+
+
+# Summarizing.
+
+
+@pytest.fixture
+def summing(state_dir: Path, runtime_dir: Path, kv_dir: Path) -> Iterator[Daemon]:
+    """Run a daemon whose window holds the question for a summary: its tokens are bytes."""
+    with Daemon(state_dir, runtime_dir, kv_dir, config=SUMMING) as running:
+        yield running
+
+
+@pytest.mark.parametrize("length", [WIDE - 1, WIDE, WIDE + 1])
+def test_a_prompt_as_long_as_the_window_is_summarized(summing: Daemon, length: int) -> None:
+    with Writer(summing) as a:
+        reply = a.ask("é" * (length // 2) + "x" * (length % 2), max_tokens=9, window="summarize")
+        now = shown(a, reply.context)
+        assert (len(reply.token_ids), now.summarized, now.truncated) == (9, 1, 0)
+        assert now.tokens <= WIDE and now.length == length + 9
+        shows = a.call(GetContext(reply.context, first_turn=1, last_turn=2)).turns
+        said = "é" * (length // 2) + "x" * (length % 2) + reply.text
+        assert "".join(turn.text for turn in shows) == said
+        assert [t.summarized for t in shows] == [True, False, False]
+
+
+def talk(a: Writer, turns: int = 10, **how: Any) -> tuple[int, list[str]]:
+    """Have a chat that fills the window twice; return its context and what was said."""
+    opening = [Turn("system", "Be brief."), Turn("user", "hello " * 20)]
+    reply = a.ask("", messages=opening, raw=False, max_tokens=60, **how)
+    said = ["hello " * 20, reply.text]
+    for number in range(turns):
+        words = f"word {number} " * 15
+        reply = a.ask(words, raw=False, max_tokens=60, context=reply.context)
+        said += [words, reply.text]
+    return reply.context, said
+
+
+def test_what_was_summarized_is_kept_after_a_restart_too(summing: Daemon) -> None:
+    with Writer(summing) as a, Watcher(summing, "request.submit") as watcher:
+        context, said = talk(a, window="summarize")
+        assert watcher.await_event("request.submit", internal=True).aid == a.aid
+        now = shown(a, context)
+        assert now.summarized >= 1 and now.exact and now.tokens < now.length
+        assert [row.cid for row in a.call(ListContexts())] == [context], "no trace of the asking"
+        before = a.call(GetContext(context, 1, len(said))).turns
+        system, *turns = before
+        assert (system.number, system.summarized) == (1, False) and "Be brief." in system.text
+        assert [turn.number for turn in turns] == list(range(1, len(said) + 1))
+        assert [turn.role for turn in turns] == ["user", "assistant"] * (len(said) // 2)
+        for turn, text in zip(turns, said, strict=True):
+            assert text in turn.text, turn
+        assert turns[0].summarized and turns[1].summarized and not turns[-1].summarized
+        with error_of(errno.EINVAL, "100"):
+            a.call(GetContext(context, 1, 101))
+        credential = a.credential
+    summing.stop(signal.SIGKILL)
+    summing.start()
+    with Writer(summing, credential=credential) as a:
+        assert a.call(GetContext(context, 1, len(said))).turns == before
+        assert a.ask("go on", raw=False, context=context, max_tokens=9).finish_reason == "length"
+        a.call(ClrContext(context))
+    with closing(sqlite3.connect(summing.state_dir / "aios.db")) as db:
+        assert db.execute("select count(*) from originals").fetchone() == (0,)
+
+
+def test_a_summary_changes_nothing_when_others_interfere(summing: Daemon) -> None:
+    """Its worker killed and its slot taken while the model reads, writes, and summarizes."""
+    how: dict[str, Any] = {"window": "summarize", "temperature": 0.7, "seed": 9, "core": "c"}
+    with Writer(summing) as a:
+        solo = a.ask("tell me " * 100, max_tokens=900, **how)
+        assert shown(a, solo.context).summarized >= 2
+    with (
+        Writer(summing, "b") as b,
+        Writer(summing, "other") as other,
+        Watcher(summing, "request.submit") as watcher,
+    ):
+        wanted = b.begin("tell me " * 100, max_tokens=900, **how)
+        for count in (100, 200, 225):
+            b.read_tokens(wanted, count)
+            other.ask("somebody else " * 5, max_tokens=7)
+        watcher.await_event("request.submit", internal=True)
+        if pid := core(summing).pid:
+            os.kill(pid, signal.SIGKILL)
+        reply = b.finish(wanted)
+        assert b.seen[wanted] == reply.token_ids == solo.token_ids
+
+
+def test_without_a_summary_the_turns_go_and_it_says_so(daemon: Daemon) -> None:
+    """The question for one is longer than this core's window."""
+    with Writer(daemon) as a:
+        reply = a.ask("x" * 100, max_tokens=200, window="summarize", core="c")
+        now = shown(a, reply.context)
+        assert (len(reply.token_ids), now.summarized, now.policy) == (200, 0, "summarize")
+        assert now.truncated >= 1 and "no summary" in now.note
 
 
 # Expanding.
