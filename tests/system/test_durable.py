@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 
 from aiosd.abi.inference import ClrContext, GetContext, ListContexts
 from aiosd.abi.process import Fork, Kill, ListAgents, ResumeAgent, SuspendAgent
-from tests.daemon import Daemon
-from tests.system.agents import agent, until
+from tests.daemon import PATIENCE, Daemon
+from tests.system.agents import agent, log, spawn, until, wait
 from tests.system.writer import Writer, core
 
 CORE = """
@@ -232,3 +233,71 @@ def test_a_core_that_is_not_there_is_said(daemon: Daemon) -> None:
         a.close()
     with Writer(daemon, credential=credential) as a:
         assert a.ask("on", context=told.context, max_tokens=9).exact
+
+
+LOADING = 120.0  # seconds that a model may take to load and be probed on a busy machine
+REAL = """
+[[cores]]
+name = "c"
+slots = 2
+"""
+
+
+@pytest.mark.model
+@pytest.mark.timeout(300)
+def test_a_real_model_goes_on_with_the_same_tokens(
+    state_dir: Path, runtime_dir: Path, kv_dir: Path
+) -> None:
+    """Two conversations; the kernel dies while one prompt is read and while both answers come."""
+    asks: list[dict[str, Any]] = [
+        {"max_tokens": 24, "key": "a"},
+        {"max_tokens": 24, "key": "b", "temperature": 0.8, "seed": 7},
+    ]
+    prompts = ["Tell me of the sea. " * 20, "A boat is"]
+    with Daemon(state_dir, runtime_dir, kv_dir, config=REAL) as daemon:
+        with Writer(daemon, "solo") as solo:
+            solo.sock.settimeout(LOADING)
+            alone = [
+                solo.ask(prompt, **{**ask, "key": ""})
+                for prompt, ask in zip(prompts, asks, strict=True)
+            ]
+            more = solo.ask(" So", context=alone[0].context, max_tokens=8)
+        a = Writer(daemon)
+        a.sock.settimeout(LOADING)
+        for count in (0, 12):
+            told = [a.begin(prompt, **ask) for prompt, ask in zip(prompts, asks, strict=True)]
+            a.read_tokens(told[0 if count else 1], count or 1)
+            restart(daemon)
+            a.close()
+            a = Writer(daemon, credential=a.credential)
+            a.sock.settimeout(LOADING)
+        told = [a.begin(prompt, **ask) for prompt, ask in zip(prompts, asks, strict=True)]
+        replies = [a.finish(each) for each in told]
+        assert [r.token_ids for r in replies] == [r.token_ids for r in alone]
+        assert all(reply.exact for reply in replies)
+        last = a.ask(" So", context=replies[0].context, max_tokens=8)
+        assert last.token_ids == more.token_ids
+        a.close()
+
+
+HELLO = """
+import sys, aios
+with aios.connect() as kernel:
+    reply = kernel.llm_generate("Hello", max_tokens=5)
+    print("said", len(reply.token_ids), flush=True)
+"""
+
+
+def test_a_program_whose_hello_was_not_answered_is_let_in_by_the_next_kernel(
+    daemon: Daemon,
+) -> None:
+    daemon.environ["AIOS_KILL_AT"] = "identity.answer"
+    restart(daemon)
+    with daemon.connect() as person:
+        aid = spawn(person, [sys.executable, "-c", HELLO])
+    daemon.process.wait(PATIENCE)  # at the point where the new credential is stored, not told
+    del daemon.environ["AIOS_KILL_AT"]
+    restart(daemon)
+    with daemon.connect() as person:
+        assert wait(person, aid).code == 0
+        assert log(person, aid) == "said 5\n"
