@@ -209,6 +209,13 @@ class Journal:
         """Make a kept answer durable. Raises OSError when the disk fails."""
         await self._db.write(keeping(row))
 
+    def discard(self, names: list[tuple[tuple[bool, int], str, str]]) -> None:
+        """Delete kept answers: of each the owner, the call and the key."""
+        try:
+            self._db.write_soon(dropping(names))
+        except OSError as error:  # the next boot deletes what has expired
+            log.warning("%d answers are still on disk: %s", len(names), error)
+
     # Writing behind.
 
     def flush(self) -> asyncio.Future[None] | None:

@@ -194,6 +194,7 @@ class Kernel:
         self.table.listener = self.inference
         self.stores = Stores(self.config, self.db, self.events, self.access, self.table)
         self.dispatcher.remember = self.inference.journal.answer
+        self.keys.discard = self.inference.journal.discard
         self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)
         self.messages = Messages(lambda: self.config, self.db, self.access, self.table)
         self.table.on_settled(self.messages.agent_ended)

@@ -28,6 +28,12 @@ from aiosd.journal import AnswerRow, Write, keeping
 Owner = tuple[bool, int]
 """(True, aid) for an agent, (False, uid) for a person."""
 
+Name = tuple[Owner, str, str]
+"""Owner, call and key of a request."""
+
+STALE: Final = 64
+"""Answers that are forgotten before they are deleted from disk together."""
+
 KEEP_S: Final = 600.0
 """Seconds that an answer is kept."""
 
@@ -87,7 +93,10 @@ def answerer() -> Callable[[Connection, object], None]:
 
 
 class Keys:
-    """All keyed requests in flight and the answers of past ones. clock: seconds, monotonic."""
+    """All keyed requests in flight and the answers of past ones. clock: seconds, monotonic.
+
+    discard: deletes answers from disk; called when some have gathered.
+    """
 
     def __init__(
         self,
@@ -103,7 +112,8 @@ class Keys:
         self._busy: Counter[Owner] = Counter()
         self._open: dict[tuple[Owner, str, str], Kept] = {}
         self._answers: dict[tuple[Owner, str, str], Kept] = {}  # oldest first
-        self._stale: list[tuple[Owner, str, str]] = []  # forgotten here, and still on disk
+        self._stale: list[Name] = []  # forgotten here, and still on disk
+        self.discard: Callable[[list[Name]], None] = lambda names: None
 
     def __len__(self) -> int:
         return len(self._open) + len(self._answers)
@@ -143,7 +153,7 @@ class Keys:
         """Free the key of work that failed or was cancelled."""
         kept.work = None
         if kept.stored:
-            self._stale.append(kept.name)
+            self._outdated(kept)
         self._close(kept)
 
     def reopen(self, owner: Owner, call: str, key: str, body: bytes) -> Kept:
@@ -160,7 +170,7 @@ class Keys:
         self.keep(kept, row.answer)
         kept.expires = self._clock() + max(0.0, min(row.expires - time(), KEEP_S))
 
-    def stale(self) -> list[tuple[Owner, str, str]]:
+    def stale(self) -> list[Name]:
         """Return, once, what is to be deleted from disk: owner, call and key of each."""
         stale, self._stale = self._stale, []
         return stale
@@ -198,7 +208,12 @@ class Keys:
         assert kept.answer is not None
         self._bytes -= len(kept.answer)
         if kept.stored:
-            self._stale.append(kept.name)
+            self._outdated(kept)
+
+    def _outdated(self, kept: Kept) -> None:
+        self._stale.append(kept.name)
+        if len(self._stale) >= STALE:
+            self.discard(self.stale())
 
 
 def _print(body: bytes) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiosd.keys import KEEP_S, MAX_BUSY, Keys
+from aiosd.keys import KEEP_S, MAX_BUSY, STALE, Keys
 
 PERSON = (False, 0)
 AGENT = (True, 7)
@@ -73,3 +73,30 @@ def test_an_owner_can_be_forgotten() -> None:
     answer(keys, "a", PERSON)
     keys.forget(AGENT)
     assert len(keys) == 1
+
+
+def test_answers_on_disk_are_deleted_when_some_are_forgotten() -> None:
+    clock = Clock()
+    keys, deleted = Keys(clock), list[object]()
+    keys.discard = deleted.extend
+    for number in range(STALE):
+        kept = keys.take(AGENT, "kill", str(number), b"body")
+        row = kept.row(b"x")
+        keys.keep(kept, row.answer)
+        assert (row.owner, row.call, row.key) == (AGENT, "kill", str(number))
+    clock.now = KEEP_S + 1
+    assert not deleted
+    keys.take(AGENT, "kill", "0", b"body")
+    assert deleted == [(AGENT, "kill", str(number)) for number in range(STALE)]
+
+
+def test_an_answer_of_an_earlier_kernel_is_given_again_for_the_rest_of_its_time() -> None:
+    clock = Clock()
+    row = Keys().take(AGENT, "kill", "k", b"body").row(b"x")
+    keys = Keys(clock)
+    keys.restore(row)
+    assert keys.take(AGENT, "kill", "k", b"body").answer == b"x"
+    with pytest.raises(OSError, match="other arguments"):
+        keys.take(AGENT, "kill", "k", b"another")
+    clock.now = KEEP_S + 1
+    assert keys.take(AGENT, "kill", "k", b"body").answer is None

@@ -213,6 +213,37 @@ def test_a_core_that_is_another_now_computes_anew_and_says_so(
             assert not reply.exact and reply.token_ids[:30] == got[:30]
 
 
+def test_a_core_that_is_not_exact_gives_no_other_tokens_than_were_read(daemon: Daemon) -> None:
+    ask: dict[str, Any] = {"key": "k", "stream": True, "max_tokens": 1500}
+    restart(daemon, config=CORE.replace("slots", "exact = false\nslots") % "")
+    with Writer(daemon) as a:
+        wanted = a.submit("tell", **ask)
+        a.read_tokens(wanted, 300)
+        until(lambda: rows(daemon, "select 1 from contexts where kv > 9") != [], "it is on record")
+        credential = a.credential
+        restart(daemon)
+    with Writer(daemon, credential=credential) as a:
+        with pytest.raises(OSError, match="could not compute the others again exactly") as error:
+            a.ask("tell", resume=1500, **ask)
+        assert error.value.errno == errno.EIO
+        wanted = a.submit("tell", resume=5, **ask)
+        reply = a.finish(wanted)
+        assert a.seen[wanted] == reply.token_ids[5:] and len(reply.token_ids) == 1500
+
+
+def test_a_deadline_counts_on(daemon: Daemon) -> None:
+    with Writer(daemon) as a:
+        wanted = a.begin("tell", key="k", max_tokens=4000, deadline=3.0)
+        a.read_tokens(wanted, 50)
+        until(lambda: rows(daemon, "select 1 from contexts where kv > 9") != [], "it is on record")
+        credential = a.credential
+        restart(daemon)
+    with Writer(daemon, credential=credential) as a:
+        reply = a.ask("tell", stream=True, key="k", max_tokens=4000, deadline=3.0)
+        assert (reply.finish_reason, reply.reason) == ("cancelled", "deadline")
+        assert 3.0 <= reply.timing.turnaround_s < PATIENCE and len(reply.token_ids) >= 9
+
+
 def test_a_core_that_is_not_there_is_said(daemon: Daemon) -> None:
     with Writer(daemon) as a:
         told = a.ask("Once upon", max_tokens=9)
