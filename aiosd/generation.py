@@ -22,9 +22,10 @@ import msgspec
 
 from aiosd import again
 from aiosd import window as windows
-from aiosd.abi.inference import Chunk, LlmGenerate, Timing, TokenUsage
+from aiosd.abi.inference import Beam, Chunk, LlmGenerate, Timing, TokenUsage
 from aiosd.abi.inference import Generation as Result
 from aiosd.context import Context
+from aiosd.engine.protocol import Beam as Found
 from aiosd.engine.protocol import Goal, Token
 from aiosd.journal import ContextRow, RequestRow
 from aiosd.keys import Kept
@@ -75,6 +76,7 @@ class Generation:
         self.tokens: list[int] = []
         self.texts: list[str] = []
         self.logprobs: list[float] = []  # of each token, when they were asked for
+        self.beams: list[Beam] = []
         self.tail = ""  # text that became final with a token that is not part of the output
         self.finish = ""
         self.reason = ""
@@ -193,6 +195,19 @@ class Generation:
         """So many tokens of the prompt need not be computed: another sequence has done it."""
         self.cached_tokens += count
 
+    def found(self, beams: list[Found]) -> None:
+        """Take up what a beam search has found: the best one is the text."""
+        best = beams[0]
+        self.first_token = time.monotonic()
+        self.tokens = list(best.tokens)
+        self.texts = [best.text] + [""] * (len(best.tokens) - 1) if best.tokens else []
+        self.logprobs = list(best.logprobs[: len(best.tokens)]) if self.args.logprobs else []
+        self.beams = [
+            Beam(beam.text, beam.tokens, beam.logprobs, beam.score, beam.finish) for beam in beams
+        ]
+        self._on_token(self, best.text)
+        self._end(best.finish)
+
     def failed(self, code: int, message: str) -> None:
         """The core can't go on with it."""
         if not self.done:
@@ -297,6 +312,7 @@ class Generation:
             request=self.rid,
             parsed=self._parsed(),
             logprobs=self.logprobs,
+            beams=self.beams,
             exact=self.context.certain,
         )
 
@@ -355,7 +371,6 @@ class Generation:
 def unbuilt(args: LlmGenerate) -> None:
     """Refuse what this kernel can't do yet; raises OSError(ENOSYS) that names the field."""
     asked = {
-        "beams": args.beams > 1,
         "tools": bool(args.tools),
         "recall": bool(args.recall),
     }
@@ -386,5 +401,35 @@ def check(args: LlmGenerate) -> None:
             "llm_generate: stop: a stop string could cut off what a schema or grammar promises; "
             "say in the grammar where the text ends",
         )
+    if args.beams > 1:
+        _check_beams(args)
     if args.resume and not args.key:
         raise OSError(errno.EINVAL, "llm_generate: resume needs the key of the first request")
+
+
+def _check_beams(args: LlmGenerate) -> None:
+    """Refuse what a beam search can't heed; raises OSError(EINVAL) that names it."""
+    plain = _sampled(LlmGenerate())
+    asked = {
+        "stream": args.stream,
+        "stop": bool(args.stop),
+        "schema": args.schema is not None,
+        "grammar": bool(args.grammar),
+        **{name: value != plain[name] for name, value in _sampled(args).items()},
+    }
+    for name, wanted in asked.items():
+        if wanted:
+            raise OSError(
+                errno.EINVAL,
+                f"llm_generate: beams don't go with {name}: a beam search looks for the likeliest "
+                "texts by the model's own probabilities, and has them when it ends",
+            )
+
+
+def _sampled(args: LlmGenerate) -> dict[str, object]:
+    """Return what of a request shapes or draws tokens."""
+    names = (
+        "temperature", "frequency_penalty", "presence_penalty", "repeat_penalty", "logit_bias",
+        "min_tokens", "watermark",
+    )  # fmt: skip
+    return {name: getattr(args, name) for name in names}

@@ -399,6 +399,12 @@ class Inference:
             self._table.get(generation.aid),
         )
         context.core.check()
+        if args.beams > context.core.setup.slots:
+            raise OSError(
+                errno.EINVAL,
+                f"llm_generate: beams: {args.beams} take as many slots, core {context.core.name} "
+                f"has {context.core.setup.slots}; ask for fewer, or give the core more",
+            )
         generation.fit()
         sequence, window = context.sequence, context.core.setup.n_ctx
         length = len(sequence.tokens) + len(tokens)
@@ -420,6 +426,7 @@ class Inference:
             stop=list(args.stop),
             sampled=sampled,
             grammar=grammar,
+            beams=args.beams,
             before=context.window.before,
             slide=self._room.slide(context),
         )

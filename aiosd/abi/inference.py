@@ -51,12 +51,26 @@ class Timing(Record, frozen=True):
     first_token_s: float = 0.0
 
 
+class Beam(Record, frozen=True):
+    """What a beam search has found: a text, its tokens, and how likely the model finds them.
+
+    logprobs: of each token, and of the end where finish_reason is "stop". logprob: of all together.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    logprob: float
+    finish_reason: str
+
+
 class Generation(Record, frozen=True):
     """The result of a generation. finish_reason is "stop", "length" or "cancelled".
 
     reason says why it was cancelled; it is "window" when a reply of finish_reason "length" ended
     because its context's window is full. context can be continued by a later request. exact says
     whether the core promises the tokens of a solo run. logprobs: of each token, when asked for.
+    beams: all that a beam search has found, the best first; text and token_ids are the best one's.
     """
 
     text: str
@@ -72,6 +86,7 @@ class Generation(Record, frozen=True):
     parsed: Any = None
     route: str = ""
     logprobs: list[float] = []
+    beams: list[Beam] = []
 
 
 class Chunk(Record, frozen=True):

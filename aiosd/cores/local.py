@@ -392,7 +392,16 @@ class LocalCore:
 
     def _enqueue(self, sequence: Sequence) -> None:
         pending = len(sequence.tokens) - sequence.kv
-        self.policy.add(Task(sequence.cid, sequence.aid, sequence.nice, sequence.uid, pending))
+        self.policy.add(
+            Task(
+                sequence.cid,
+                sequence.aid,
+                sequence.nice,
+                sequence.uid,
+                pending,
+                width=sequence.wanted,
+            )
+        )
         self._schedule()
 
     def _dequeue(self, sequence: Sequence) -> None:
@@ -431,6 +440,8 @@ class LocalCore:
                 self._on_step(event)
             case protocol.Lost():
                 self._on_lost(event)
+            case protocol.Found():
+                self._on_found(event)
             case protocol.Tokens() | protocol.Pieces() | protocol.Compiled() | protocol.Detected():
                 self._answer(event.ticket, event, None)
             case protocol.Refused():
@@ -504,10 +515,36 @@ class LocalCore:
                 self._computed(cid, kind, start, end, now - step.seconds)
             for token in step.tokens:
                 self._token(token)
+            for cid, rows in step.searched:
+                self._searched(cid, rows)
         except ValueError as error:
             if self._worker is not None:
                 self._worker.kill(f"reported what can't be: {error}")
         self._rate.add(len(step.tokens), now)
+        self._schedule()
+
+    def _searched(self, cid: int, rows: int) -> None:
+        """A beam search has come one token further, in so many branches."""
+        sequence = self.placement.sequences.get(cid)
+        if sequence is None or sequence.goal is None:
+            return
+        sequence.deaths = 0
+        sequence.searched += rows
+        self.tokens_out += rows
+        if cid in self.policy:
+            self.policy.charge(cid, 0, rows)
+
+    def _on_found(self, event: protocol.Found) -> None:
+        """A beam search is over: its best branch becomes part of the sequence."""
+        sequence = self.placement.sequences.get(event.cid)
+        if sequence is None or sequence.goal is None or sequence.sink is None:
+            return  # cancelled meanwhile
+        sink, sequence.goal, sequence.sink = sequence.sink, None, None
+        sequence.tokens.extend(event.beams[0].tokens)
+        sequence.slot_kv, sequence.width, sequence.searched = event.kv, 1, 0
+        self.placement.finished(sequence)
+        self._dequeue(sequence)
+        sink.found(event.beams)
         self._schedule()
 
     def _computed(self, cid: int, kind: int, start: int, end: int, began: float) -> None:

@@ -57,12 +57,12 @@ class Placement:
     @property
     def resident(self) -> int:
         """Slots that are occupied."""
-        return sum(s.place is not Place.LEAVING for s in self._inside.values())
+        return sum(s.width for s in self._inside.values() if s.place is not Place.LEAVING)
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of KV in the slots, as a snapshot of it would be."""
-        return sum(s.cells(s.slot_kv) for s in self._inside.values()) * self.bytes_per_token
+        return sum(_cells(s) for s in self._inside.values()) * self.bytes_per_token
 
     @property
     def owed(self) -> bool:
@@ -81,13 +81,13 @@ class Placement:
         leave = [s for s in self.live() if s.cid not in running]
         enter = [s for cid in running if (s := self.sequences[cid]).settled]
         enter.sort(key=lambda s: rank(s.cid))
-        needed = sum(s.place is Place.OUT for s in enter)
+        needed = sum(_missing(s) for s in enter)
         self._make_room(needed, running, leave)
         for sequence in leave:
             if sequence.place is Place.LIVE:
                 self._park(sequence)
         for sequence in enter:
-            if sequence.place is Place.PARKED or self.resident < self.slots:
+            if self.resident + _missing(sequence) <= self.slots:
                 self._admit(sequence, rank(sequence.cid))
         self._rerank(rank)
         return [s for s in enter if s.place is Place.LIVE]
@@ -113,12 +113,17 @@ class Placement:
             s for s in self._inside.values() if s.place is Place.PARKED and s.cid not in running
         ]
         parked.sort(key=lambda s: (s.goal is not None, s.used))
-        for sequence in (parked + leave)[:excess]:
+        for sequence in parked + leave:
+            if excess <= 0:
+                break
+            excess -= sequence.width
             self._evict(sequence)
 
     def _admit(self, sequence: Sequence, rank: int) -> None:
         assert sequence.goal is not None
         held, snapshot = sequence.held, None
+        if sequence.wanted > 1:  # a search whose prompt is read goes on by what its slots hold
+            held = min(held, len(sequence.tokens) - 1)
         if sequence.place is Place.OUT:
             snapshot = sequence.snapshot
             sequence.restoring = snapshot.path if snapshot else ""
@@ -137,6 +142,7 @@ class Placement:
             )
         )
         sequence.slot_kv = held
+        sequence.width, sequence.searched = sequence.wanted, 0
         sequence.rank = rank
         sequence.place = Place.LIVE
         self._inside[sequence.cid] = sequence
@@ -153,13 +159,14 @@ class Placement:
 
     def _saved(self, sequence: Sequence) -> bool:
         """Whether all that stands still in a sequence's slot is in a snapshot already."""
-        if sequence.place is not Place.PARKED:
+        if sequence.place is not Place.PARKED or sequence.searched:
             return False
         return any(s.kv >= sequence.held for s in sequence.snapshots)
 
     def _take(self, sequence: Sequence) -> str:
         """Return a file for the sequence's KV, "" when no tier has room for it."""
-        size = (sequence.cells(sequence.slot_kv) + 64) * self.bytes_per_token + SLACK
+        size = (_cells(sequence) + 64 * sequence.width) * self.bytes_per_token
+        size += SLACK * sequence.width
         return self._tiers.take(sequence, size, self.costs)
 
     # What a context's user asks for.
@@ -253,7 +260,7 @@ class Placement:
     def copy_snapshot(self, source: Sequence, target: Sequence) -> None:
         """Let a second sequence start from the first one's snapshots: the files are shared."""
         for old in source.snapshots:
-            if not old.kv:
+            if not old.kv or old.search:
                 continue
             self._tiers.pool(old.path).share(old.path)
             new = Snapshot(old.path, old.kv, old.size, old.held, old.tier)
@@ -428,6 +435,7 @@ class Placement:
     def _out(self, sequence: Sequence) -> None:
         sequence.place, sequence.restoring = Place.OUT, ""
         sequence.slot, sequence.slot_kv = -1, 0
+        sequence.width, sequence.searched = 1, 0
         self._inside.pop(sequence.cid, None)
 
     def _keep(self, sequence: Sequence, path: str, kv: int, size: int) -> None:
@@ -441,8 +449,21 @@ class Placement:
             self._tiers.give(path)
             return
         tier = DISK if path.endswith(STORED) else RAM
-        for old in [s for s in sequence.snapshots if s.tier == tier and not s.named]:
+        gang = sequence.wanted > 1  # an older file holds an earlier state of a search
+        for old in [s for s in sequence.snapshots if (gang or s.tier == tier) and not s.named]:
             sequence.snapshots.remove(old)
             self._tiers.give(old.path)
         self._tiers.written(path, size)
-        sequence.snapshots.append(Snapshot(path, usable, size, kv, tier))
+        # A search that has begun has read its whole prompt; before, a file holds the prompt alone.
+        search = gang and kv == len(sequence.tokens)
+        sequence.snapshots.append(Snapshot(path, usable, size, kv, tier, search=search))
+
+
+def _missing(sequence: Sequence) -> int:
+    """Slots that a sequence takes beside those that it has."""
+    return sequence.wanted - (0 if sequence.place is Place.OUT else sequence.width)
+
+
+def _cells(sequence: Sequence) -> int:
+    """Cells that a sequence takes in its slots; each branch of a search has the whole prompt."""
+    return sequence.cells(sequence.slot_kv) * sequence.width + sequence.searched

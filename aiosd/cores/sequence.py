@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from aiosd.engine import runs
-from aiosd.engine.protocol import DECODE, PREFILL, SHIFT, Goal, Run, Token
+from aiosd.engine.protocol import DECODE, PREFILL, SHIFT, Beam, Goal, Run, Token
 
 RAM: Final = "ram"
 DISK: Final = "disk"
@@ -26,7 +26,8 @@ class Snapshot:
     """KV of a sequence's first `kv` positions: `size` bytes in the file at `path`.
 
     held: positions that the file holds, of which the first kv are this sequence's. tier: RAM or
-    DISK. named: it is kept for its name's sake, not given up for room.
+    DISK. named: it is kept for its name's sake, not given up for room. search: it holds the slots
+    of a beam search, and is of use to that alone.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Snapshot:
     held: int
     tier: str = RAM
     named: bool = False
+    search: bool = False
 
 
 class Sink(Protocol):
@@ -48,6 +50,9 @@ class Sink(Protocol):
 
     def shared(self, count: int) -> None:
         """So many positions were taken over from another sequence, not computed."""
+
+    def found(self, beams: list[Beam]) -> None:
+        """A beam search has ended, and with it the generation; the best first."""
 
     def failed(self, errno: int, message: str) -> None:
         """The generation can't go on."""
@@ -76,6 +81,8 @@ class Sequence:
     just now (fewer during a replay). rank: in the order of prefill, as the worker knows it. holds:
     what keeps a sequence with a goal from being scheduled.
     deaths: workers that died under it since it last made progress (a kill counts little).
+    width: slots that it takes, or is about to take: more than one for a beam search. searched: how
+    many rows that search has computed, since it was taken up.
     used: when it was last at work (monotonic seconds), gap: seconds that usually pass until it is
     again. note: what became of its KV last, when something had to be computed again. restoring: the
     file that the worker has yet to read. public: leading positions whose tokens are no secret;
@@ -104,6 +111,8 @@ class Sequence:
     restoring: str = ""
     public: int = 0
     shared: int = 0
+    width: int = 1
+    searched: int = 0
 
     def record(self, kind: int, start: int, end: int, grid: int) -> bool:
         """Note that positions start to end have been computed; False when that was on record.
@@ -190,7 +199,7 @@ class Sequence:
     @property
     def snapshot(self) -> Snapshot | None:
         """The snapshot to start from: the longest, of equals the one in memory."""
-        usable = [s for s in self.snapshots if s.kv]
+        usable = [s for s in self.snapshots if s.kv and (not s.search or self.wanted > 1)]
         return max(usable, key=lambda s: (s.kv, s.tier == RAM), default=None)
 
     @property
@@ -213,6 +222,11 @@ class Sequence:
     def settled(self) -> bool:
         """Whether nothing more can come from the worker unasked."""
         return self.place is Place.OUT or self.place is Place.PARKED
+
+    @property
+    def wanted(self) -> int:
+        """Slots that its goal takes."""
+        return self.goal.beams if self.goal else 1
 
     @property
     def held(self) -> int:

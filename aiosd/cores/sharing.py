@@ -155,9 +155,12 @@ class Sharing:
 
         It is there already, or will be when the worker has done what it was told.
         """
-        for snapshot in sorted(donor.snapshots, key=lambda s: s.tier != RAM):
+        usable = [s for s in donor.snapshots if not s.search]
+        for snapshot in sorted(usable, key=lambda s: s.tier != RAM):
             if self._holds(snapshot, count):
                 return snapshot.path
+        if donor.width > 1:
+            return ""  # its slots hold the branches of a search
         if self.exactly and donor.place is not Place.PARKED:
             return ""  # it may be further by the time it is saved
         if donor.slot_kv < count or (self.exactly and donor.slot_kv != count):
@@ -207,7 +210,7 @@ class Sharing:
     def _keep(self, source: Sequence) -> None:
         """Keep the public beginning of a sequence whose snapshot holds it."""
         count, snapshot = self._public(source), source.snapshot
-        if not count or snapshot is None or not self._holds(snapshot, count):
+        if not count or snapshot is None or snapshot.search or not self._holds(snapshot, count):
             return
         if source.cid < 0 or source.prefilled < count or runs.gone(source.history):
             return

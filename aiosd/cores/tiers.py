@@ -232,7 +232,7 @@ class Tiers:
         for old in [s for s in sequence.snapshots if s.tier == DISK and not s.named]:
             sequence.snapshots.remove(old)
             self.disk.give(old.path)
-        new = Snapshot(target, source.kv, source.size, source.held, DISK)
+        new = Snapshot(target, source.kv, source.size, source.held, DISK, search=source.search)
         sequence.snapshots.append(new)
 
     async def _copied(self, path: str, size: int, worth: float) -> str:
@@ -263,7 +263,7 @@ class Tiers:
         if source is None:
             return None
         target = str(self.disk.directory / f"{name}{STORED}")
-        kept = Snapshot(target, source.kv, source.size, source.held, DISK, named=True)
+        kept = Snapshot(target, source.kv, source.size, source.held, DISK, True, source.search)
         pool = self.pool(source.path)
         pool.share(source.path)
         try:
@@ -305,7 +305,9 @@ class Tiers:
                 self.pool(path).share(path)
             held = len(found[path].header.record.tokens)
             for sequence, kv in match:
-                snapshot = Snapshot(path, kv, found[path].used, held, tier, path in kept)
+                search = found[path].header.record.tree is not None
+                size = found[path].used
+                snapshot = Snapshot(path, kv, size, held, tier, path in kept, search)
                 sequence.snapshots.append(snapshot)
         strangers = [p for p in found if not self.pool(p).owns(p) and p not in kept]
         await self._run(files.remove, strangers)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import signal
 import time
@@ -170,6 +171,38 @@ class FakeRunner:
         """The token that follows from each row's KV."""
         return [self._draw(draw) for draw in draws]
 
+    def likeliest(self, rows: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
+        """What may come next, from a distribution that follows from each row's KV."""
+        return [distribution(self._last[row])[: count + 1] for row in rows]
+
+    def copy(self, source: int, target: int) -> None:
+        """Make a slot's KV a copy of another's."""
+        self._slots[target] = list(self._slots[source])
+
+    def save_all(self, slots: Sequence[int], path: str, record: Record) -> int:
+        """Write several slots' KV, each after its length."""
+        parts = [_packed(self._slots[slot]) for slot in slots]
+        data = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+
+        def fill(address: int, size: int) -> int:
+            memmove(address, data, size)
+            return size
+
+        return self._files.write(path, record, len(data), fill)
+
+    def restore_all(self, slots: Sequence[int], path: str, check: Check) -> int:
+        """Read them back."""
+
+        def take(address: int, size: int) -> int:
+            data = string_at(address, size)
+            for slot in slots:
+                length = int.from_bytes(data[:8], "little")
+                self._slots[slot] = _unpacked(data[8 : 8 + length])
+                data = data[8 + length :]
+            return size
+
+        return self._files.read(path, check, take)
+
     def save(self, slot: int, path: str, record: Record) -> int:
         """Write a real file; ValueError when the slot does not hold what the record says."""
         held = self._slots[slot]
@@ -177,7 +210,7 @@ class FakeRunner:
         kept = runs.window(record.tokens, record.runs)
         if [token for token, _ in held] != [record.tokens[at] for at in kept]:
             raise ValueError(f"slot {slot}: its {len(held)} cells are not those on record")
-        data = b"".join(token.to_bytes(2, "little") + digest for token, digest in held)
+        data = _packed(held)
 
         def fill(address: int, size: int) -> int:
             memmove(address, data, size)
@@ -189,11 +222,7 @@ class FakeRunner:
         """Read it back."""
 
         def take(address: int, size: int) -> int:
-            data, width = string_at(address, size), ENTRY + 2
-            self._slots[slot] = [
-                (int.from_bytes(data[at : at + 2], "little"), data[at + 2 : at + width])
-                for at in range(0, size, width)
-            ]
+            self._slots[slot] = _unpacked(string_at(address, size))
             return size
 
         return self._files.read(path, check, take)
@@ -331,6 +360,31 @@ def _salt(how: Sampling, draw: Draw) -> bytes:
         parts += [how.frequency_penalty, how.presence_penalty, how.repeat_penalty]
         parts.append(draw.tokens[-how.penalty_window :])
     return msgspec.msgpack.encode(parts) if parts else b""
+
+
+def _packed(held: list[tuple[int, bytes]]) -> bytes:
+    return b"".join(token.to_bytes(2, "little") + digest for token, digest in held)
+
+
+def _unpacked(data: bytes) -> list[tuple[int, bytes]]:
+    width = ENTRY + 2
+    return [
+        (int.from_bytes(data[at : at + 2], "little"), data[at + 2 : at + width])
+        for at in range(0, len(data), width)
+    ]
+
+
+def distribution(held: list[tuple[int, bytes]]) -> list[tuple[int, float]]:
+    """What a beam search sees: tokens and their log-probabilities, the likeliest first."""
+    dice = _digest(held[-1][1], b"distribution")
+    following = _following([token for token, _ in held[-3:]])
+    tokens = following or [EOG, *sorted(set(LETTERS))]
+    weights = [math.exp(dice[i % ENTRY] / 64) for i in range(len(tokens))]
+    if not following:  # an end is likely now and then, and else is not
+        weights[0] = 100.0 if dice[-1] < 20 else 0.1
+    total = sum(weights)
+    found = [(t, math.log(w / total)) for t, w in zip(tokens, weights, strict=True)]
+    return sorted(found, key=lambda option: (-option[1], option[0]))
 
 
 def _digest(*parts: bytes) -> bytes:

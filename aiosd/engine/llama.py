@@ -38,7 +38,7 @@ from aiosd.engine.pace import Pace, choices
 from aiosd.engine.prompt import Template, common, outline, segments
 from aiosd.engine.protocol import CoreSetup, Tokenize
 from aiosd.engine.runner import Chunk, Draw, Drawn, ModelInfo, Row
-from aiosd.engine.sampler import Samplers
+from aiosd.engine.sampler import Samplers, likeliest
 from aiosd.engine.snapshot import Check, Record, SnapshotFiles
 
 L: Any = llama_cpp  # ctypes bindings without types
@@ -434,6 +434,7 @@ class LlamaRunner:
         self.is_eog = self._vocabulary.is_eog
         self.truncate, self.clear = self._device.truncate, self._device.clear
         self.swap, self.shift = self._device.swap, self._device.shift
+        self.copy = self._device.copy
         self.info = ModelInfo(
             name=_text(L.llama_model_meta_val_str, model, b"general.name")
             or Path(setup.model).stem,
@@ -512,6 +513,43 @@ class LlamaRunner:
         logits = self._device.logits(len(self._rows))
         kept = {row: i for i, row in enumerate(self._rows)}
         return [self._samplers.draw(logits[kept[draw.row]], draw) for draw in draws]
+
+    def likeliest(self, rows: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
+        """The tokens that are likeliest to come next."""
+        logits = self._device.logits(len(self._rows))
+        kept = {row: i for i, row in enumerate(self._rows)}
+        most = min(count + len(self._vocabulary.ends), self._vocabulary.size)
+        return [likeliest(logits[kept[row]], most) for row in rows]
+
+    def save_all(self, slots: Sequence[int], path: str, record: Record) -> int:
+        """Write several slots' KV to a file."""
+        device = self._device
+
+        def fill(address: int, size: int) -> int:
+            used = 0
+            for slot in slots:
+                written = device.take_out(slot, address + used, size - used)
+                if not written:
+                    return 0
+                used += written
+            return used
+
+        return self._files.write(path, record, sum(map(device.state_size, slots)), fill)
+
+    def restore_all(self, slots: Sequence[int], path: str, check: Check) -> int:
+        """Read a file into several empty slots."""
+        device = self._device
+
+        def take(address: int, size: int) -> int:
+            used = 0
+            for slot in slots:
+                read = device.put_in(slot, address + used, size - used)
+                if not read:
+                    return 0
+                used += read
+            return used
+
+        return self._files.read(path, check, take)
 
     def save(self, slot: int, path: str, record: Record) -> int:
         """Write the slot's KV to a file."""

@@ -22,12 +22,13 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Final
 
+from aiosd.engine import match, runs
 from aiosd.engine import protocol as p
-from aiosd.engine import runs
+from aiosd.engine.gang import MOST_BEAMS, Gang, Seat, seat_id
 from aiosd.engine.runner import Chunk, Draw, Row, Runner, Sampler
 from aiosd.engine.sequence import Sequence, check
 from aiosd.engine.slots import Slots
-from aiosd.engine.snapshot import Record
+from aiosd.engine.snapshot import read_layout
 
 EAGER: Final = 3
 
@@ -49,6 +50,9 @@ class Loop:
         self._low, self._high = runner.info.low, runner.info.high
         self._slots = Slots(setup.slots, self._low)
         self._sequences: dict[int, Sequence] = {}
+        self._gangs: dict[int, Gang] = {}  # of sequences that are searched with beams
+        self._searched: dict[int, int] = {}  # rows of the present step, by sequence
+        self._over: list[Gang] = []  # searches that have ended in it
         self._order = 0
         self._credit = setup.grid
 
@@ -75,10 +79,16 @@ class Loop:
     def turn(self) -> None:
         """Compute one batch, if there is anything to compute."""
         prefilling: list[Sequence] = []
-        decoding: list[Sequence] = []
+        decoding: list[Sequence | Seat] = []
         for sequence in self._sequences.values():
             if sequence.running:
-                (prefilling if sequence.prefilling else decoding).append(sequence)
+                gang = self._gangs.get(sequence.cid)
+                if gang is not None and gang.begun:
+                    decoding += gang.sitting
+                elif sequence.prefilling:
+                    prefilling.append(sequence)
+                else:
+                    decoding.append(sequence)
         prefilling.sort(key=lambda s: (s.rank, s.order))
         if prefilling and (not decoding or self._affords(prefilling[0], 0)):
             self._prefill(self._together(prefilling))
@@ -143,7 +153,7 @@ class Loop:
             else:
                 self._prefill([sequence])
 
-    def _decode(self, decoding: list[Sequence]) -> None:
+    def _decode(self, decoding: list[Sequence | Seat]) -> None:
         self._credit = self._grid
         self._compact(decoding)
         decoding.sort(key=lambda s: s.slot)
@@ -153,8 +163,11 @@ class Loop:
             first, end = (len(decoding) * n // parts for n in (i, i + 1))
             self._step(decoding[first:end])
 
-    def _step(self, decoding: list[Sequence]) -> None:
+    def _step(self, decoding: list[Sequence | Seat]) -> None:
         began = time.perf_counter()
+        decoding = [s for s in decoding if not isinstance(s, Seat) or s.gang.alive]
+        if not decoding:
+            return
         self._compact(decoding)  # an earlier part that was refused may have moved some
         decoding.sort(key=lambda s: s.slot)
         self._shift(decoding)
@@ -164,20 +177,61 @@ class Loop:
         except OSError as e:
             self._decode_apart(decoding, rows, e)
             return
-        computed = []
-        for sequence in decoding:
+        computed, draws, seats = [], [], []
+        for row, sequence in enumerate(decoding):
             kind = sequence.advance(sequence.kv + 1, self._grid)
+            if isinstance(sequence, Seat):
+                seats.append((row, sequence))
+                continue
             computed.append((sequence.cid, kind, sequence.kv - 1, sequence.kv))
-        draws = [(row, sequence) for row, sequence in enumerate(decoding) if rows[row].want]
+            if rows[row].want:
+                draws.append((row, sequence))
+        self._search(seats)
         self._report(computed, self._sample(draws), began)
 
-    def _shift(self, decoding: list[Sequence]) -> None:
+    def _search(self, seats: list[tuple[int, Seat]]) -> None:
+        """Let branches see what may follow them, and searches go on that have seen all."""
+        for row, seat in seats:
+            cid = seat.gang.leader.cid
+            self._searched[cid] = self._searched.get(cid, 0) + 1
+            [seat.found] = self._runner.likeliest([row], len(seat.gang.seats))
+        gangs = list(dict.fromkeys(seat.gang for _, seat in seats))
+        self._over += [gang for gang in gangs if gang.step(self._runner)]
+
+    def _finish(self) -> None:
+        """Tell what searches have found that are over; each leaves its prompt in one slot."""
+        while self._over:
+            gang = self._over.pop(0)
+            leader = gang.leader
+            leader.running = False
+            found = gang.results(self._runner.piece)
+            self._dissolve(gang)
+            self._send(p.Found(leader.cid, found, leader.kv))
+
+    def _dissolve(self, gang: Gang) -> None:
+        """Give up the slots of a gang but one, which holds the prompt afterwards, or nothing."""
+        gang.alive = False
+        del self._gangs[gang.leader.cid]
+        for seat in gang.seats:
+            if seat.cid != gang.leader.cid:
+                self._runner.clear(seat.slot)
+                self._slots.remove(seat.cid)
+        if gang.begun:
+            try:
+                self._runner.truncate(gang.leader.slot, gang.leader.cells)
+            except OSError:
+                self._runner.clear(gang.leader.slot)
+                gang.leader.forget()
+
+    def _shift(self, decoding: list[Sequence | Seat]) -> None:
         """Shift those whose window is full; the decode that follows at once completes it."""
         for sequence in decoding:
             if (slide := sequence.shift()) is not None:
                 self._runner.shift(sequence.slot, slide.keep, slide.gone)
 
-    def _decode_apart(self, decoding: list[Sequence], rows: list[Row], error: OSError) -> None:
+    def _decode_apart(
+        self, decoding: list[Sequence | Seat], rows: list[Row], error: OSError
+    ) -> None:
         """A batch was refused: find the sequence at fault and lose only that one.
 
         One that has just shifted is lost as well: who can say how far that had come?
@@ -186,6 +240,8 @@ class Loop:
             self._lose(decoding[0], error)
             return
         for sequence, row in zip(decoding, rows, strict=True):
+            if isinstance(sequence, Seat) and not sequence.gang.alive:
+                continue
             if sequence.shifted is not None:
                 self._lose(sequence, error)
                 continue
@@ -198,6 +254,10 @@ class Loop:
 
     def _sample(self, draws: list[tuple[int, Sequence]]) -> list[p.Token]:
         runner, n_ctx = self._runner, self._runner.info.n_ctx
+        for row, s in draws:
+            if (gang := self._gangs.get(s.cid)) is not None:
+                self._begin(row, gang)
+        draws = [(row, s) for row, s in draws if s.cid not in self._gangs]
         if not draws:
             return []
         drawn = runner.sample(
@@ -211,19 +271,30 @@ class Loop:
                 tokens.append(s.accept(one, runner.is_eog(one.token), runner.piece, n_ctx))
         return tokens
 
+    def _begin(self, row: int, gang: Gang) -> None:
+        """Begin a search whose prompt has been computed."""
+        [found] = self._runner.likeliest([row], len(gang.seats))
+        if gang.begin(found, self._runner):
+            self._over.append(gang)
+
     def _report(
         self, computed: list[tuple[int, int, int, int]], tokens: list[p.Token], began: float
     ) -> None:
         seconds = time.perf_counter() - began
-        self._send(p.Step(computed, tokens, seconds, self._runner.device_seconds))
+        device, searched = self._runner.device_seconds, list(self._searched.items())
+        self._searched.clear()
+        self._send(p.Step(computed, tokens, seconds, device, searched))
+        self._finish()
 
-    def _compact(self, decoding: list[Sequence]) -> None:
+    def _compact(self, decoding: list[Sequence | Seat]) -> None:
         """Make the sequences that decode occupy consecutive slots."""
         taken = [s.slot for s in decoding]
         first, width = min(taken), len(taken)
         if max(taken) - first + 1 == width and (width >= self._low or first == 0):
             return
         sizes = {cid: s.cells + self._grid for cid, s in self._sequences.items()}
+        for gang in self._gangs.values():
+            sizes |= {seat.cid: seat.cells + self._grid for seat in gang.seats}
         for change in self._slots.plan([s.cid for s in decoding], sizes.__getitem__):
             act = self._runner.swap if change.swap else self._runner.move
             act(change.source, change.target)
@@ -240,6 +311,12 @@ class Loop:
         except OSError as e:
             self._lose(resident or admit.cid, e)
             return
+        gang = self._gangs.get(admit.cid)
+        if gang is not None and resident is not None:
+            if gang.begun and admit.goal == resident.goal and admit.tokens == resident.tokens:
+                resident.running, resident.rank = True, admit.rank
+                return
+            self._dissolve(gang)
         self._order += 1
         try:
             sampler = self._sampler(admit, resident)
@@ -251,12 +328,44 @@ class Loop:
         sequence = Sequence(admit, self._order, slot, self._runner.piece, sampler)
         self._sequences[admit.cid] = sequence
         try:
-            self._source(admit, resident, slot)
+            if sequence.goal.beams > 1:
+                self._assemble(sequence)
+            if not self._resume(admit, sequence):
+                self._source(admit, resident, slot)
         except OSError as e:
             self._lose(sequence, e)
             return
         if not resident:
             self._place()
+
+    def _assemble(self, leader: Sequence) -> None:
+        """Take the slots of a search."""
+        width = leader.goal.beams
+        if width > min(len(self._slots.occupants), MOST_BEAMS):
+            raise OSError(errno.EINVAL, f"beams: {width} on {len(self._slots.occupants)} slots")
+        slots = [leader.slot]
+        try:
+            slots += [self._take_slot(seat_id(leader.cid, n)) for n in range(1, width)]
+        finally:
+            self._gangs[leader.cid] = Gang(leader, slots, self._runner.info.n_ctx)
+
+    def _resume(self, admit: p.Admit, leader: Sequence) -> bool:
+        """Go on with a search from a file that holds one; False when it is to be begun."""
+        gang = self._gangs.get(admit.cid)
+        if gang is None or not admit.path:
+            return False
+        record = read_layout(admit.path).header.record
+        tree = record.tree
+        if tree is None:
+            return False
+        began = time.perf_counter()
+        slots = [seat.slot for seat in gang.seats[: len(tree.live)]]
+        leader.caught_up(record.runs)
+        check = partial(match.search, admit, len(gang.seats))
+        size = self._runner.restore_all(slots, admit.path, check)
+        gang.resume(tree)
+        self._send(p.Restored(admit.cid, admit.path, size, time.perf_counter() - began))
+        return True
 
     def _sampler(self, admit: p.Admit, resident: Sequence | None) -> Sampler:
         """The sequence's own where it has not moved on: to rebuild a long one takes a while."""
@@ -294,7 +403,7 @@ class Loop:
     def _restore(self, admit: p.Admit, slot: int) -> None:
         """Fill a slot from a snapshot, of which `admit.kv` positions are kept."""
         began = time.perf_counter()
-        size = self._runner.restore(slot, admit.path, partial(_check, admit))
+        size = self._runner.restore(slot, admit.path, partial(match.sequence, admit))
         self._send(p.Restored(admit.cid, admit.path, size, time.perf_counter() - began))
         if admit.held > admit.kv:
             self._runner.truncate(slot, admit.kv - runs.gone(admit.history))
@@ -307,7 +416,9 @@ class Loop:
         began, slot = time.perf_counter(), sequence.slot
         self._runner.clear(slot)
         try:
-            size = self._runner.restore(slot, share.path, partial(_begins, share, sequence.tokens))
+            size = self._runner.restore(
+                slot, share.path, partial(match.shared, share, sequence.tokens)
+            )
             self._runner.truncate(slot, share.kv)
         except OSError as e:
             self._lose(sequence, e)
@@ -346,6 +457,10 @@ class Loop:
         """Write a sequence's snapshot; returns the bytes in use, 0 when there is nothing in it."""
         if not path or not sequence.kv:
             return 0
+        gang = self._gangs.get(sequence.cid)
+        if gang is not None and gang.begun:
+            record = sequence.described(time.time(), gang.tree)
+            return self._runner.save_all([seat.slot for seat in gang.sitting], path, record)
         return self._runner.save(sequence.slot, path, sequence.described(time.time()))
 
     def _evict(self, sequence: Sequence, path: str) -> None:
@@ -361,7 +476,9 @@ class Loop:
         kv, seconds = (sequence.kv if size else 0), time.perf_counter() - began
         self._send(p.Evicted(sequence.cid, path if size else "", kv, size, seconds))
 
-    def _lose(self, sequence: Sequence | int, error: OSError) -> None:
+    def _lose(self, sequence: Sequence | Seat | int, error: OSError) -> None:
+        if isinstance(sequence, Seat):
+            sequence = sequence.gang.leader
         cid = sequence if isinstance(sequence, int) else sequence.cid
         if not isinstance(sequence, int):
             self._free(sequence)
@@ -369,40 +486,17 @@ class Loop:
         self._send(p.Lost(cid, error.errno or errno.EIO, message, error.filename or ""))
 
     def _free(self, sequence: Sequence) -> None:
+        if (gang := self._gangs.get(sequence.cid)) is not None:
+            self._dissolve(gang)
         self._runner.clear(sequence.slot)
         self._slots.remove(sequence.cid)
         del self._sequences[sequence.cid]
 
     def _place(self) -> None:
-        placed = self._slots.placed()
-        for cid, slot in placed:
-            self._sequences[cid].slot = slot
-        self._send(p.Placed(placed))
-
-
-def _check(admit: p.Admit, record: Record) -> None:
-    """Raise OSError(ESTALE) for a snapshot that does not hold what an admission takes it for."""
-    held, kv = len(record.tokens), admit.kv
-    if held != (admit.held or kv):
-        text = f"holds {held} positions, not {admit.held or kv}"
-    elif record.tokens[:kv] != admit.tokens[:kv]:
-        text = "holds other tokens than the context"
-    elif runs.cut(record.runs, kv) != admit.history:
-        text = "was computed in another way than the context"
-    elif runs.gone(record.runs) != runs.gone(admit.history):
-        # Nothing is wrong with the file: it is only of no use here.
-        raise OSError(errno.ESTALE, f"context {admit.cid} has shifted since; compute it again")
-    else:
-        return
-    text = f"snapshot {admit.path} {text}; compute it again"
-    raise OSError(errno.ESTALE, text, admit.path)
-
-
-def _begins(share: p.Share, tokens: list[int], record: Record) -> None:
-    """Raise OSError(ESTALE) for a snapshot that does not begin with what is to be shared."""
-    kv = share.kv
-    alike = record.tokens[:kv] == tokens[:kv] and len(record.tokens) >= kv
-    alike = alike and not runs.gone(record.runs)
-    if not alike or runs.cut(record.runs, kv) != [p.Run(p.PREFILL, 0, kv)]:
-        text = f"snapshot {share.path} begins otherwise than context {share.cid}; compute it again"
-        raise OSError(errno.ESTALE, text)  # the file is right, and somebody else's
+        placed = dict(self._slots.placed())
+        for gang in self._gangs.values():
+            for seat in gang.seats:
+                seat.slot = placed[seat.cid]
+        for cid, sequence in self._sequences.items():
+            sequence.slot = placed[cid]
+        self._send(p.Placed([(cid, slot) for cid, slot in placed.items() if cid >= 0]))

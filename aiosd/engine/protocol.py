@@ -94,6 +94,8 @@ class Goal(msgspec.Struct, frozen=True, array_like=True):
     the context that came before the sequence's first one, so that no position draws the same
     numbers again. slide: what to do in a full window; without it the generation ends there.
     grammar: what the output must satisfy, in GBNF as a `Compiled` gave it; "" for anything.
+    beams: width of a beam search, 1 for none. It takes as many slots, reports no tokens, and ends
+    with a `Found`; of sampling it heeds nothing, and it knows no stop, slide or grammar.
     """
 
     prompt_len: int
@@ -105,6 +107,7 @@ class Goal(msgspec.Struct, frozen=True, array_like=True):
     before: int = 0
     slide: Slide | None = None
     grammar: str = ""
+    beams: int = 1
 
     def output(self, tokens: list[int]) -> list[int]:
         """The generation's tokens so far, in a sequence of these tokens."""
@@ -360,16 +363,39 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     tail: str = ""
 
 
+class Beam(msgspec.Struct, frozen=True, array_like=True):
+    """What a beam search has found: see `beams.Branch`. text: of all its tokens."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    score: float
+    text: str
+    finish: str
+
+
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     """One batch: runs computed (sequence, kind, start, end), tokens sampled, its time.
 
-    seconds: whole step; device_seconds: inside llama_decode.
+    seconds: whole step; device_seconds: inside llama_decode. searched: rows computed for beam
+    searches, by sequence.
     """
 
     computed: list[tuple[int, int, int, int]]
     tokens: list[Token]
     seconds: float
     device_seconds: float
+    searched: list[tuple[int, int]] = []
+
+
+class Found(msgspec.Struct, frozen=True, array_like=True, tag="found"):
+    """A beam search is over, the best first; its sequence stays in one slot, `kv` computed.
+
+    What was found is not part of the sequence yet.
+    """
+
+    cid: int
+    beams: list[Beam]
+    kv: int
 
 
 class Parked(msgspec.Struct, frozen=True, array_like=True, tag="parked"):
@@ -442,7 +468,8 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
 
 
 Answer = Tokens | Pieces | Compiled | Detected | Refused
-Event = Loaded | Failed | Answer | Step | Parked | Evicted | Saved | Kept | Restored | Placed | Lost
+Moved = Parked | Evicted | Saved | Kept | Restored | Placed
+Event = Loaded | Failed | Answer | Step | Found | Moved | Lost
 
 encode_command = msgspec.msgpack.Encoder().encode
 encode_event = encode_command

@@ -140,6 +140,25 @@ class Runner(Protocol):
         """Choose a token for each draw; an error for one that has none to choose."""
         ...
 
+    def likeliest(self, rows: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
+        """Of some rows of the last call: the tokens that are likeliest to come next, in order.
+
+        With their log-probabilities; so many that `count` of them do not end the generation.
+        """
+        ...
+
+    def copy(self, source: int, target: int) -> None:
+        """Make a slot's KV a copy of another's."""
+        ...
+
+    def save_all(self, slots: Sequence[int], path: str, record: Record) -> int:
+        """As `save`, for several slots in one file."""
+        ...
+
+    def restore_all(self, slots: Sequence[int], path: str, check: Check) -> int:
+        """As `restore`, for a file that `save_all` wrote of as many slots."""
+        ...
+
     def save(self, slot: int, path: str, record: Record) -> int:
         """Write the slot's KV, which `record` describes, to a file; returns its size in bytes."""
         ...

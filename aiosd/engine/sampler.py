@@ -215,11 +215,22 @@ def _best_of_likely(grammar: Grammar, logits: Logits) -> int:
     return best if logits[best] > -np.inf else -1
 
 
+def likeliest(logits: Logits, count: int) -> list[tuple[int, float]]:
+    """The `count` likeliest tokens and their log-probabilities, in order; of equals the first."""
+    some = np.sort(np.argpartition(logits, -count)[-count:])
+    some = some[np.argsort(-logits[some], kind="stable")]
+    whole = _log_total(logits)
+    return [(int(token), float(logits[token]) - whole) for token in some]
+
+
 def log_probability(logits: Logits, token: int) -> float:
     """The natural logarithm of a token's share in the distribution that the logits describe."""
-    most = float(logits.max())
-    total = float(np.exp(logits - logits.max()).sum(dtype=np.float64))
-    return float(logits[token]) - most - math.log(total)
+    return float(logits[token]) - _log_total(logits)
+
+
+def _log_total(logits: Logits) -> float:
+    most = logits.max()
+    return float(most) + math.log(float(np.exp(logits - most).sum(dtype=np.float64)))
 
 
 def _nucleus(logits: npt.NDArray[np.float32], top_p: float) -> npt.NDArray[np.int32]:

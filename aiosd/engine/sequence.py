@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from aiosd.engine import runs
+from aiosd.engine.beams import Tree
 from aiosd.engine.protocol import DECODE, PREFILL, SHIFT, Admit, Run, Slide, Token
 from aiosd.engine.runner import Drawn, Sampler
 from aiosd.engine.snapshot import Record
@@ -52,10 +53,20 @@ class Sequence:
         for count, token in enumerate(admit.goal.output(admit.tokens), 1):
             self._feed(piece(token), count)
 
-    def described(self, now: float) -> Record:
-        """What a snapshot taken now would hold; now: Unix seconds."""
+    def described(self, now: float, tree: Tree | None = None) -> Record:
+        """What a snapshot taken now would hold; now: Unix seconds. tree: of a beam search."""
         accepted = max(0, len(self.tokens) - self.goal.prompt_len)
-        return Record(self.cid, self.tokens[: self.kv], self.history, self.goal, accepted, now)
+        tokens = self.tokens[: self.kv]
+        return Record(self.cid, tokens, self.history, self.goal, accepted, now, tree)
+
+    def caught_up(self, history: list[Run]) -> None:
+        """All its tokens are computed, as these runs say."""
+        self.kv, self.history, self._gone = len(self.tokens), list(history), runs.gone(history)
+        self._work.clear()
+
+    def forget(self) -> None:
+        """Its slot is empty now."""
+        self.kv, self.history, self._gone = 0, [], 0
 
     @property
     def cells(self) -> int:

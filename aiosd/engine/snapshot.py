@@ -34,6 +34,7 @@ from typing import Final
 import msgspec
 import xxhash
 
+from aiosd.engine.beams import Tree
 from aiosd.engine.protocol import Goal, Run
 
 MAGIC: Final = b"AIOS-KV\x00"
@@ -51,7 +52,9 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     """What a snapshot holds: KV of `tokens`, computed as `runs` say.
 
     cid: the context that it was taken of. goal: what was being generated, and accepted: how many
-    tokens of it there were. created: Unix seconds.
+    tokens of it there were. created: Unix seconds. tree: of a beam search; the payload then holds
+    the KV of each live branch, one after the other: of `tokens` and of the branch but for its last
+    token.
     """
 
     cid: int
@@ -60,6 +63,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     goal: Goal | None
     accepted: int
     created: float
+    tree: Tree | None = None
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True):

@@ -21,6 +21,7 @@ from aiosd.abi import LEVEL
 from aiosd.abi.accounts import AuditRecord, GrantRecord, Pending, Quota, UsageRow
 from aiosd.abi.cores import Core
 from aiosd.abi.inference import (
+    Beam,
     Chunk,
     Context,
     Embeddings,
@@ -60,6 +61,7 @@ __all__ = [
     "AsyncKernel",
     "AsyncStream",
     "AuditRecord",
+    "Beam",
     "Busy",
     "CallStatistics",
     "Chunk",

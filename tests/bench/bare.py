@@ -19,7 +19,7 @@ from aiosd.config import PACKAGED_MODEL, find_model
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.tiers import Tiers
-from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Token
+from aiosd.engine.protocol import Beam, CoreSetup, Goal, Sampling, Token
 from tests.bench.kernel import N_CTX, TMPFS
 
 
@@ -43,6 +43,9 @@ class Answer:
 
     def shared(self, count: int) -> None:
         """Take no notice of what need not be computed."""
+
+    def found(self, beams: list[Beam]) -> None:
+        """Take no notice of beams, for which nobody asked."""
 
     def failed(self, errno: int, message: str) -> None:
         """End with the error."""

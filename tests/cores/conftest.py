@@ -14,7 +14,7 @@ from aiosd import sched
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.tiers import Tiers
-from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Slide, Token
+from aiosd.engine.protocol import Beam, CoreSetup, Goal, Sampling, Slide, Token
 
 DEADLINE = 60.0
 
@@ -25,6 +25,7 @@ class Result:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.text = ""
+        self.beams: list[Beam] = []
         self.began = 0.0
         self.cached = self.kv = 0
         self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -45,6 +46,11 @@ class Result:
 
     def shared(self, count: int) -> None:
         self.cached += count
+
+    def found(self, beams: list[Beam]) -> None:
+        self.beams = beams
+        self.tokens = list(beams[0].tokens)
+        self.done.set_result(beams[0].finish)
 
     def failed(self, errno: int, message: str) -> None:
         self.grown.set()

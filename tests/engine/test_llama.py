@@ -16,6 +16,7 @@ import pytest
 
 from aiosd.engine import protocol as p
 from aiosd.engine import watermark
+from aiosd.engine.snapshot import read_layout
 from tests.engine.churn import Churn, Result, alone
 from tests.engine.conftest import Start
 from tests.engine.kernel import GRID, Sequence, Worker, find_model
@@ -296,3 +297,43 @@ def test_a_watermark_is_found_in_what_was_marked_and_nowhere_else(bed: Bed, star
     marked = msgspec.structs.replace(warm, watermark=True)
     assert z_of(marked) > watermark.SHOWN
     assert z_of(warm) < 3
+
+
+def test_a_beam_search_is_the_same_alone_in_a_crowd_and_in_pieces(
+    bed: Bed, start: Start, tmp_path: Path
+) -> None:
+    prompt = bed.prompts[3]
+
+    def searching() -> Sequence:
+        return Sequence(9, prompt, p.Goal(len(prompt), 12, GREEDY, [], beams=3))
+
+    worker = start(bed.setup)
+    worker.admit(searching())
+    expected = worker.wait(p.Found).beams
+    worker.evict(9)
+    assert len({tuple(beam.tokens) for beam in expected}) == 3
+    greedy = alone(worker, Sequence(1, prompt, p.Goal(len(prompt), 12, GREEDY, [])))
+    greedy_score = sum(t.logprob for e in _logged(worker, prompt) for t in e.tokens)
+    assert greedy[0] and expected[0].score >= greedy_score - 1e-3
+    other = Sequence(2, bed.prompts[0], p.Goal(len(bed.prompts[0]), 40, GREEDY, []))
+    worker.admit(other)
+    one = searching()
+    worker.admit(one)
+    for turn in range(3):
+        worker.wait(p.Step, lambda e: bool(e.searched))
+        worker.park(9)
+        path = str(tmp_path / f"{turn}.kv")
+        evicted = worker.evict(9, path)
+        assert read_layout(path).header.record.tree is not None
+        worker.admit(one, min(evicted.kv, len(prompt) - 1), path)
+    assert worker.wait(p.Found).beams == expected
+    worker.finish(other)
+
+
+def _logged(worker: Worker, prompt: list[int]) -> list[p.Step]:
+    """The steps of a greedy generation that says its log-probabilities."""
+    how = p.Sampling(logprobs=True)
+    sequence = Sequence(1, prompt, p.Goal(len(prompt), 12, how, []))
+    worker.events.clear()
+    alone(worker, sequence)
+    return [event for event in worker.events if isinstance(event, p.Step)]
