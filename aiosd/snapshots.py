@@ -150,7 +150,10 @@ class Snapshots:
                 )
             if context.gone:
                 raise FileNotFoundError(errno.ENOENT, f"context {context.cid} ended meanwhile")
-            await self._journal.save([context.record()])
+            if not context.busy:
+                # One at work has the record that it had, and is written with its request's progress
+                # only: either of the two alone would be another moment.
+                await self._journal.save([context.record()])
         return context.row()
 
     sys_gen_restore.lasting = True  # type: ignore[attr-defined]
