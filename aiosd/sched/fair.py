@@ -160,10 +160,13 @@ class Fair(Policy):
         return iter(dict.fromkeys(id for id, _ in self._turns(self._root)))
 
     def rank(self, id: int) -> int:
-        """The counter of the group (or agent) first, then of the agent (or request) within it."""
+        """The counter of the group (or agent) first, then of the agent (or request) within it.
+
+        As it will be after a quantum: of two that have had the same the weightier one is first.
+        """
         entry = self._entries[id]
         payer = self._payer(entry)
-        lead = self._lead(entry, payer)
+        lead = self._lead(entry, payer, entry.left - self._longest)
         within = int(lead[1] - payer.path()[0].clock) + _TURN // 2
         return int(lead[0]) * _TURN + min(max(within, 0), _TURN - 1)
 

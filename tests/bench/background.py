@@ -7,7 +7,9 @@ the tokens per second, prompts counted.
 
 How: tests/bench/work/background.toml, played against the daemon under `priority` and against the
 server in turns; same model, threads, slots and prompts. The person doesn't wait for an answer
-before the next question. The server's best settings are llama_server.py's.
+before the next question. The server's best settings are llama_server.py's; ours computes prompts in
+slices of 128 tokens, which are quicker by the token than the usual 64 (426 and 407 tokens/s), and
+whoever comes meanwhile waits 0.15 s longer.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from tests.bench.ratio import Ratio, divide
 
 ROUNDS = 3
 SLOTS = 8
+GRID = 128
 SCHED = 'policy = "priority"'
 PERSON = "person"
 
@@ -39,7 +42,7 @@ def run(rounds: int) -> Iterator[Ratio]:
     work = read("background")
     model, threads = str(find_model(PACKAGED_MODEL)), os.cpu_count() or 1
     taken = Rounds[tuple[Figures, Figures]](rounds or ROUNDS)
-    with Kernel(core("c", slots=SLOTS), sched=SCHED) as kernel:
+    with Kernel(core("c", slots=SLOTS, grid=GRID), sched=SCHED) as kernel:
         kernel.cores()
         with LlamaServer(model, SLOTS, N_CTX, threads) as server:
             for salt in taken:
