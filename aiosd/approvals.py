@@ -28,8 +28,8 @@ from aiosd.abi.call import Call, Syscall
 from aiosd.access import Access, Caller
 from aiosd.db import Connection, Database
 from aiosd.events import Events
-from aiosd.grants import Log
 from aiosd.keys import answerer
+from aiosd.owed import Debt, Debts, Log, owe
 from aiosd.settings import Config
 
 PENDING: Final = "pending"
@@ -80,6 +80,7 @@ class Approvals:
         self._db = db
         self._access = access
         self._audit = audit
+        self._debts = Debts(db, audit)
         self._events = events
         self._questions: dict[int, Question] = {}
         self._unborn: Counter[tuple[int, int]] = Counter()
@@ -123,7 +124,11 @@ class Approvals:
         state, by = question.state, question.by
         await self._forget(question)
         if state != ALLOWED:
-            said = f"{by} denied it" if by else f"nobody approved it within {self._patience:g} s"
+            said = (
+                f"{by} denied it"
+                if by and state == DENIED
+                else f"nobody approved it within {self._patience:g} s"
+            )
             raise PermissionError(errno.EPERM, f"{call.name}: {capability} on {object}: {said}")
 
     def agent_ended(self, aid: int) -> None:
@@ -138,7 +143,7 @@ class Approvals:
         """Answer a request that waits; ENOENT when it waits no more or is not the caller's."""
         await self._expire()
         question = self._questions.get(args.id)
-        if question is None or question.state != PENDING:
+        if question is None or question.state != PENDING or question.by:
             raise FileNotFoundError(errno.ENOENT, f"no request {args.id} waits for approval")
         if not self._may_answer(caller, question):
             raise PermissionError(
@@ -149,17 +154,26 @@ class Approvals:
         state = ALLOWED if args.allow else DENIED
         expires = time.time() + self._patience
         values = (state, caller.subject, expires, question.id)
-        self._record(f"approval.{state}", caller, question)
-        await self._audit.synced()
         answer = answerer()
 
-        def write(db: Connection) -> None:
+        def write(db: Connection) -> Debt:
             db.execute("update approvals set state = ?, by = ?, expires = ? where id = ?", values)
             answer(db, None)
+            return owe(db, f"approval.{state}", caller, *_facts(question))
 
-        await self._db.write(write, durable=True)
-        question.state, question.by, question.expires = state, caller.subject, expires
-        self._wake(question)
+        async def settle() -> None:
+            try:
+                debt = await self._db.write(write, durable=True)
+            except OSError:
+                question.by = ""
+                raise
+            await self._debts.pay(debt)
+            question.state, question.expires = state, expires
+            self._wake(question)
+
+        question.by = caller.subject  # from here on it has its answer
+        self._settling = asyncio.ensure_future(settle())  # to its end, whoever waits for it
+        await asyncio.shield(self._settling)
 
     async def sys_list_pending(self, caller: Caller, args: ListPending) -> list[Pending]:
         """List the requests that the caller may answer."""
@@ -254,13 +268,15 @@ class Approvals:
         self._db.write_soon(lambda db: _delete(db, question.id))
 
     def _record(self, kind: str, caller: Caller | None, question: Question) -> None:
-        facts: dict[str, Any] = {
-            "request": question.id, "asked_by": f"agent:{question.aid}" if question.aid
-            else f"uid:{question.uid}", "capability": question.capability,
-            "object": question.object, "call": question.call,
-        }  # fmt: skip
-        target = int(question.object[6:]) if question.object.startswith("agent:") else 0
-        self._audit.record(kind, caller, target, facts)
+        self._audit.record(kind, caller, *_facts(question))
+
+
+def _facts(question: Question) -> tuple[int, dict[str, Any]]:
+    """Return what the audit log says of a question: the agent that it is about, and the rest."""
+    asker = f"agent:{question.aid}" if question.aid else f"uid:{question.uid}"
+    target = int(question.object[6:]) if question.object.startswith("agent:") else 0
+    facts = {"request": question.id, "asked_by": asker, "capability": question.capability}
+    return target, {**facts, "object": question.object, "call": question.call}
 
 
 def _insert(db: Connection, values: tuple[object, ...]) -> int:

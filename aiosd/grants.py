@@ -13,11 +13,12 @@ log before it is acknowledged.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import sqlite3
 import time
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -25,24 +26,17 @@ from aiosd.abi.accounts import Grant, GrantRecord, ListGrants, Revoke
 from aiosd.access import Access, Caller
 from aiosd.db import Connection, Database
 from aiosd.keys import answerer
+from aiosd.owed import Debt, Debts, Log, owe
 from aiosd.rights import check, parse
 from aiosd.settings import Config
+
+T = TypeVar("T")
 
 _COLUMNS: Final = ("id", "subject", "capability", "object", "mode", "by", "created", "expires")
 _INSERT: Final = (
     "insert into grants (subject, capability, object, mode, by, created, expires) "
     "values (?, ?, ?, ?, ?, ?, ?)"
 )
-
-
-class Log(Protocol):
-    """What grants need of the audit log."""
-
-    def record(self, kind: str, caller: Caller | None, target: int, data: dict[str, Any]) -> None:
-        """Enter a record."""
-
-    async def synced(self) -> None:
-        """Return once what was entered is on disk."""
 
 
 class Grants:
@@ -55,10 +49,13 @@ class Grants:
         self._db = db
         self._access = access
         self._audit = audit
+        self._debts = Debts(db, audit)
+        self._under_way: set[asyncio.Future[Any]] = set()
         access.on_expired = self._expired
 
     async def boot(self) -> None:
         """Read what was granted; what has expired meanwhile goes."""
+        await self._debts.boot()
         grants, groups = await self._db.read(_load)
         for row in grants:
             self._access.book.put(GrantRecord(*row))
@@ -70,8 +67,8 @@ class Grants:
         """Drop grants to and on agents of which nothing is kept any more."""
         gone = [grant for grant in self._access.book if self._stale(grant)]
         for grant in gone:
-            await self._take(grant)
-            self._record("grant.expire", None, grant)
+            self._access.book.drop(grant.id)
+        self._expired(gone)
 
     # -- the calls ------------------------------------------------------------------------------
 
@@ -95,10 +92,7 @@ class Grants:
         group = self._new_group(caller, wanted)
         self._permit(caller, wanted, group)
         self._check_parties(wanted)
-        given = await self._give(wanted, caller, group)
-        self._record("grant.add", caller, given)
-        await self._audit.synced()
-        return given
+        return await self._whole(self._give(wanted, caller, group))
 
     async def sys_revoke(self, caller: Caller, args: Revoke) -> None:
         """Take a grant back; ENOENT when there is none, or it is no business of the caller's."""
@@ -111,9 +105,7 @@ class Grants:
                 f"revoke: grant {grant.id} was given by {grant.by}; "
                 f"who gave it and who may grant on {grant.object} take it back",
             )
-        await self._take(grant)
-        self._record("grant.revoke", caller, grant)
-        await self._audit.synced()
+        await self._whole(self._take(grant, caller))
 
     def sys_list_grants(self, caller: Caller, args: ListGrants) -> list[GrantRecord]:
         """List the grants that the caller gave, has, or may take back."""
@@ -229,7 +221,7 @@ class Grants:
 
         answer = answerer()
 
-        def write(db: Connection) -> GrantRecord:
+        def write(db: Connection) -> tuple[GrantRecord, Debt]:
             if owner is not None:
                 row = (name, owner, wanted.created)
                 db.execute("insert or ignore into groups values (?, ?, ?)", row)
@@ -237,35 +229,38 @@ class Grants:
             id = int(db.execute(_INSERT, values).lastrowid or 0)
             given = msgspec.structs.replace(wanted, id=id)
             answer(db, given)
-            return given
+            return given, owe(db, "grant.add", caller, _target(given), _facts(given))
 
         try:
-            given = await self._db.write(write, durable=True)
+            given, debt = await self._db.write(write, durable=True)
         except sqlite3.IntegrityError:  # the same grant, asked for twice at once
             raise FileExistsError(errno.EEXIST, "grant: it was given just now") from None
         self._access.book.put(given)
         self._access.changed()
+        await self._debts.pay(debt)
         return given
 
-    async def _take(self, grant: GrantRecord) -> None:
+    async def _take(self, grant: GrantRecord, caller: Caller) -> None:
         self._access.book.drop(grant.id)  # at once: not durable yet, but no longer of use
         self._access.changed()
         answer = answerer()
 
-        def write(db: Connection) -> None:
+        def write(db: Connection) -> Debt:
             db.execute("delete from grants where id = ?", (grant.id,))
             answer(db, None)
+            return owe(db, "grant.revoke", caller, _target(grant), _facts(grant))
 
         try:
-            await self._db.write(write, durable=True)
+            debt = await self._db.write(write, durable=True)
         except OSError:
             self._access.book.put(grant)
             self._access.changed()
             raise
+        await self._debts.pay(debt)
 
     def _expired(self, gone: list[GrantRecord]) -> None:
         for grant in gone:
-            self._record("grant.expire", None, grant)
+            self._audit.record("grant.expire", None, _target(grant), _facts(grant))
         if gone:
             self._access.changed()
             ids = [(grant.id,) for grant in gone]
@@ -279,9 +274,20 @@ class Grants:
             for party in (grant.subject, grant.object)
         )
 
-    def _record(self, kind: str, caller: Caller | None, grant: GrantRecord) -> None:
-        target = int(grant.object[6:]) if grant.object.startswith("agent:") else 0
-        self._audit.record(kind, caller, target, {"grant": msgspec.to_builtins(grant)})
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do a change to its end, also when the one who asked no longer waits for it."""
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
+
+
+def _target(grant: GrantRecord) -> int:
+    return int(grant.object[6:]) if grant.object.startswith("agent:") else 0
+
+
+def _facts(grant: GrantRecord) -> dict[str, Any]:
+    return {"grant": msgspec.to_builtins(grant)}
 
 
 def _load(db: Connection) -> tuple[list[tuple[Any, ...]], dict[str, int]]:

@@ -379,10 +379,26 @@ def originals(db: Connection) -> None:
     db.executescript(_ORIGINALS)
 
 
+def audit_owed(db: Connection) -> None:
+    """Keep what the audit log is owed until it has it."""
+    db.execute(
+        "create table audit_owed (id integer primary key autoincrement, kind text not null, "
+        "uid integer not null, aid integer not null, target integer not null, data text not null)"
+    )
+
+
 MIGRATIONS: Final[list[Migration]] = [
-    first_boot, keyed_births, numbered_series, journal, rights, mailboxes, snapshots, stores,
+    first_boot,
+    keyed_births,
+    numbered_series,
+    journal,
+    rights,
+    mailboxes,
+    snapshots,
+    stores,
     originals,
-]  # fmt: skip
+    audit_owed,
+]
 
 
 def last_aid(db: Connection) -> int:

@@ -29,6 +29,7 @@ from typing import Any, Final
 import aios
 from aiosd.killpoint import POINTS, VARIABLE
 from tests.daemon import PATIENCE, Daemon
+from tests.soakrights import Rights
 
 CORE: Final = """
 [sched]
@@ -59,6 +60,7 @@ class Soak:
         self.logged: list[int] = []
         self.forked: list[int] = []
         self.usage: dict[int, list[int]] = {}  # requests and tokens of each agent
+        self.rights = Rights()
         self.points: dict[str, int] = {}  # how often each kill point was died at
         self._rng = random.Random(seed)
         self._turn = list(POINTS)
@@ -74,6 +76,7 @@ class Soak:
         for index in range(AGENTS):
             self._solo[index] = await self._story(index)
         agents = [asyncio.create_task(self._live(index)) for index in range(AGENTS)]
+        agents.append(asyncio.create_task(self._grant()))
         try:
             for point in points:
                 await self._moment(agents)
@@ -102,6 +105,10 @@ class Soak:
             told = await self._story(index)
             assert told == self._solo[index], f"agent {index}: {told} is not {self._solo[index]}"
 
+    async def _grant(self) -> None:
+        async with await self._connect("") as person:
+            await self.rights.live(person, lambda: self._over)
+
     async def _story(self, index: int) -> list[list[int]]:
         """Be one agent: some requests in one context, and a note about each."""
         told: list[list[int]] = []
@@ -115,6 +122,7 @@ class Soak:
                 mark = self._marks
                 await kernel.log_event("mark", data={"n": mark})
                 self.logged.append(mark)
+                await self.rights.write_home(kernel, mark)
                 if not turn:
                     begun = await kernel.gen_snapshot(context)
             await kernel.gen_restore(context, snapshot=begun.id)
@@ -224,6 +232,7 @@ class Soak:
 
     def _look(self) -> None:
         """What was acknowledged is there, once; nothing is on record twice."""
+        self.rights.look(self._rows)
         answered, logged = dict(self.answered), list(self.logged)
         found = self._rows("select id, completion_tokens, finish from requests")
         ended = {id: tokens for id, tokens, finish in found if finish in ("stop", "length")}
@@ -240,6 +249,7 @@ class Soak:
         count = self._rows("select count(*) from requests")[0][0]
         assert count == len(self.answered), "a request was run that nobody got an answer of"
         async with await self._connect("") as person:
+            await self.rights.count(person)
             assert await person.list_contexts() == []
             rows = {row.aid: row.usage for row in await person.list_agents(all=True)}
         children = [aid for (aid,) in self._rows("select aid from agents where kind = 'forked'")]
