@@ -301,7 +301,7 @@ class LocalCore:
     def submit(self, sequence: Sequence) -> None:
         """Schedule a settled sequence whose goal and sink have been set."""
         assert sequence.goal is not None and sequence.settled
-        sequence.deaths = 0
+        sequence.deaths, sequence.furthest = 0, 0
         sequence.asked(time.monotonic())
         self.sharing.enter(sequence)
         if not sequence.holds:
@@ -528,8 +528,9 @@ class LocalCore:
         sequence = self.placement.sequences.get(cid)
         if sequence is None or sequence.goal is None:
             return
-        sequence.deaths = 0
         sequence.searched += rows
+        if sequence.searched > sequence.furthest:  # else it is only where it was before a death
+            sequence.deaths, sequence.furthest = 0, sequence.searched
         self.tokens_out += rows
         if cid in self.policy:
             self.policy.charge(cid, 0, rows)

@@ -82,7 +82,7 @@ class Sequence:
     what keeps a sequence with a goal from being scheduled.
     deaths: workers that died under it since it last made progress (a kill counts little).
     width: slots that it takes, or is about to take: more than one for a beam search. searched: how
-    many rows that search has computed, since it was taken up.
+    many rows that search has computed, since it was taken up; furthest: the most of any time.
     used: when it was last at work (monotonic seconds), gap: seconds that usually pass until it is
     again. note: what became of its KV last, when something had to be computed again. restoring: the
     file that the worker has yet to read. public: leading positions whose tokens are no secret;
@@ -113,6 +113,7 @@ class Sequence:
     shared: int = 0
     width: int = 1
     searched: int = 0
+    furthest: int = 0
 
     def record(self, kind: int, start: int, end: int, grid: int) -> bool:
         """Note that positions start to end have been computed; False when that was on record.

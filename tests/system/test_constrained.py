@@ -102,3 +102,23 @@ def test_what_cant_be_kept_to_is_refused(daemon: Daemon, asked: Any, words: str)
             a.ask("go", **asked)
         assert found.value.errno == errno.EINVAL
     assert core(daemon).restarts == 0
+
+
+def test_the_sdk_takes_a_pydantic_model_and_gives_its_object(daemon: Daemon) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    import aios
+
+    class City(pydantic.BaseModel):  # type: ignore[misc, name-defined]
+        name: str = pydantic.Field(max_length=12)
+        people: int = pydantic.Field(ge=0, le=40_000_000)
+        old: bool | None = None
+        twins: list[str] = pydantic.Field(default=[], max_length=2)
+
+    with aios.connect(daemon.socket, name="mayor") as kernel:
+        reply = kernel.llm_generate("A city.", schema=City, max_tokens=400)
+        assert reply.finish_reason == "stop"
+        assert isinstance(reply.parsed, City) and 0 <= reply.parsed.people <= 40_000_000
+        cut = kernel.llm_generate("A city.", schema=City, max_tokens=5)
+        assert cut.finish_reason == "length" and cut.parsed is None
+        with pytest.raises(OSError, match="uniqueItems"):
+            kernel.llm_generate("A city.", schema={"type": "array", "uniqueItems": True})
