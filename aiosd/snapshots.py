@@ -175,7 +175,13 @@ class Snapshots:
 
     async def _keep(self, context: Context, state: ContextRow) -> Held | None:
         """Put a context's KV into a file of its own, as far as it is held."""
-        kept = await self._tiers.keep(context.sequence, f"named-{secrets.token_hex(8)}")
+        name = f"named-{secrets.token_hex(8)}"
+        try:
+            kept = await self._tiers.keep(context.sequence, name)
+        except OSError as error:
+            place = self._tiers.disk.directory
+            text = f"gen_snapshot: it can't be written to {place}: {error.strerror or error}"
+            raise OSError(error.errno or errno.EIO, text) from None
         reach("snapshot.kept")
         if kept is not None:
             kept.kv = min(kept.kv, state.kv)

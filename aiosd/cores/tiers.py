@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -259,19 +260,23 @@ class Tiers:
         name: the file's, beside the pool's own. Returns None when nothing is held. Raises OSError
         (ENOSPC, EROFS, ENOENT, ...) with nothing left behind.
         """
-        source = sequence.snapshot
-        if source is None:
-            return None
         target = str(self.disk.directory / f"{name}{STORED}")
-        kept = Snapshot(target, source.kv, source.size, source.held, DISK, True, source.search)
-        pool = self.pool(source.path)
-        pool.share(source.path)
-        try:
-            await self._run(files.copy, source.path, target, source.size)
-        finally:
-            pool.give(source.path)
-        self.disk.booked(target, source.size)
-        return kept
+        while (source := sequence.snapshot) is not None:
+            kept = Snapshot(target, source.kv, source.size, source.held, DISK, True, source.search)
+            pool = self.pool(source.path)
+            pool.share(source.path)
+            try:
+                await self._run(files.copy, source.path, target, source.size)
+            except FileNotFoundError:
+                if await self._run(os.path.exists, source.path):
+                    raise
+                self.drop(source.path)  # deleted beneath us: the next older one, if any
+            else:
+                self.disk.booked(target, source.size)
+                return kept
+            finally:
+                pool.give(source.path)
+        return None
 
     async def drain(self, timeout: float) -> None:
         """Copy what is only in memory to disk, what is worth most first, while time is left."""

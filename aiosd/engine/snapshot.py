@@ -36,12 +36,15 @@ import xxhash
 
 from aiosd.engine.beams import Tree
 from aiosd.engine.protocol import Goal, Run
+from aiosd.killpoint import reach
 
 MAGIC: Final = b"AIOS-KV\x00"
 VERSION: Final = 2
 # magic, version, bytes of header, payload's offset, its bytes, its xxh3, xxh3 of all before it
 PRELUDE: Final = struct.Struct("<8sIIQQQQ16x")
 POOLED: Final = ".kv"  # how the name of a buffer ends
+LARGE: Final = 8 << 20  # bytes; buffers from this size on ...
+ROOM: Final = 512 << 10  # ... are lengthened by so many: less than a kernel reserves for each
 MAX_HEADER: Final = 64 << 20  # bytes; a longer one was never written
 
 Transfer = Callable[[int, int], int]
@@ -133,13 +136,16 @@ class SnapshotFiles:
         try:
             memory = mapping.memory
             memory[: PRELUDE.size] = bytes(PRELUDE.size)
+            reach("snapshot.cleared")
             written = fill(mapping.address(offset), size)
             if not written:
                 text = f"the KV of {len(record.tokens)} positions could not be copied out"
                 raise OSError(errno.EIO, text, path)
             checksum = mapping.checksum(offset, written)
             memory[PRELUDE.size : PRELUDE.size + len(head)] = head
+            reach("snapshot.filled")
             memory[: PRELUDE.size] = _prelude(head, offset, written, checksum)
+            reach("snapshot.written")
         finally:
             self._used(path)
         return offset + written
@@ -184,10 +190,11 @@ class SnapshotFiles:
             if held and held.identity == identity and held.size == found.st_size >= need:
                 self._mappings[path] = held
                 return held
-            if found.st_size < need:
+            grown = _grown(path, need) if found.st_size < need else 0
+            if grown:
                 # Reserved, not just lengthened: a full tmpfs is then an error, not a SIGBUS.
-                os.posix_fallocate(fd, 0, need)
-            size = max(found.st_size, need)
+                os.posix_fallocate(fd, 0, grown)
+            size = max(found.st_size, grown)
             if size == 0:
                 raise OSError(errno.ESTALE, f"snapshot {path} is empty; compute it again", path)
             memory = mmap.mmap(fd, size, flags=shared)
@@ -266,6 +273,13 @@ def _checksum(head: bytes, offset: int, size: int, checksum: int) -> int:
 
 def _aligned(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _grown(path: str, need: int) -> int:
+    """How long to make a file. A large buffer gets some room, so as not to grow at every token."""
+    if need < LARGE or not path.endswith(POOLED):
+        return need
+    return -(-need // ROOM) * ROOM
 
 
 def _open(path: str, writing: bool) -> tuple[int, int]:
