@@ -36,8 +36,6 @@ POINTS: Final = {
     "snapshot.renamed": "a snapshot's copy has its name, its directory is not synced",
     "snapshot.kept": "a named snapshot's file is complete, its row is not written",
     "snapshot.row": "a named snapshot's row is written, not committed",
-    "snapshot.kept": "a named snapshot's file is there, its row is not",
-    "snapshot.row": "a named snapshot's row is written, not committed",
     "snapshot.cleared": "in a worker: a file's header is cleared, nothing else is written",
     "snapshot.filled": "in a worker: a file's contents are written, its header is not valid",
     "snapshot.written": "in a worker: a file is whole, the kernel has not been told",
