@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,26 +43,25 @@ def kv_files(*places: Path) -> list[Path]:
 
 def delete(ram: Path, disk: Path) -> None:
     for path in kv_files(ram, disk):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def damage(ram: Path, disk: Path) -> None:
     """Turn a bit in every file that is one, without a change of its length."""
     for path in kv_files(ram, disk):
-        try:
+        with contextlib.suppress(OSError):  # no snapshot, or given up meanwhile
             layout = read_layout(path)
-        except OSError:
-            continue
-        with path.open("r+b") as file:
-            file.seek(layout.offset + layout.size // 3)
-            byte = file.read(1)[0]
-            file.seek(-1, os.SEEK_CUR)
-            file.write(bytes([byte ^ 1]))
+            with path.open("r+b") as file:
+                file.seek(layout.offset + layout.size // 3)
+                byte = file.read(1)[0]
+                file.seek(-1, os.SEEK_CUR)
+                file.write(bytes([byte ^ 1]))
 
 
 def cut_short(ram: Path, disk: Path) -> None:
     for path in kv_files(disk):
-        os.truncate(path, path.stat().st_size // 2)
+        with contextlib.suppress(FileNotFoundError):
+            os.truncate(path, path.stat().st_size // 2)
 
 
 @pytest.mark.parametrize("deed", [delete, damage, cut_short])
@@ -185,6 +185,34 @@ def test_the_next_kernel_finds_both_tiers(kv_dir: Path, tmp_path: Path, bench: M
                     tiers.give(snapshot.path)
             tiers.close()
             assert not kv_files(kv_dir, disk_dir)
+
+    asyncio.run(main())
+
+
+def test_forks_of_a_real_context(bench: MakeBench, model_path: Path) -> None:
+    """Each goes on from the parent's KV as if it had computed it itself."""
+    prompt, tails = "The lighthouse keeper wrote a letter. " * 16, [" He", " She"]
+
+    async def main() -> None:
+        async with bench(model=str(model_path), slots=2) as b:
+            await b.core.start()
+            alone = [await b.solo(prompt, tail, max_tokens=8) for tail in tails]
+            parent, result = await b.submit(prompt, max_tokens=8)
+            await within(result.done)
+            await b.core.placement.save(parent)
+            for tail, expected in zip(tails, alone, strict=True):
+                child = type(parent)(cid=50 + len(tail), aid=9, uid=0, nice=0)
+                child.tokens, child.kv = list(parent.tokens), parent.kv
+                child.history = list(parent.history)
+                b.core.add(child)
+                b.core.placement.copy_snapshot(parent, child)
+                assert child.held == parent.kv
+                _, said = await b.submit(tail, sequence=child, max_tokens=8)
+                await within(said.done)
+                assert result.tokens + said.tokens == expected
+                b.core.forget(child)
+            b.core.forget(parent)
+            assert b.tiers.ram.used == 0
 
     asyncio.run(main())
 

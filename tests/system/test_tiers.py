@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,7 @@ import pytest
 from aiosd.abi.inference import GenRestore, GenSnapshot, GetContext, ListContexts, ListSnapshots
 from aiosd.abi.process import Fork
 from aiosd.engine.snapshot import verify
-from tests.cores.conftest import MakeBench, within
 from tests.daemon import Daemon
-from tests.system.agents import until
 from tests.system.writer import Writer
 
 CORE = """
@@ -157,31 +154,3 @@ def test_sixteen_forks_share_a_file_and_go_their_own_ways(daemon: Daemon, kv_dir
             alone = solo.ask(prompt, context=first.context, max_tokens=12)
         assert reply.token_ids == alone.token_ids
         writer.close()
-
-
-def test_forks_of_a_real_context(bench: MakeBench, model_path: Path) -> None:
-    """Each goes on from the parent's KV as if it had computed it itself."""
-    prompt, tails = "The lighthouse keeper wrote a letter. " * 16, [" He", " She"]
-
-    async def main() -> None:
-        async with bench(model=str(model_path), slots=2) as b:
-            await b.core.start()
-            alone = [await b.solo(prompt, tail, max_tokens=8) for tail in tails]
-            parent, result = await b.submit(prompt, max_tokens=8)
-            await within(result.done)
-            await b.core.placement.save(parent)
-            for tail, expected in zip(tails, alone, strict=True):
-                child = type(parent)(cid=50 + len(tail), aid=9, uid=0, nice=0)
-                child.tokens, child.kv = list(parent.tokens), parent.kv
-                child.history = list(parent.history)
-                b.core.add(child)
-                b.core.placement.copy_snapshot(parent, child)
-                assert child.held == parent.kv
-                _, said = await b.submit(tail, sequence=child, max_tokens=8)
-                await within(said.done)
-                assert result.tokens + said.tokens == expected
-                b.core.forget(child)
-            b.core.forget(parent)
-            until(lambda: b.tiers.ram.used == 0, "the shared file is free")
-
-    asyncio.run(main())
