@@ -23,7 +23,7 @@ async def crowd(b: Bench, deed: Callable[[], None] | None = None) -> list[Sequen
     """Run all prompts alone, then all at once with a deed every few tokens, and compare."""
     solo = [await b.solo(prompt) for prompt in PROMPTS]
     runs = [await b.submit(prompt) for prompt in PROMPTS]
-    for count in range(5, 40, 5):
+    for count in range(2, 36, 2):
         await runs[count % len(runs)][1].reach(count)
         if deed:
             deed()
