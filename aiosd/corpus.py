@@ -37,6 +37,8 @@ MAX_WORDS: Final = 64
 """Words of a query that count."""
 DEEPEST: Final = 4
 """Times k that either ranking goes down, where two are fused."""
+LEAST: Final = 50
+"""Rows that either ranking goes down at least."""
 RANK: Final = 60
 """The constant of reciprocal rank fusion: 1 / (RANK + rank)."""
 AT_ONCE: Final = 64
@@ -66,12 +68,14 @@ class Where:
 class _Shelf:
     """One owner's vectors. life: of the embedder process that has them in memory, 0: none.
 
-    pending: rows that came since and have no vector yet.
+    pending: rows that came since and whose vector is not in the index yet; a row that changes
+    meanwhile gets another number. number: the last one.
     """
 
     owner: int
     life: int = 0
-    pending: set[int] = field(default_factory=set)
+    pending: dict[int, int] = field(default_factory=dict)
+    number: int = 0
     filling: asyncio.Task[None] | None = None
 
 
@@ -87,7 +91,8 @@ class Corpus:
     def added(self, owner: int, ids: list[int]) -> None:
         """Rows of this owner were added or changed, and are committed."""
         shelf = self._shelf(owner)
-        shelf.pending.update(ids)
+        shelf.number += 1
+        shelf.pending.update(dict.fromkeys(ids, shelf.number))
         if len(shelf.pending) > MAX_PENDING:
             shelf.life = 0
             shelf.pending.clear()
@@ -127,7 +132,7 @@ class Corpus:
                 return await self.nearest(owner, query, k, where)
             if mode == "keyword":
                 return fuse([await self.matching(owner, query, k, where)], k)
-            depth = min(DEEPEST * k, 10_000)
+            depth = min(max(DEEPEST * k, LEAST), 10_000)
             near = await self.nearest(owner, query, depth, where)
             return fuse([await self.matching(owner, query, depth, where), [n[0] for n in near]], k)
         except OSError as error:
@@ -190,10 +195,13 @@ class Corpus:
         return await self._db.read(read)
 
     async def _filled(self, shelf: _Shelf, until: float) -> None:
-        """Return when all vectors of an owner are in the index; raise when that takes too long."""
+        """Return when the vectors of what is there now are in the index; ETIMEDOUT by then."""
+        awaited = list(shelf.pending)
         try:
             async with asyncio.timeout_at(until):
-                while shelf.pending or shelf.life != self._embedder.life:
+                while shelf.life != self._embedder.life or not shelf.pending.keys().isdisjoint(
+                    awaited
+                ):
                     await asyncio.shield(self._fill_soon(shelf))
         except TimeoutError:
             raise OSError(
@@ -233,12 +241,15 @@ class Corpus:
 
     async def _fill_once(self, shelf: _Shelf, life: int) -> None:
         if shelf.life == life:
-            ids = sorted(shelf.pending)[:AT_ONCE]
-            shelf.pending.difference_update(ids)
+            numbers = dict(list(shelf.pending.items())[:AT_ONCE])
+            ids = list(numbers)
             rows = await self._db.read(lambda db: self._texts(db, shelf.owner, ids))
             await self._put(shelf.owner, life, await self._embed(shelf.owner, rows))
+            for id, number in numbers.items():
+                if shelf.pending.get(id) == number:
+                    del shelf.pending[id]
             return
-        shelf.pending.clear()
+        shelf.pending.clear()  # until `life` is that of the process, all are waited for
         last: int | None = 0
         while last is not None:
             last = await self._embed_next(shelf.owner, last)

@@ -6,7 +6,8 @@
     await stores.close()
 
 Where to look: working.py is an agent's memory while it lives, memory.py its texts, storage.py its
-objects; owners.py says whose they are, corpus.py finds them, embedder.py is the process that knows
+objects (blobs.py their bytes); owners.py says whose they are, corpus.py finds them (library.py: in
+objects), embedder.py is the process that knows
 vectors.
 """
 
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING
 from aiosd.access import Access
 from aiosd.config import Config
 from aiosd.embedder import Embedder
+from aiosd.library import Library
 from aiosd.memory import SemanticMemory
 from aiosd.owners import Owners
+from aiosd.storage import Storage
 from aiosd.working import WorkingMemory
 
 if TYPE_CHECKING:
@@ -40,14 +43,19 @@ class Stores:
         self.owners = Owners(db, access)
         self.working = WorkingMemory(table, lambda: self._config.memory)
         self.memory = SemanticMemory(db, self.owners, self.embedder, lambda: self._config.memory)
-        self.managers = (self.working, self.memory, self.embedder)
+        self.library = Library(db, self.embedder, lambda: self._config.storage)
+        self.storage = Storage(db, self.owners, self.library, lambda: self._config.storage)
+        self.managers = (self.working, self.memory, self.storage, self.embedder)
 
     async def boot(self) -> None:
         """Go on where the last kernel stopped."""
         await self.memory.boot()
+        await self.storage.boot()
 
     async def close(self) -> None:
         """Finish what is being written, and let the embedder leave."""
+        await self.storage.close()
+        await self.library.close()
         await self.memory.close()
         await self.embedder.close()
 

@@ -283,10 +283,10 @@ def test_any_system_call_by_name(ctl: Run, sleeper: str) -> None:
 
 def test_a_call_that_the_kernel_lacks_says_so(ctl: Run) -> None:
     missing = json.loads(ctl("info", "--json").out)["missing"]
-    result = ctl("syscall", "sto_list")
-    assert "sto_list" in missing
+    result = ctl("syscall", "list_tools")
+    assert "list_tools" in missing
     assert result.status == 1
-    assert "sto_list" in result.err
+    assert "list_tools" in result.err
 
 
 def test_watch_shows_events_as_they_happen(ctl: Run) -> None:

@@ -1,0 +1,562 @@
+"""Storage: named, versioned objects that outlive agents.
+
+An object's versions are rows, its bytes blobs under their SHA-256 (blobs.py): a write is
+acknowledged when both are on disk, and a crash before that leaves at most bytes that nobody refers
+to, which are collected. Large objects come and go in parts, and never sit whole in the kernel.
+
+What must hold: names are names, never paths; a piece of an object reaches a reader only when its
+checksum is right; an owner never holds more bytes than its limit, writes under way counted; a blob
+that a version refers to is never collected (`_lock`, by digest, orders placing and collecting).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from aiosd import blobs, metadata
+from aiosd.abi import storage as abi
+from aiosd.access import Caller
+from aiosd.blobs import PIECE, Backend, Blob
+from aiosd.owners import Owner, Owners
+from aiosd.settings import Storage as Settings
+from aiosd.uploads import Upload, Uploads
+
+if TYPE_CHECKING:
+    from aiosd.db import Connection, Database
+    from aiosd.library import Library
+    from aiosd.session import Stream
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+NAME_BYTES: Final = 1024
+THREADS: Final = 4
+LOCKS: Final = 64
+LAST: Final = "\U0010ffff"  # sorts behind every name
+
+_VERSION: Final = (
+    "select o.name, v.version, v.size, v.digest, v.content_type, v.metadata, v.created"
+    " from objects as o join versions as v on v.object = o.id"
+)
+
+
+@dataclass(frozen=True)
+class _Write:
+    """A version that is about to be entered."""
+
+    owner: int
+    name: str
+    blob: Blob
+    content_type: str
+    metadata: str
+    created: float
+    key: str
+    keep: int  # versions
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What entering a version did. repeated: it was there already, by its key."""
+
+    row: tuple[Any, ...]
+    fresh: bool
+    freed: int
+    repeated: bool = False
+
+
+class Storage:
+    """All stored objects. settings: gives the limits as they are now."""
+
+    def __init__(
+        self, db: Database, owners: Owners, library: Library, settings: Callable[[], Settings]
+    ) -> None:
+        self._db = db
+        self._owners = owners
+        self._library = library
+        self._settings = settings
+        self._backend: Backend = blobs.make(settings())
+        self._pool = ThreadPoolExecutor(THREADS, "aiosd-blobs")
+        self._uploads = Uploads(self._backend, self._run)
+        self._locks = [asyncio.Lock() for _ in range(LOCKS)]
+        self._used: dict[str, float] = {}  # digest -> when read, not on disk yet
+        self._sweeping: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        library.read = self.head
+
+    async def boot(self) -> None:
+        """Make the back end ready and begin to look after it."""
+        await self._run(self._backend.prepare)
+        self._sweeping = asyncio.get_running_loop().create_task(self._look_after())
+
+    async def close(self) -> None:
+        """Give up writes under way; what is acknowledged is on disk."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
+        await self._uploads.drop_all()
+        await self._note_use()
+        await asyncio.to_thread(self._pool.shutdown)
+
+    # Writing.
+
+    async def sys_sto_alloc(self, caller: Caller, args: abi.StoAlloc) -> abi.StorageSpace:
+        """Reserve bytes: the caller's own limit from now on; 0 gives the reservation back."""
+        owner = await self._owners.find(caller, args.pool)
+        most, used = self._settings().bytes, owner.stored.bytes
+        if args.size > most:
+            raise OSError(
+                errno.EDQUOT,
+                f"sto_alloc: {args.size} bytes, the limit is {most} ([storage] bytes)",
+            )
+        if args.size and args.size < used:
+            raise OSError(
+                errno.EDQUOT,
+                f"sto_alloc: {args.size} bytes are fewer than the {used} in use; delete some first",
+            )
+        if args.size - used > await self._run(self._backend.free):
+            raise OSError(errno.ENOSPC, "sto_alloc: the disk has less room than that; free some")
+        sql = "update owners set reserved = ? where id = ?"
+        await self._db.write(lambda db: db.execute(sql, (args.size, owner.id)).rowcount)
+        owner.reserved = args.size
+        return abi.StorageSpace(self._limit(owner), owner.stored.bytes, owner.stored.count)
+
+    async def sys_sto_write(self, caller: Caller, args: abi.StoWrite) -> abi.StoredObject:
+        """Write a version of an object, whole or by parts; it counts with the last part."""
+        check_name(args.name, "sto_write")
+        packed = metadata.pack(args.metadata, "sto_write")
+        owner = await self._owners.find(caller, args.pool)
+        if not args.upload and (args.offset or not args.last):
+            raise OSError(
+                errno.EINVAL,
+                "sto_write: field 'upload' is empty; a write of several parts needs a name",
+            )
+        place = (owner.id, caller.subject, args.name, args.upload)
+        upload = await self._uploads.take(place, args.offset, caller.subject)
+        # A part that has begun is finished, whatever becomes of who sent it.
+        work = asyncio.get_running_loop().create_task(
+            self._part(caller, owner, upload, args, packed)
+        )
+        work.add_done_callback(_heed)
+        return await asyncio.shield(work)
+
+    async def _part(
+        self, caller: Caller, owner: Owner, upload: Upload, args: abi.StoWrite, packed: str
+    ) -> abi.StoredObject:
+        async with upload.lock:
+            try:
+                if not upload.has(args.offset, len(args.data)):
+                    await self._charge(owner, upload, len(args.data))
+                    await self._run(upload.draft.write, args.data)
+                if not args.last:
+                    self._uploads.rest(upload)
+                    return abi.StoredObject(
+                        args.name, 0, upload.draft.size, "", args.content_type, {}, 0.0
+                    )
+                key = f"{caller.subject} {args.key}" if args.key else ""
+                return await self._complete(owner, upload, args, packed, key)
+            except OSError as error:
+                if error.errno == errno.EINVAL and not upload.closed:  # nothing was written
+                    self._uploads.rest(upload)
+                    raise
+                await self._uploads.drop(upload)
+                raise _told(error, "sto_write") from None
+            except BaseException:
+                await self._uploads.drop(upload)
+                raise
+
+    async def _charge(self, owner: Owner, upload: Upload, size: int) -> None:
+        """Count a part in before it is written, with the first one the object where it is new."""
+        settings = self._settings()
+        if upload.back is None:
+            upload.counted = await self._row(owner.id, upload.place[2], 0) is None
+            count = int(upload.counted)
+            owner.stored.take(count, 0, settings.objects, 0, "sto_write")
+            upload.back = lambda: owner.stored.give(count, upload.bytes)
+        owner.stored.take(0, size, 0, self._limit(owner), "sto_write")
+        upload.bytes += size
+
+    async def _complete(
+        self, owner: Owner, upload: Upload, args: abi.StoWrite, packed: str, key: str
+    ) -> abi.StoredObject:
+        blob = await self._run(upload.draft.finish)
+        upload.closed = True
+        wanted = _Write(
+            owner.id,
+            args.name,
+            blob,
+            args.content_type,
+            packed,
+            time.time(),
+            key,
+            self._settings().keep_versions,
+        )
+        try:
+            async with self._lock(blob.digest):
+                await self._run(upload.draft.commit)
+                written = await self._db.write(lambda db: _enter(db, wanted))
+        except BaseException:
+            with suppress(OSError):
+                await self._collect(blob.digest)
+            raise
+        self._uploads.forget(upload)
+        owner.stored.give(int(upload.counted) - int(written.fresh), written.freed)
+        if written.repeated:
+            owner.stored.give(0, blob.size)
+        if written.freed or written.repeated:
+            self._wake.set()
+        self._library.changed(owner.id)
+        return _object(written.row)
+
+    def _limit(self, owner: Owner) -> int:
+        return owner.reserved or self._settings().bytes
+
+    # Reading.
+
+    async def sys_sto_read(
+        self, caller: Caller, args: abi.StoRead, stream: Stream
+    ) -> abi.StoredObject:
+        """Stream a version's bytes, verified piece by piece."""
+        owner = await self._owners.find(caller, args.pool)
+        row = await self._version(owner, args.name, args.version, "sto_read")
+        found = _object(row)
+        if args.offset > found.size:
+            raise OSError(
+                errno.EINVAL, f"sto_read: offset {args.offset} is beyond its {found.size} bytes"
+            )
+        end = min(found.size, args.offset + args.size) if args.size else found.size
+        async for part in self._parts(found, args.offset, end):
+            await stream.send(part)
+        return found
+
+    async def head(self, owner: int, name: str, version: int, size: int) -> bytes:
+        """Return the first bytes of a version, verified; for the library."""
+        row = await self._row(owner, name, version)
+        if row is None:
+            return b""
+        found = _object(row)
+        parts = [part async for part in self._parts(found, 0, min(size, found.size))]
+        return b"".join(parts)
+
+    async def _parts(
+        self, found: abi.StoredObject, start: int, end: int
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes from start to end. Raises OSError(EUCLEAN) before a damaged piece."""
+        if start >= end:
+            return
+        sql = "select digest, size, sums from blobs where digest = ?"
+        row = await self._db.read(lambda db: db.execute(sql, (found.digest,)).fetchone())
+        if row is None:
+            raise _damaged(found, "its bytes are not on record")
+        blob = Blob(*row)
+        try:
+            reader = await self._run(self._backend.open, blob.digest)
+        except FileNotFoundError:
+            raise _damaged(found, "its bytes are missing") from None
+        try:
+            for number in range(start // PIECE, (end - 1) // PIECE + 1):
+                at = number * PIECE
+                piece = await self._run(reader.read, at, PIECE)
+                if not blobs.good(blob, number, piece):
+                    raise _damaged(found, f"its checksum is wrong at byte {at}")
+                yield piece[max(0, start - at) : end - at]
+        finally:
+            self._run_soon(reader.close)
+        self._used[blob.digest] = time.time()
+
+    async def sys_sto_list(self, caller: Caller, args: abi.StoList) -> list[abi.StoredObject]:
+        """List the newest versions of objects, by name."""
+        owner = await self._owners.find(caller, args.pool)
+        sql = (
+            f"{_VERSION} and v.version = o.version where o.owner = ? and o.name >= ?"
+            " and o.name < ? order by o.name limit ?"
+        )
+        values = (owner.id, args.prefix, args.prefix + LAST, args.limit)
+        return [_object(row) for row in await self._rows(sql, values)]
+
+    async def sys_sto_history(self, caller: Caller, args: abi.StoHistory) -> list[abi.StoredObject]:
+        """List the versions of an object, the newest first."""
+        owner = await self._owners.find(caller, args.pool)
+        sql = f"{_VERSION} where o.owner = ? and o.name = ? order by v.version desc limit ?"
+        rows = await self._rows(sql, (owner.id, args.name, args.limit))
+        if not rows:
+            raise _missing("sto_history", args.name)
+        return [_object(row) for row in rows]
+
+    # Changing what is there.
+
+    async def sys_sto_delete(self, caller: Caller, args: abi.StoDelete) -> None:
+        """Delete an object with all its versions."""
+        owner = await self._owners.find(caller, args.pool)
+        done = await self._db.write(lambda db: _delete(db, owner.id, args.name))
+        if done is None:
+            raise _missing("sto_delete", args.name)
+        size, passages = done
+        owner.stored.give(1, size)
+        self._library.removed(owner.id, passages)
+        self._wake.set()
+
+    async def sys_sto_rollback(self, caller: Caller, args: abi.StoRollback) -> abi.StoredObject:
+        """Make an older version the newest again, as a version of its own."""
+        call = "sto_rollback"
+        owner = await self._owners.find(caller, args.pool)
+        old = _object(await self._version(owner, args.name, args.version, call))
+        owner.stored.take(0, old.size, 0, self._limit(owner), call)
+        key = f"{caller.subject} {args.key}" if args.key else ""
+        keep = self._settings().keep_versions
+        try:
+            async with self._lock(old.digest):
+                written = await self._db.write(
+                    lambda db: _roll_back(db, owner.id, args.name, args.version, key, keep)
+                )
+        except BaseException:
+            owner.stored.give(0, old.size)
+            raise
+        owner.stored.give(0, written.freed + (old.size if written.repeated else 0))
+        self._library.changed(owner.id)
+        return _object(written.row)
+
+    async def sys_sto_search(self, caller: Caller, args: abi.StoSearch) -> list[abi.Passage]:
+        """Find passages of the newest versions of texts."""
+        owner = await self._owners.find(caller, args.pool)
+        return await self._library.search(owner.id, args)
+
+    # Looking after it.
+
+    async def _look_after(self) -> None:
+        """Clean up at boot, and then every `sweep` seconds or when something was let go."""
+        orphans = True
+        while True:
+            try:
+                await self._sweep(orphans)
+                orphans = False
+            except OSError as error:
+                log.warning("storage can't be cleaned up: %s", error)
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(self._settings().sweep):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _sweep(self, orphans: bool) -> None:
+        await self._uploads.expire(self._settings().upload_timeout)
+        await self._note_use()
+        unreferenced = (
+            "select digest from blobs as b"
+            " where not exists (select 1 from versions where digest = b.digest)"
+        )
+        for (digest,) in await self._rows(unreferenced, ()):
+            await self._collect(digest)
+        if orphans:
+            known = {row[0] for row in await self._rows("select digest from blobs", ())}
+            for digest in await self._run(lambda: list(self._backend.digests())):
+                if digest not in known:
+                    await self._collect(digest)
+        if self._settings().cold_dir:
+            await self._tier()
+
+    async def _collect(self, digest: str) -> None:
+        """Delete a blob that nothing refers to."""
+        sql = (
+            "delete from blobs where digest = ?1"
+            " and not exists (select 1 from versions where digest = ?1)"
+        )
+        referred = "select 1 from versions where digest = ?"
+
+        def forget(db: Connection) -> bool:
+            db.execute(sql, (digest,))
+            return db.execute(referred, (digest,)).fetchone() is None
+
+        async with self._lock(digest):
+            if await self._db.write(forget):
+                await self._run(self._backend.delete, digest)
+
+    async def _tier(self) -> None:
+        """Move blobs between the two directories by age and use."""
+        settings = self._settings()
+        rows = await self._rows("select digest, size, used from blobs order by used", ())
+        cold = await self._run(lambda: {row[0] for row in rows if self._backend.cold(row[0])})
+        hot = [row for row in rows if row[0] not in cold]
+        leave = leaving(hot, time.time(), settings.cold_after, settings.hot_limit)
+        moves = [(self._backend.cool, digest) for digest in leave]
+        come = [row for row in rows if row[0] in cold and row[2] > time.time() - settings.sweep * 2]
+        if not settings.hot_limit:
+            moves += [(self._backend.warm, row[0]) for row in come]
+        for move, digest in moves:
+            async with self._lock(digest):
+                await self._run(move, digest)
+
+    async def _note_use(self) -> None:
+        used, self._used = self._used, {}
+        if used:
+            rows = [(t, digest) for digest, t in used.items()]
+            sql = "update blobs set used = ? where digest = ?"
+            await self._db.write(lambda db: db.conn.executemany(sql, rows).rowcount)
+
+    # Inside.
+
+    def _lock(self, digest: str) -> asyncio.Lock:
+        return self._locks[int(digest[:8], 16) % LOCKS]
+
+    async def _run(self, deed: Callable[..., T], *args: Any) -> T:
+        """Call what blocks in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, deed, *args)
+
+    def _run_soon(self, deed: Callable[[], None]) -> None:
+        asyncio.get_running_loop().run_in_executor(self._pool, deed)
+
+    async def _rows(self, sql: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        return await self._db.read(lambda db: db.execute(sql, values).fetchall())
+
+    async def _row(self, owner: int, name: str, version: int) -> tuple[Any, ...] | None:
+        newest = "o.version" if not version else "?"
+        sql = f"{_VERSION} where o.owner = ? and o.name = ? and v.version = {newest}"
+        rows = await self._rows(sql, (owner, name, *([version] if version else [])))
+        return rows[0] if rows else None
+
+    async def _version(self, owner: Owner, name: str, version: int, call: str) -> tuple[Any, ...]:
+        row = await self._row(owner.id, name, version)
+        if row is None:
+            raise _missing(call, name, version)
+        return row
+
+
+def _heed(work: asyncio.Task[abi.StoredObject]) -> None:
+    """Take note of a failure that nobody waits for any more."""
+    if not work.cancelled() and (error := work.exception()) is not None:
+        log.debug("a part was not written: %s", error)
+
+
+def check_name(name: str, call: str) -> None:
+    """Raise OSError(EINVAL) for what is no good name of an object."""
+    wrong = ""
+    if len(name.encode()) > NAME_BYTES:
+        wrong = f"has more than {NAME_BYTES} bytes"
+    elif not name.isprintable():
+        wrong = "has a character that can't be printed"
+    elif name.startswith("/"):
+        wrong = "begins with a slash; it is a name, not a file path"
+    elif {"", ".", ".."} & set(name.split("/")):
+        wrong = "has an empty part, or a part that is . or .."
+    if wrong:
+        raise OSError(errno.EINVAL, f"{call}: field 'name': {name[:64]!r} {wrong}")
+
+
+def leaving(hot: list[tuple[Any, ...]], now: float, cold_after: float, hot_limit: int) -> list[str]:
+    """Return which blobs (digest, size, used; the longest unused first) should be cold."""
+    total = sum(row[1] for row in hot)
+    found = []
+    for digest, size, used in hot:
+        if used > now - cold_after and not (hot_limit and total > hot_limit):
+            break
+        found.append(digest)
+        total -= size
+    return found
+
+
+# In the writer's thread.
+
+
+def _enter(db: Connection, wanted: _Write) -> _Written:
+    """Enter a version, prune old ones; or return the one that has the same key."""
+    where = "where o.owner = ? and o.name = ?"
+    place = (wanted.owner, wanted.name)
+    if wanted.key:
+        old = db.execute(f"{_VERSION} {where} and v.key = ?", (*place, wanted.key)).fetchone()
+        if old is not None:
+            return _Written(old, fresh=False, freed=0, repeated=True)
+    row = db.execute(f"select id, version from objects as o {where}", place).fetchone()
+    if row is None:
+        sql = "insert into objects (owner, name, version) values (?, ?, 0) returning id, version"
+        id, version = db.execute(sql, place).fetchone()
+    else:
+        id, version = row
+    version += 1
+    blob = wanted.blob
+    db.execute(
+        "insert into blobs (digest, size, sums, used) values (?, ?, ?, ?)"
+        " on conflict (digest) do update set used = excluded.used",
+        (blob.digest, blob.size, blob.sums, wanted.created),
+    )
+    db.execute(
+        "insert into versions values (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            id, version, blob.digest, blob.size, wanted.content_type, wanted.metadata,
+            wanted.created, wanted.key,
+        ),
+    )  # fmt: skip
+    db.execute("update objects set version = ? where id = ?", (version, id))
+    freed = db.execute(
+        "select coalesce(sum(size), 0) from versions where object = ? and version <= ?",
+        (id, version - wanted.keep),
+    ).fetchone()[0]
+    db.execute(
+        "delete from versions where object = ? and version <= ?", (id, version - wanted.keep)
+    )
+    new = db.execute(f"{_VERSION} where o.id = ? and v.version = ?", (id, version)).fetchone()
+    return _Written(new, fresh=row is None, freed=int(freed))
+
+
+def _roll_back(
+    db: Connection, owner: int, name: str, version: int, key: str, keep: int
+) -> _Written:
+    sql = (
+        "select b.digest, b.size, b.sums, v.content_type, v.metadata from objects as o"
+        " join versions as v on v.object = o.id join blobs as b on b.digest = v.digest"
+        " where o.owner = ? and o.name = ? and v.version = ?"
+    )
+    row = db.execute(sql, (owner, name, version)).fetchone()
+    if row is None:
+        raise _missing("sto_rollback", name, version)
+    blob = Blob(*row[:3])
+    return _enter(db, _Write(owner, name, blob, row[3], row[4], time.time(), key, keep))
+
+
+def _delete(db: Connection, owner: int, name: str) -> tuple[int, list[int]] | None:
+    """Delete an object; return the bytes of its versions and the ids of its passages."""
+    sql = "select id from objects where owner = ? and name = ?"
+    row = db.execute(sql, (owner, name)).fetchone()
+    if row is None:
+        return None
+    size = db.execute("select sum(size) from versions where object = ?", row).fetchone()[0]
+    passages = [r[0] for r in db.execute("select id from passages where object = ?", row)]
+    db.execute("delete from versions where object = ?", row)
+    db.execute("delete from passages where object = ?", row)
+    db.execute("delete from objects where id = ?", row)
+    return int(size or 0), passages
+
+
+def _object(row: tuple[Any, ...]) -> abi.StoredObject:
+    name, version, size, digest, content_type, packed, created = row
+    return abi.StoredObject(
+        name, version, size, digest, content_type, metadata.unpack(packed), created
+    )
+
+
+def _missing(call: str, name: str, version: int = 0) -> FileNotFoundError:
+    what = f"version {version} of object {name!r}" if version else f"object {name!r}"
+    return FileNotFoundError(errno.ENOENT, f"{call}: you have no {what}")
+
+
+def _damaged(found: abi.StoredObject, how: str) -> OSError:
+    return OSError(
+        errno.EUCLEAN,
+        f"version {found.version} of object {found.name!r} is damaged: {how} (blob {found.digest})"
+        "; restore the file from a backup, write the object again, or sto_rollback to a sound one",
+    )
+
+
+def _told(error: OSError, call: str) -> OSError:
+    """Return an error of the disk as a sentence about storage."""
+    if error.errno == errno.ENOSPC:
+        return OSError(errno.ENOSPC, f"{call}: no space left on the disk of storage; free some")
+    return error
