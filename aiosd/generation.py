@@ -96,6 +96,11 @@ class Generation:
 
     # What outlives the kernel.
 
+    @property
+    def cid(self) -> int:
+        """The context that it works on."""
+        return self.context.cid
+
     def page(self) -> tuple[ContextRow, dict[str, Any]]:
         """Return its context and how far it has come, as they are at this moment."""
         return self.context.record(), self.progress()

@@ -5,10 +5,12 @@
     done = journal.end(rid, context, ...)   # its end, what it cost and its answer, all or nothing
     found = await journal.load()            # at boot
 
-What must hold: the database has one writer that keeps the order, so what is found after a kill is
-the state of one moment, an older one at worst. On an exact core that is as good as the newest: what
-is missing is computed again bit for bit. What is written behind is bounded: FLUSH_S apart, PACE
-bytes a second, one write under way. Nothing here waits for the disk on the event loop.
+What must hold: a context is never written without the request at work on it, so that the two fit;
+the database has one writer that keeps the order, and what is handed over to it is as of that very
+moment, so what is found after a kill is the state of one moment, an older one at worst. On an exact
+core that is as good as the newest: what is missing is computed again bit for bit. What is written
+behind is bounded: FLUSH_S apart, PACE bytes a second, one write under way. Nothing here waits for
+the disk on the event loop.
 """
 
 from __future__ import annotations
@@ -102,9 +104,13 @@ class Stale:
 
 
 class Source(Protocol):
-    """A request at work."""
+    """A request at work on a context."""
 
     rid: int
+
+    @property
+    def cid(self) -> int:
+        """The context's id."""
 
     def page(self) -> tuple[ContextRow, dict[str, Any]]:
         """Return its context and its progress as they are at this moment."""
@@ -116,6 +122,7 @@ class Journal:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._dirty: dict[int, Source] = {}
+        self._at_work: dict[int, Source] = {}  # those that have moved on since they were taken on
         self._doomed: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
         self._writing = False
@@ -138,7 +145,9 @@ class Journal:
 
     def touch(self, source: Source) -> None:
         """A request has moved on; where it is now is written soon."""
-        self._dirty[source.rid] = source
+        if source.rid in self._dirty:
+            return
+        self._dirty[source.rid] = self._at_work[source.rid] = source
         if self._timer is None and not self._writing:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
 
@@ -147,7 +156,7 @@ class Journal:
 
         context: as it is left behind, None when it is gone. Raises BlockingIOError.
         """
-        self._dirty.pop(rid, None)
+        self.leave(rid)
 
         def write(db: Connection) -> None:
             db.execute("delete from open_requests where rid = ?", (rid,))
@@ -160,22 +169,26 @@ class Journal:
         return self._db.submit(write)
 
     def leave(self, rid: int) -> None:
-        """Write no more of a request: the next kernel goes on with it."""
+        """Write no more of a request: it is over, or the next kernel goes on with it."""
         self._dirty.pop(rid, None)
+        self._at_work.pop(rid, None)
 
     # Contexts.
 
     async def save(self, contexts: Iterable[ContextRow]) -> None:
         """Make contexts durable as they are. Raises OSError when the disk fails."""
-        rows = list(contexts)
+        at_work = {source.cid: source for source in self._at_work.values()}
+        pages: list[tuple[int, ContextRow, dict[str, Any]]] = []
+        for row in contexts:
+            source = at_work.get(row.cid)
+            pages.append((0, row, {}) if source is None else (source.rid, *source.page()))
 
         def write(db: Connection) -> None:
-            for row in rows:
-                _put_context(db, row)
+            _put_pages(db, pages)
             reach("journal.save")
 
-        if rows:
-            await self._db.write(write)
+        if pages:
+            await self._db.submit(write)
 
     def forget(self, cid: int) -> None:
         """Delete a context, with all others that go in this turn of the loop."""
@@ -230,9 +243,7 @@ class Journal:
         size = sum(4 * len(context.tokens) + 256 for _, context, _ in records)
 
         def write(db: Connection) -> None:
-            for rid, context, progress in records:
-                _put_context(db, context)
-                db.execute(_PROGRESS, (_encode(progress), rid))
+            _put_pages(db, records)
             reach("journal.flush")
 
         try:
@@ -352,6 +363,14 @@ def _put_context(db: Connection, row: ContextRow) -> None:
         _encode(row.runs), row.kv, msgspec.json.encode(row.meta).decode(), row.created, row.used,
     )  # fmt: skip
     db.execute(_PUT, values)
+
+
+def _put_pages(db: Connection, pages: list[tuple[int, ContextRow, dict[str, Any]]]) -> None:
+    """Write contexts, each with how far the request on it has come; rid 0: there is none."""
+    for rid, context, progress in pages:
+        _put_context(db, context)
+        if rid:
+            db.execute(_PROGRESS, (_encode(progress), rid))
 
 
 def _request_values(row: RequestRow) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aiosd.abi.inference import ClrContext, GetContext, ListContexts
+from aiosd.abi.inference import ClrContext, GetContext, ListContexts, SetContext
 from aiosd.abi.process import Fork, Kill, ListAgents, ResumeAgent, SuspendAgent
 from tests.daemon import PATIENCE, Daemon
 from tests.system.agents import agent, log, spawn, until, wait
@@ -229,6 +229,25 @@ def test_a_core_that_is_not_exact_gives_no_other_tokens_than_were_read(daemon: D
         wanted = a.submit("tell", resume=5, **ask)
         reply = a.finish(wanted)
         assert a.seen[wanted] == reply.token_ids[5:] and len(reply.token_ids) == 1500
+
+
+def test_a_context_that_is_made_durable_at_work_fits_its_request(daemon: Daemon) -> None:
+    with Writer(daemon) as a, Writer(daemon, "solo") as solo, daemon.connect() as person:
+        alone = solo.ask("tell", **LONG)
+        wanted = a.begin("tell", key="k", **LONG)
+        a.read_tokens(wanted, 1)
+        [row] = person.call(ListContexts(a.aid))
+        for count in range(10, 100, 10):
+            got = list(a.read_tokens(wanted, count))
+            person.call(
+                SetContext(row.cid, "truncate")
+            )  # more often than tokens are written behind
+        credential = a.credential
+        restart(daemon)
+    with Writer(daemon, credential=credential) as a:
+        wanted = a.begin("tell", key="k", resume=len(got), **LONG)
+        assert a.finish(wanted).token_ids == [*got, *a.seen[wanted]] == alone.token_ids
+        assert a.call(GetContext(row.cid)).policy == "truncate"
 
 
 def test_a_deadline_counts_on(daemon: Daemon) -> None:
