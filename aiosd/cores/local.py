@@ -534,6 +534,7 @@ class LocalCore:
         self.tokens_out += rows
         if cid in self.policy:
             self.policy.charge(cid, 0, rows)
+        self.standing.computed(sequence.aid, rows, time.monotonic())
 
     def _on_found(self, event: protocol.Found) -> None:
         """A beam search is over: its best branch becomes part of the sequence."""

@@ -179,3 +179,19 @@ def test_one_that_waits_goes_on_waiting_after_a_kernel_was_killed(make: MakeDaem
         a.cancel(other)
         assert a.finish(other).finish_reason == "cancelled"
         assert len(a.finish(wanted).token_ids) == 3
+
+
+def test_a_search_gets_its_slots_beside_a_backlog_that_keeps_them_busy(make: MakeDaemon) -> None:
+    """A gang of three on four slots, while eight others are always ready to take each of them."""
+    daemon = make("fair")
+    with ExitStack() as stack:
+        person = stack.enter_context(daemon.connect())
+        others = [stack.enter_context(Writer(daemon, f"w{n}")) for n in range(8)]
+        wanted = {w: w.submit(max_tokens=1900) for w in others}
+        until(lambda: len(person.call(GetSched()).rows) == 8, "all are there")
+        wide = stack.enter_context(Writer(daemon, "wide"))
+        assert len(wide.ask(beams=3, max_tokens=20).beams) == 3
+        assert len(person.call(GetSched()).rows) == 8, "and nobody else had to end for it"
+        for writer, one in wanted.items():
+            writer.cancel(one)
+            writer.finish(one)
