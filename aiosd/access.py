@@ -136,7 +136,8 @@ class Access:
         self, caller: Caller, call: Syscall, args: Call | None, number: int, reason: str
     ) -> None:
         """Put on record that a call was refused, or asked about an agent that is not there."""
-        about = call.needs in OVER | {"grant"} or hasattr(args, "aid")
+        numbered = hasattr(args, "aid") or (call.needs and hasattr(args, "id"))
+        about = call.needs in OVER | {"grant"} or numbered
         missed = about and number in (errno.ESRCH, errno.ENOENT)
         if number not in (errno.EPERM, errno.EACCES, errno.EBADMSG) and not missed:
             return
