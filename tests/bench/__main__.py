@@ -23,8 +23,8 @@ from rich.console import Console
 from tests.bench.ratio import Ratio, show
 
 NAMES = (
-    "boot", "ping", "switch", "fork", "restart", "many", "decode", "peer", "urgent", "background",
-    "mixed", "where",
+    "boot", "ping", "switch", "fork", "restart", "many", "decode", "peer", "urgent", "agents",
+    "background", "mixed", "where",
 )  # fmt: skip
 OUT = Path(__file__).parent / "out"
 

@@ -27,6 +27,21 @@ def background_rows(draw: random.Random) -> list[dict[str, Any]]:
     ]
 
 
+def agents_rows(draw: random.Random) -> list[dict[str, Any]]:
+    """24 agents with tools between their turns; a system prompt of 600 tokens comes on top."""
+    return [
+        {
+            "name": f"a{n}",
+            "prompt": draw.randint(40, 120),
+            "output": draw.randint(32, 64),
+            "turns": 3,
+            "think": round(draw.uniform(0.5, 2), 2),
+            "arrival": round(draw.uniform(0, 0.5), 2),
+        }
+        for n in range(24)
+    ]
+
+
 def mixed_rows(draw: random.Random) -> list[dict[str, Any]]:
     """32 agents at once, every fourth with much to do."""
     return [
@@ -37,6 +52,7 @@ def mixed_rows(draw: random.Random) -> list[dict[str, Any]]:
 
 
 MAKERS: Final[dict[str, Callable[[random.Random], list[dict[str, Any]]]]] = {
+    "agents": agents_rows,
     "background": background_rows,
     "mixed": mixed_rows,
 }

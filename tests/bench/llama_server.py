@@ -16,9 +16,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import uvloop
@@ -27,6 +27,8 @@ from aiosd.sched.workload import Agent, Workload
 from tests.bench.crowd import TOKENS
 from tests.bench.play import Served, play
 from tests.daemon import ROOT
+
+T = TypeVar("T")
 
 
 class LlamaServer:
@@ -67,6 +69,21 @@ class LlamaServer:
         seconds = perf_counter() - began
         return sum(answer["tokens_predicted"] for answer in answers) / seconds, answers
 
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run what talks to the server, on its client's loop."""
+        return self._runner.run(work)
+
+    async def complete(self, text: str, tokens: int) -> str:
+        """Return how the server goes on with a text, for exactly so many tokens."""
+        asked = {"prompt": text, "n_predict": tokens, "temperature": 0, "cache_prompt": True}
+        reader, writer = await self._post({**asked, "ignore_eos": True})
+        answer = _answer(await reader.read())
+        writer.close()
+        await writer.wait_closed()
+        if answer["tokens_predicted"] != tokens:
+            raise RuntimeError(f"llama.cpp's server: {answer['tokens_predicted']} of {tokens}")
+        return str(answer["content"])
+
     def play(self, workload: Workload, salt: int) -> list[Served]:
         """Play a workload."""
         return self._runner.run(play(workload, self._stream, salt))
@@ -89,13 +106,9 @@ class LlamaServer:
     async def _ask(self, text: str) -> dict[str, Any]:
         asked = {"prompt": text, "n_predict": TOKENS, "temperature": 0, "cache_prompt": True}
         reader, writer = await self._post(asked)
-        reply = await reader.read()
+        answer = _answer(await reader.read())
         writer.close()
         await writer.wait_closed()
-        status, _, rest = reply.partition(b"\r\n")
-        if b" 200 " not in status:
-            raise RuntimeError(f"llama.cpp's server: {reply[:500]!r}")
-        answer: dict[str, Any] = json.loads(rest.partition(b"\r\n\r\n")[2])
         if answer["tokens_predicted"] != TOKENS:
             raise RuntimeError(f"the model had no more to say: {text!r}")
         return answer
@@ -111,6 +124,15 @@ class LlamaServer:
         reader, writer = await asyncio.open_connection(self._host, self._port)
         writer.write(head.encode() + body)
         return reader, writer
+
+
+def _answer(reply: bytes) -> dict[str, Any]:
+    """Return the body of a reply; raises RuntimeError when it is none."""
+    status, _, rest = reply.partition(b"\r\n")
+    if b" 200 " not in status:
+        raise RuntimeError(f"llama.cpp's server: {reply[:500]!r}")
+    answer: dict[str, Any] = json.loads(rest.partition(b"\r\n\r\n")[2])
+    return answer
 
 
 def _serve(model: str, slots: int, n_ctx: int, threads: int) -> None:
