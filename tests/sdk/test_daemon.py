@@ -144,6 +144,27 @@ def test_a_generation_goes_on_after_the_kernel_was_killed(daemon: Daemon) -> Non
         assert [reply.token_ids for reply in replies] == [solo]
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stream_goes_on_after_the_kernel_has_gone(daemon: Daemon, number: int) -> None:
+    with aios.connect(name="patient") as kernel:
+        solo = kernel.llm_generate("Count.", max_tokens=300)
+        stream = kernel.llm_generate("Count.", max_tokens=300, stream=True)
+        tokens, text, stops = list[int](), "", [20]
+        for chunk in stream:
+            assert chunk.index == len(tokens)
+            tokens += chunk.token_ids
+            text += chunk.text
+            if stops and len(tokens) >= stops[0]:
+                stops.pop(0)
+                daemon.stop(number)
+                daemon.start()
+        assert (tokens, text) == (solo.token_ids, solo.text)
+        assert stream.reply.token_ids == tokens
+        assert not stops
+        (row,) = kernel.list_agents(aid=kernel.aid)
+        assert row.usage.requests == 2
+
+
 def test_a_call_outlasts_a_restart(daemon: Daemon) -> None:
     """SIGTERM: the kernel refuses what is new, then goes; the next one answers."""
     daemon.config.write_text(f"kernel = {{drain_timeout = 0}}\n{daemon.config.read_text()}")
