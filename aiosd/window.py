@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from aiosd.abi.inference import POLICIES
 from aiosd.engine.protocol import Slide
-
-POLICIES: Final = ("error", "truncate", "slide", "summarize", "expand", "expand-yarn")
 
 SINK: Final = 4  # first tokens that a sliding window keeps; a model leans on them (StreamingLLM)
 LOG: Final = 8  # windows that a sliding context's record may span before it begins anew

@@ -141,6 +141,13 @@ def _list(agent: str, json: bool) -> None:
     tables.show(CONTEXTS, rows, json)
 
 
+def _past(row: Context) -> list[tuple[str, str]]:
+    """What has happened to a context's window, and how much has passed through it."""
+    counts = ("slid", "truncated", "summarized", "expanded")
+    happened = [f"{name} {n}" for name in counts if (n := getattr(row, name))]
+    return [("length", str(row.length)), ("window", ", ".join(happened) or "-")]
+
+
 @ctx_app.command()
 def show(context: Number, json: Json = False) -> None:
     """Describe one context and list its snapshots."""
@@ -150,10 +157,58 @@ def show(context: Number, json: Json = False) -> None:
     if json:
         tables.print_json({"context": row, "snapshots": marks})
         return
-    tables.facts([(column.head.lower(), column.cell(row) or "-") for column in CONTEXTS])
+    facts = [(column.head.lower(), column.cell(row) or "-") for column in CONTEXTS]
+    tables.facts([*facts, *_past(row)])
     if marks:
         print()
         tables.show(SNAPSHOTS, marks, json=False)
+
+
+@ctx_app.command()
+def policy(
+    context: Number,
+    policy: Annotated[
+        str, typer.Argument(help="what a full window does", autocompletion=offers.windows)
+    ],
+) -> None:
+    """Choose what a context does when its window is full."""
+    with link.kernel() as kernel:
+        row = kernel.set_context(context=context, policy=policy)
+    print(f"context {row.cid}: {row.tokens} of {row.limit} tokens, then {row.policy}")
+
+
+@ctx_app.command()
+def expand(
+    context: Number,
+    tokens: Annotated[int, typer.Argument(min=1, help="that its window is to hold")],
+    yarn: Annotated[
+        bool, typer.Option("--yarn", help="beyond the length that the model was trained for")
+    ] = False,
+) -> None:
+    """Move a context to a larger window."""
+    with link.kernel() as kernel:
+        row = kernel.exp_context(context=context, tokens=tokens, yarn=yarn)
+    print(f"context {row.cid}: {row.tokens} of {row.limit} tokens, on core {row.core}")
+
+
+@ctx_app.command()
+def turns(
+    context: Number,
+    first: Annotated[int, typer.Argument(min=1, help="number of the first turn")] = 1,
+    last: Annotated[int, typer.Argument(min=0, help="of the last; 0: up to 100")] = 0,
+    json: Json = False,
+) -> None:
+    """Show what a context has read and said, summarized turns as they were."""
+    with link.kernel() as kernel:
+        found = kernel.get_context(
+            context=context, first_turn=first, last_turn=last or first + 99
+        ).turns
+    if json:
+        tables.print_json(found)
+        return
+    for turn in found:
+        note = ", summarized" if turn.summarized else ""
+        print(f"{turn.number} {turn.role}{note}: {tables.clean(turn.text)}")
 
 
 @ctx_app.command()

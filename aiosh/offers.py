@@ -91,6 +91,13 @@ def policies(incomplete: str) -> Offers:
     return _matching([(name, "") for name in names], incomplete)
 
 
+def windows(incomplete: str) -> Offers:
+    """Offer what a context can do when its window is full."""
+    from aiosd.abi.inference import POLICIES
+
+    return _matching([(name, "") for name in POLICIES], incomplete)
+
+
 def calls(incomplete: str) -> Offers:
     """Offer the system calls."""
     from aiosd.abi.table import BY_NAME

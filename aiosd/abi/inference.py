@@ -15,7 +15,8 @@ Deadline = Annotated[
 Schema = Annotated[dict[str, Any], Meta(description="JSON Schema that the text must satisfy")]
 
 
-POLICY = "error, truncate, slide, summarize, expand or expand-yarn"
+POLICIES = ("error", "truncate", "slide", "summarize", "expand", "expand-yarn")
+POLICY = ", ".join(POLICIES[:-1]) + f" or {POLICIES[-1]}"
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -254,6 +254,21 @@ def test_a_context_is_shown_marked_taken_back_and_forgotten(ctl: Run, kernel: Da
         assert ctl("ctx", "show", str(context)).status == 1
 
 
+def test_a_context_is_given_a_policy_and_a_larger_window(ctl: Run, kernel: Daemon) -> None:
+    with Writer(kernel, "teller") as teller:
+        context = str(teller.ask("Once", max_tokens=20).context)
+        assert "truncate" in ctl("ctx", "policy", context, "truncate").out
+        assert ctl("ctx", "policy", context, "forget").status == 1
+        limit = int(json.loads(ctl("ctx", "show", context, "--json").out)["context"]["limit"])
+        grown = ctl("ctx", "expand", context, str(limit + 1))
+        assert grown.status == 0 and f"@{2 * limit}" in grown.out
+        assert "expanded 1" in ctl("ctx", "show", context).out
+        turns = ctl("ctx", "turns", context).out.splitlines()
+        assert turns[0] == "1 user: Once" and turns[1].startswith("2 assistant: ")
+        assert ctl("ctx", "turns", context, "2").out.splitlines()[0] == turns[1]
+        assert "YaRN" in ctl("ctx", "expand", context, "100000").err
+
+
 def test_info_tells_about_the_kernel(ctl: Run, kernel: Daemon) -> None:
     told = ctl("info", "--wait", "5", "--cores")
     assert told.status == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -182,6 +184,33 @@ def test_an_error_in_the_middle_of_a_character_says_so(daemon: Daemon) -> None:
             if reply.text.endswith("\ufffd"):
                 return
         raise AssertionError("no character was cut: take other prompts")
+
+
+# The middle of a grammar.
+
+
+@pytest.mark.parametrize("policy", ENDLESS)
+@pytest.mark.parametrize("offset", [-1, 0, 1])
+def test_a_grammar_goes_on_across_the_edge(daemon: Daemon, policy: str, offset: int) -> None:
+    """Every place of a word of five letters is the window's last one once."""
+    with Writer(daemon) as a:
+        for place in range(5):
+            prompt = "x" * (WINDOW - 30 + offset - place)
+            grammar = 'root ::= ("<" [a-z] [0-9] [a-z] ">")+'
+            how: dict[str, Any] = {"window": policy, "core": "c", "grammar": grammar}
+            reply = a.ask(prompt, max_tokens=200, **how)
+            assert len(reply.token_ids) == 200 and reply.finish_reason == "length"
+            assert re.fullmatch(r"(<[a-z][0-9][a-z]>){40}", reply.text)
+
+
+@pytest.mark.parametrize("policy", REPLACING)
+def test_a_schema_is_kept_to_across_the_edge(daemon: Daemon, policy: str) -> None:
+    word = {"type": "string", "minLength": 40, "maxLength": 40}
+    schema = {"type": "array", "items": word, "minItems": 6, "maxItems": 6}
+    with Writer(daemon) as a:
+        reply = a.ask("x" * 100, max_tokens=2000, window=policy, core="c", schema=schema)
+        assert reply.finish_reason == "stop"
+        assert [len(each) for each in reply.parsed] == [40] * 6 == [len(w) for w in json.loads(reply.text)]
 
 
 # Turns.
