@@ -20,6 +20,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -466,7 +467,11 @@ class LlamaRunner:
         return verdict, verdict.setting
 
     def _open_bench(self, setting: probe.Setting) -> probe.Bench:
-        return Device(self._model(setting.extra), self._setup, setting)
+        """A context for the probe: it tries long sequences, however short the core's are."""
+        setup = msgspec.structs.replace(
+            self._setup, n_ctx=max(self._setup.n_ctx, probe.WINDOW), yarn=False
+        )
+        return Device(self._model(setting.extra), setup, setting)
 
     def _model(self, extra: bool) -> Any:
         if extra not in self._models:

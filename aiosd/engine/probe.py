@@ -30,6 +30,7 @@ from typing import Protocol
 import msgspec
 
 LENGTHS = (520, 40, 440)  # of the contexts tried; above 512 is in 768 padded cells
+WINDOW = max(LENGTHS) + 56  # tokens that a bench must hold
 TOKENS = [10 + (i * 7919) % 241 for i in range(max(LENGTHS))]
 ENOUGH_S = 2.0  # once an exact setting is known, others are tried for no longer than this
 ALL_WIDTHS = 8  # up to here every width is tried
