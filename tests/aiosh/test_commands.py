@@ -16,6 +16,7 @@ import pytest
 from aiosh.output import data_words
 from tests.aiosh.conftest import Run, door, surroundings
 from tests.daemon import PATIENCE, Daemon
+from tests.system.agents import until
 from tests.system.writer import Writer
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -221,6 +222,28 @@ def test_the_policy_changes_while_running(ctl: Run) -> None:
     assert json.loads(ctl("sched", "--json").out)["policy"] == "rr"
     assert ctl("sched", "set").status == 1
     assert ctl("sched", "no-such-policy").status == 1
+
+
+def test_sched_shows_what_the_policy_counts_by(ctl: Run, kernel: Daemon) -> None:
+    shown = ctl("sched", "fair", "-o", "credit=99", "-o", "decode_cost=0.5")
+    assert "credit 99, period 12, prefill_cost 1, decode_cost 0.5" in shown.out
+    assert ctl("sched", "-o", "credit").status == 2
+    assert "levels, boost" in ctl("sched", "-o", "bost=1").err
+    with Writer(kernel) as a, Writer(kernel, credential=a.credential) as same:
+        first = a.begin(max_tokens=1900)
+        a.read_tokens(first, 1)
+        heads, row = ctl("sched").out.splitlines()[-2:]
+        assert "VIRTUAL" in heads.split() and row.split()[0] == "fake"
+        waiting = same.submit(after=[a.request[first]], max_tokens=1)
+        until(lambda: "AFTER" in ctl("sched").out, "the second one waits")
+        assert "LEVEL" in ctl("sched", "mlfq").out
+        top = json.loads(ctl("top", "--json").out)["agents"]
+        assert [agent["due"] for agent in top if agent["aid"] == a.aid] == [1]
+        assert "GOT/DUE" in ctl("top", "--batch").out
+        a.cancel(first)
+        a.finish(first)
+        same.finish(waiting)
+    ctl("sched", "set", "rr", "-o", "credit=256", "-o", "decode_cost=1")
 
 
 def test_mem_and_ctx_show_what_an_agent_holds(ctl: Run) -> None:
