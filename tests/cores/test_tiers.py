@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,14 +71,14 @@ def test_files_that_are_lost_or_damaged(
 ) -> None:
     async def main() -> None:
         disk = tmp_path / "contexts"
-        async with bench(slots=2, quantum=4, ram=40_000, step_ms=1, eog=0.0) as b:
+        async with bench(slots=2, quantum=4, ram=20_000, step_ms=1, eog=0.0) as b:
             await b.core.start()
             for sequence in await crowd(b, lambda: deed(kv_dir, disk)):
                 assert sequence.deaths == 0  # a bad file is nobody's fault
                 b.core.forget(sequence)
-            assert any(news.startswith("fell back") for news in b.news)
+            assert any(news.startswith("fell back") for news in b.news), b.news
             if deed is damage:
-                assert any("checksum" in news for news in b.news)
+                assert any("checksum" in news for news in b.news), b.news
 
     asyncio.run(main())
 
@@ -126,6 +127,44 @@ def test_a_tier_that_cant_be_written_to(
             assert b.core.restarts == 0
         for path in wanted:
             path.unlink()
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("tier", [RAM, DISK])
+def test_a_file_system_that_is_full(
+    bench: MakeBench, kv_dir: Path, small: Path, tmp_path: Path, tier: str
+) -> None:
+    """The limit is not reached, but others have filled the place up."""
+    link = kv_dir if tier == RAM else tmp_path / "contexts"
+    if tier == RAM:
+        kv_dir.rmdir()
+    link.symlink_to(small)
+
+    async def main() -> None:
+        ram = 1 << 30 if tier == RAM else 0
+        async with bench(slots=2, quantum=4, ram=ram, eog=0.0) as b:
+            await b.core.start()
+            sequences = await crowd(b)
+            assert b.core.restarts == 0 and tier in b.tiers._trouble
+            assert all(s.deaths == 0 for s in sequences)
+            if tier == RAM:
+                assert any(s.tier == DISK for q in sequences for s in q.snapshots)
+            for sequence in sequences:
+                b.core.forget(sequence)
+        link.unlink()
 
     asyncio.run(main())
 
