@@ -813,6 +813,19 @@ class SyncCalls:
     def set_context(self, context: int, policy: str) -> Context:
         """Set what a context does when its window is full.
 
+        error: a prompt that does not fit fails with ENOSPC, and a reply ends with finish_reason
+        "length" and reason "window". The others make room, in the middle of a reply too.
+            truncate: the
+        oldest turns go, the system prompt stays, and what stays is computed anew. slide: the KV
+            shifts;
+        the first tokens stay (the system prompt when it is short) and the recent ones. summarize:
+            the
+        model compresses the oldest turns, for which the agent is charged; get_context shows them
+        as
+        they were. expand: the context moves to a larger slot class of its core, up to the length
+            that
+        the model was trained for; expand-yarn: beyond that too.
+
         context: context id.
         policy: error, truncate, slide, summarize, expand or expand-yarn.
 
@@ -2136,6 +2149,19 @@ class AsyncCalls:
 
     async def set_context(self, context: int, policy: str) -> Context:
         """Set what a context does when its window is full.
+
+        error: a prompt that does not fit fails with ENOSPC, and a reply ends with finish_reason
+        "length" and reason "window". The others make room, in the middle of a reply too.
+            truncate: the
+        oldest turns go, the system prompt stays, and what stays is computed anew. slide: the KV
+            shifts;
+        the first tokens stay (the system prompt when it is short) and the recent ones. summarize:
+            the
+        model compresses the oldest turns, for which the agent is charged; get_context shows them
+        as
+        they were. expand: the context moves to a larger slot class of its core, up to the length
+            that
+        the model was trained for; expand-yarn: beyond that too.
 
         context: context id.
         policy: error, truncate, slide, summarize, expand or expand-yarn.
