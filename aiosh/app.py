@@ -32,6 +32,7 @@ PARTS: Final = {
     "output": ("logs", "attach", "history", "watch"),
     "cores": ("cores", "models", "sched"),
     "contexts": ("mem", "ctx", "snapshot", "restore"),
+    "store": ("store",),
     "rights": ("grant", "revoke", "grants", "approve", "audit"),
     "simulate": ("simulate",),
     "system": ("info", "watermark", "syscall", "man"),
