@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
+import random
 import re
 import signal
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import aios
 from aiosd.abi.cores import ListCores
 from aiosd.abi.inference import (
     ClrContext,
@@ -25,10 +28,11 @@ from aiosd.abi.inference import (
     SetContext,
     Turn,
 )
+from aiosd.abi.process import Fork, Kill
 from tests.daemon import Daemon
 from tests.system.agents import until
 from tests.system.test_generation import error_of
-from tests.system.writer import Watcher, Writer, core
+from tests.system.writer import Watcher, Writer, core, info
 
 WINDOW = 192
 FAKE = f"""
@@ -338,6 +342,11 @@ def test_what_was_summarized_is_kept_after_a_restart_too(summing: Daemon) -> Non
         for turn, text in zip(turns, said, strict=True):
             assert text in turn.text, turn
         assert turns[0].summarized and turns[1].summarized and not turns[-1].summarized
+        child = a.call(Fork(a.aid))
+        with Writer(summing, credential=child.credential) as b:
+            [copy] = b.call(ListContexts(b.aid))
+            assert b.call(GetContext(copy.cid, 1, len(said))).turns == before
+            b.call(ClrContext(copy.cid))
         with error_of(errno.EINVAL, "100"):
             a.call(GetContext(context, 1, 101))
         credential = a.credential
@@ -371,6 +380,29 @@ def test_a_summary_changes_nothing_when_others_interfere(summing: Daemon) -> Non
             os.kill(pid, signal.SIGKILL)
         reply = b.finish(wanted)
         assert b.seen[wanted] == reply.token_ids == solo.token_ids
+
+
+@pytest.mark.parametrize("how", ["cancel", "KILL"])
+def test_a_request_that_ends_while_it_is_summarized_leaves_nothing(
+    state_dir: Path, runtime_dir: Path, kv_dir: Path, how: str
+) -> None:
+    slow = SUMMING.replace("eog = 0.0", "eog = 0.0, step_ms = 20")
+    with (
+        Daemon(state_dir, runtime_dir, kv_dir, config=slow) as daemon,
+        Writer(daemon) as a,
+        Watcher(daemon, "request.submit") as watcher,
+        daemon.connect() as person,
+    ):
+        wanted = a.submit("tell me " * 130, window="summarize")
+        watcher.await_event("request.submit", internal=True)
+        assert info(daemon).requests == 2
+        if how == "cancel":
+            a.cancel(wanted)
+            assert a.finish(wanted).finish_reason == "cancelled"
+        else:
+            person.call(Kill(a.aid, "KILL"))
+        until(lambda: info(daemon).requests == 0, "both requests have ended")
+        assert person.call(ListContexts()) == []
 
 
 def test_without_a_summary_the_turns_go_and_it_says_so(daemon: Daemon) -> None:
@@ -447,6 +479,64 @@ def test_expanding_has_limits_that_say_what_to_do(
         again = a.ask("x" * 100, max_tokens=400, window="expand-yarn", core="short")
         assert len(again.token_ids) == 400 and again.token_ids[:200] == reply.token_ids
         assert shown(a, again.context).core == "short@768-yarn"
+
+
+# All at once.
+
+
+def test_agents_of_all_policies_equal_their_solo_runs(daemon: Daemon) -> None:
+    """On one slot, suspended and resumed at random, their workers killed."""
+
+    async def tell(index: int, aids: dict[int, int]) -> list[list[int]]:
+        said = []
+        async with aios.connect_async(daemon.socket, name=f"a{index}") as kernel:
+            aids[index] = kernel.aid
+            how: dict[str, Any] = {
+                "window": ENDLESS[index % len(ENDLESS)],
+                "temperature": 0.7 * (index % 2),
+                "seed": index,
+                "core": "c",
+            }
+            reply = await kernel.llm_generate(
+                f"agent {index} " * 9, max_tokens=150, raw=True, **how
+            )
+            said.append(reply.token_ids)
+            for turn in range(2):
+                reply = await kernel.llm_generate(
+                    f"turn {turn} " * 8, max_tokens=120, raw=True, context=reply.context
+                )
+                said.append(reply.token_ids)
+            del aids[index]
+        return said
+
+    async def bother(aids: dict[int, int], over: asyncio.Event) -> int:
+        rng, killed = random.Random(5), set[int]()
+        async with aios.connect_async(daemon.socket) as person:
+            while not over.is_set():
+                if aids:
+                    aid = rng.choice(list(aids.values()))
+                    with suppress(ProcessLookupError):
+                        await person.suspend_agent(aid)
+                        await person.ping()
+                        await person.resume_agent(aid)
+                pid = rng.choice(await person.list_cores()).pid
+                if pid and len(killed) < 6 and pid not in killed and rng.random() < 0.02:
+                    killed.add(pid)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        return len(killed)
+
+    async def main() -> None:
+        solo = [await tell(index, {}) for index in range(6)]
+        aids: dict[int, int] = {}
+        over = asyncio.Event()
+        bothering = asyncio.create_task(bother(aids, over))
+        together = await asyncio.gather(*(tell(index, aids) for index in range(6)))
+        over.set()
+        assert await bothering > 0
+        assert together == solo
+
+    asyncio.run(main())
 
 
 # Choosing.
