@@ -2,9 +2,10 @@
 
     python -m tests.soak [KILLS [SEED]]
 
-Agents stream generations, each in the context of the one before, while the kernel and its worker
-are killed: at random moments, and at every kill point in turn (aiosd/killpoint.py). After each kill
-the database is looked into, and in the end everything is counted.
+Agents stream generations, each in the context of the one before, and are reniced and suspended;
+memory holds the KV of a few. Meanwhile the kernel and its worker are killed: at random moments, and
+at every kill point in turn (aiosd/killpoint.py). After each kill the database is looked into, and
+in the end everything is counted.
 
 What must hold: each token comes once, and is the one of the undisturbed run; each request that was
 answered is on record once, with all its tokens; what an agent logged is in the history once, and
@@ -43,6 +44,9 @@ slots = 3
 n_ctx = 2048
 options = {step_ms = 1, prefill_ms = 2, eog = 0.003}
 """
+RAM: Final = "ram_limit = 400_000\n"
+"""What [context] has besides: room for a few contexts, the others go to disk."""
+
 AGENTS: Final = 6
 TURNS: Final = 3
 TOKENS: Final = 90
@@ -65,6 +69,7 @@ class Soak:
         self._rng = random.Random(seed)
         self._turn = list(POINTS)
         self._solo: dict[int, list[list[int]]] = {}
+        self._living: set[int] = set()
         self._over = False
         self._marks = 0
 
@@ -114,6 +119,7 @@ class Soak:
         told: list[list[int]] = []
         async with await self._connect(f"a{index}") as kernel:
             context = 0
+            self._living.add(kernel.aid)
             for turn in range(TURNS):
                 reply = await self._ask(kernel, index, turn, context)
                 context = reply.context
@@ -136,6 +142,7 @@ class Soak:
             self.usage[kernel.aid] = [requests + TURNS + 1, tokens]
             with suppress(FileNotFoundError):  # it was done before the answer got lost
                 await kernel.clr_context(context)
+            self._living.discard(kernel.aid)
         return told
 
     async def _connect(self, name: str) -> aios.AsyncKernel:
@@ -171,12 +178,27 @@ class Soak:
     # The kills.
 
     async def _moment(self, agents: list[asyncio.Task[None]]) -> None:
-        """Let some work be done; an agent that failed ends the run."""
+        """Let some work be done, and bother an agent; one that failed ends the run."""
+        bother = asyncio.create_task(self._bother())
+        await asyncio.wait([bother, *agents], return_when=asyncio.FIRST_COMPLETED)
         done, _ = await asyncio.wait(
             agents, timeout=self._rng.random() * 0.6, return_when=asyncio.FIRST_COMPLETED
         )
         for task in done:
             task.result()
+        await bother
+
+    async def _bother(self) -> None:
+        """Renice some agent, suspend it and let it go on."""
+        if not self._living:
+            return
+        aid = self._rng.choice(sorted(self._living))
+        async with await self._connect("") as person:
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                await person.set_priority(aid, self._rng.randint(0, 10))
+                await person.suspend_agent(aid)
+                await person.ping()
+                await person.resume_agent(aid)
 
     async def _kill(self) -> None:
         deeds = [self._kill_worker, self._kill_kernel, self._kill_at_next]
@@ -263,6 +285,13 @@ class Soak:
 _MARKS: Final = "select json_extract(data, '$.n') from events where kind like '%mark'"
 
 
+def squeezed(daemon: Daemon) -> Daemon:
+    """Leave a daemon that is not started little memory for KV."""
+    with daemon.config.open("a") as file:
+        file.write(RAM)
+    return daemon
+
+
 def main(kills: int = 500, seed: int = 1) -> None:
     """Run the soak in directories of its own."""
     with tempfile.TemporaryDirectory(prefix="aios-soak-", dir="/tmp") as base:
@@ -270,7 +299,7 @@ def main(kills: int = 500, seed: int = 1) -> None:
         for place in places:
             place.mkdir(mode=0o700)
         state, run, kv = places
-        with Daemon(state, run, kv, config=CORE) as daemon:
+        with squeezed(Daemon(state, run, kv, config=CORE)) as daemon:
             soak = Soak(daemon, seed)
             asyncio.run(soak.run(kills))
         left = [str(path) for path in (*run.rglob("*"), *kv.rglob("*"))]

@@ -9,7 +9,7 @@ import pytest
 
 from aiosd.killpoint import POINTS
 from tests.daemon import Daemon
-from tests.soak import CORE, Soak
+from tests.soak import CORE, Soak, squeezed
 
 MET = [name for name in POINTS if not name.startswith(("identity", "snapshot"))]
 """Points that every run of the agents comes to."""
@@ -19,7 +19,7 @@ MET = [name for name in POINTS if not name.startswith(("identity", "snapshot"))]
 def test_kills_at_every_point_and_at_random(
     state_dir: Path, runtime_dir: Path, kv_dir: Path
 ) -> None:
-    with Daemon(state_dir, runtime_dir, kv_dir, config=CORE) as daemon:
+    with squeezed(Daemon(state_dir, runtime_dir, kv_dir, config=CORE)) as daemon:
         soak = Soak(daemon, seed=5)
         asyncio.run(soak.run(6, MET))
     assert soak.points.keys() == set(MET)
