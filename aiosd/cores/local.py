@@ -93,7 +93,7 @@ class LocalCore:
         self.step_s = self.device_s = 0.0
         self.standing = Standing(lambda: self.policy)
         self.placement = Placement(setup.slots, tiers, self._command, self._fell_back)
-        self.sharing = Sharing(setup.grid, self.placement, self._command)
+        self.sharing = Sharing(setup.grid, self.placement, self._command, self._spared)
         self._nice = nice
         self._listener = listener
         self._loop = asyncio.get_running_loop()
@@ -403,6 +403,12 @@ class LocalCore:
             )
         )
         self._schedule()
+
+    def _spared(self, sequence: Sequence, count: int) -> None:
+        if sequence.cid in self.policy:
+            self.policy.spare(sequence.cid, count)
+        if sequence.sink is not None:
+            sequence.sink.shared(count)
 
     def _dequeue(self, sequence: Sequence) -> None:
         if sequence.cid in self.policy:

@@ -40,13 +40,19 @@ class Sharing:
     """
 
     def __init__(
-        self, grid: int, placement: Placement, send: Callable[[protocol.Command], None]
+        self,
+        grid: int,
+        placement: Placement,
+        send: Callable[[protocol.Command], None],
+        spared: Callable[[Sequence, int], None],
     ) -> None:
+        """spared: told of a sequence that so many tokens of its prompt need not be computed."""
         self.exactly = False
         self.public_limit = 0
         self._grid = grid
         self._placement = placement
         self._send = send
+        self._spared = spared
         self._prefixes = Prefixes(grid)
         self._saving: dict[int, tuple[str, int]] = {}  # by donor: the file, positions at least
         self._taken: dict[int, tuple[int, str]] = {}  # by taker: its last donor, the file
@@ -182,8 +188,7 @@ class Sharing:
         gained = count - taker.kv
         if gained > 0:
             taker.history, taker.kv, taker.shared = [Run(PREFILL, 0, count)], count, count
-            if taker.sink is not None:
-                taker.sink.shared(gained)
+            self._spared(taker, gained)
         taker.slot_kv = count
         self._taken[taker.cid] = donor.cid, path
         self._send(protocol.Share(taker.cid, path, count))

@@ -116,6 +116,11 @@ class Mlfq(Levels):
             self._boosted.discard(id)
             self._place(entry)
 
+    def spare(self, id: int, count: int) -> None:
+        """A task has less to compute than it came with: it may belong to a better level."""
+        self._prompt[id] = max(0, self._prompt[id] - count)
+        self._place(self._entries[id])
+
     def plan(self, slots: int) -> Plan:
         """As with all levels, after those who have waited long enough were moved to the first."""
         for _ in range(min(AT_ONCE, len(self._since))):

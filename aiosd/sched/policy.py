@@ -151,6 +151,9 @@ class Policy(ABC):
         Tokens reported after the plan has stopped their task belong to a quantum that is over.
         """
 
+    def spare(self, id: int, count: int) -> None:  # noqa: B027 what most policies don't look at
+        """So many tokens of a task's prompt need not be computed after all; nobody is charged."""
+
     @abstractmethod
     def plan(self, slots: int) -> Plan:
         """Decide who occupies the core's slots (0 or more) now, and take it as done."""

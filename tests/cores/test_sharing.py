@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,5 +253,22 @@ def test_after_a_kill_a_beginning_is_computed_again_once(bench: MakeBench) -> No
                 await within(result.done)
             assert [result.tokens for _, result in begun] == expected
             assert b.core.restarts == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.model
+@pytest.mark.timeout(600)
+def test_a_real_model_says_what_it_says_alone(bench: MakeBench, model_path: Path) -> None:
+    async def main() -> None:
+        system = "You are a helpful keeper of a lighthouse, and you write about the sea. " * 12
+        prompts = [f"{system}Tell me about the storm of the year {1900 + n}." for n in range(4)]
+        async with core(bench, model=str(model_path), quantum=32) as b:
+            alone = [await b.solo(prompt, max_tokens=24) for prompt in prompts]
+            begun = [await b.submit(prompt, aid=5, max_tokens=24) for prompt in prompts]
+            for _, result in begun:
+                await within(result.done)
+            assert [result.tokens for _, result in begun] == alone
+            assert sum(result.cached > 0 for _, result in begun) == len(prompts) - 1
 
     asyncio.run(main())

@@ -54,6 +54,18 @@ def test_a_long_prompt_waits_for_short_ones() -> None:
     assert levels(policy) == {1: 3}
 
 
+def test_what_another_has_computed_makes_a_prompt_no_longer() -> None:
+    policy = Mlfq(quantum=4)
+    policy.add(a_task(1, prompt=20, aid=1))
+    policy.add(a_task(2, prompt=20, aid=2))
+    policy.spare(2, 18)
+    assert levels(policy) == {1: 2, 2: 0}
+    assert policy.plan(1) == Plan((), (2,))
+    policy.spare(2, 18)
+    policy.charge(2, 0, 4)
+    assert levels(policy) == {1: 2, 2: 1}
+
+
 def test_many_requests_at_once_sink_together() -> None:
     core = TinyCore(Mlfq(quantum=4), 1)
     for id in range(5):
