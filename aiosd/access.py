@@ -104,7 +104,7 @@ class Access:
     def changed(self) -> None:
         """Forget what was decided by the grants as they were."""
         self._cache.clear()
-        self._asking = bool(self._ask) or self.book.asks
+        self._asking = bool(self._ask or self.book.asks)
 
     # -- the question of the dispatcher ---------------------------------------------------------
 

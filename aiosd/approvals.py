@@ -96,10 +96,10 @@ class Approvals:
             self._questions[question.id] = question
         await self._expire()
 
-    @property
-    def waiting(self) -> frozenset[int]:
-        """The agents whose requests wait for an answer."""
-        return frozenset(q.aid for q in self._questions.values() if q.answer is not None)
+    def waits_for(self, aid: int) -> str:
+        """Return "approval" when a request of the agent waits for one, else nothing."""
+        waits = any(q.answer is not None and q.aid == aid for q in self._questions.values())
+        return "approval" if waits else ""
 
     async def wait(self, caller: Caller, call: Syscall, args: Call) -> None:
         """Return once this request was approved.

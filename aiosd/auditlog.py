@@ -142,7 +142,12 @@ class AuditLog:
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
 
     def _names(self) -> list[str]:
-        return sorted(name for name in os.listdir(self._folder) if _FILE.fullmatch(name))
+        # Through a descriptor of its own: listing moves its place, and readers are other threads.
+        folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+        try:
+            return sorted(name for name in os.listdir(folder) if _FILE.fullmatch(name))
+        finally:
+            os.close(folder)
 
     # -- writing --------------------------------------------------------------------------------
 

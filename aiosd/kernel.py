@@ -198,6 +198,7 @@ class Kernel:
         self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)
         self.messages = Messages(lambda: self.config, self.db, self.access, self.table)
         self.table.on_settled(self.messages.agent_ended)
+        self.table.channels += [self.approvals.waits_for, self.messages.waits_for]
         self.vault = Vault(partial(load_keys, self.config.encryption.key_file, os.environ))
         self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages)
         self.dispatcher.bind(self.vault, self.snapshots)

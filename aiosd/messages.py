@@ -99,6 +99,11 @@ class Messages:
             if not self._alive(aid):
                 self.agent_ended(aid)
 
+    def waits_for(self, aid: int) -> str:
+        """Return "message" when the agent waits for one, else nothing."""
+        box = self._boxes.get(aid)
+        return "message" if box is not None and box.waiting else ""
+
     def agent_ended(self, aid: int) -> None:
         """Clear an agent's mailbox and its subscriptions."""
         box = self._boxes.pop(aid, None)

@@ -13,6 +13,7 @@ programs and connections, signals.py and reaper.py end them, history.py remember
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import logging
 import os
@@ -54,8 +55,9 @@ ADOPTED_AT_ONCE: Final = 64
 class ProcessTable:
     """All agents. Implements access.Kinship and spawn.Watcher.
 
-    spawner: makes the Spawner that reports to this table. managers: the objects whose sys_ methods
-    serve the calls of the process group.
+    spawner: makes the Spawner that reports to this table. channels: each says what an agent that
+    generates nothing waits for beside its program, "" where it knows of nothing. managers: the
+    objects whose sys_ methods serve the calls of the process group.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class ProcessTable:
         spawner: Callable[[Watcher], Spawner],
     ) -> None:
         self.config = config
+        self.channels: list[Callable[[int], str]] = []
         self._access = access
         self._spawner = spawner(self)
         self._roster = Roster(db, events, access, config.history.keep_events)
@@ -328,7 +331,14 @@ class ProcessTable:
         await self._roster.save(process, notes=[Note("agent.note", process.aid, facts)])
 
     def _activity(self, process: Process) -> Activity:
-        return ENDED if process.ending is not None else self.listener.activity(process.aid)
+        if process.ending is not None:
+            return ENDED
+        activity = self.listener.activity(process.aid)
+        if activity.waiting == "program":
+            for channel in self.channels:
+                if waiting := channel(process.aid):
+                    return dataclasses.replace(activity, waiting=waiting)
+        return activity
 
 
 def _ending(record: ExitRecord) -> Ending:

@@ -61,6 +61,8 @@ class Book:
     def __init__(self) -> None:
         self._grants: dict[int, GrantRecord] = {}
         self._of: dict[str, dict[int, GrantRecord]] = {}
+        self.asks = 0
+        """How many grants want approval."""
         self.expires = inf
         """When the next grant expires, Unix time."""
 
@@ -74,13 +76,9 @@ class Book:
         """Return a grant by its id, or None."""
         return self._grants.get(id)
 
-    @property
-    def asks(self) -> bool:
-        """Whether any grant wants approval."""
-        return any(grant.mode == "ask" for grant in self._grants.values())
-
     def put(self, grant: GrantRecord) -> None:
         """Enter a grant."""
+        self.asks += grant.mode == "ask"
         self._grants[grant.id] = grant
         self._of.setdefault(grant.subject, {})[grant.id] = grant
         self.expires = min(self.expires, grant.expires or inf)
@@ -89,6 +87,7 @@ class Book:
         """Take a grant out; nothing when it is not there."""
         grant = self._grants.pop(id, None)
         if grant is not None:
+            self.asks -= grant.mode == "ask"
             mine = self._of[grant.subject]
             del mine[id]
             if not mine:

@@ -42,6 +42,7 @@ def test_a_request_waits_until_it_is_answered(daemon: Daemon) -> None:
     [question] = asked(owner)
     assert (question.aid, question.capability, question.object) == (a, "signal", f"agent:{b}")
     assert question.call == "suspend_agent"
+    assert owner.call(GetStatus(a)).waiting == "approval"
     assert owner.call(GetStatus(b)).state == "S"
     for nobody in (one, two):
         with pytest.raises(PermissionError):

@@ -13,7 +13,7 @@ import pytest
 from aiosd.abi import LEVEL
 from aiosd.abi.call import Call
 from aiosd.abi.messages import Message, Publish, RecvMessage, SendMessage, Subscribe
-from aiosd.abi.process import Fork, Kill, RegisterAgent
+from aiosd.abi.process import Fork, GetStatus, Kill, RegisterAgent
 from aiosd.abi.system import Cancel, Hello
 from tests.daemon import Client, Daemon, answer
 from tests.system.agents import hello, until, wait
@@ -43,6 +43,7 @@ def test_messages_come_in_order_and_once(daemon: Daemon) -> None:
     assert received(one) == []
     refused(one, RecvMessage(timeout=0.05), errno.ETIMEDOUT)
     waiting = one.send(RecvMessage())
+    until(lambda: owner.call(GetStatus(a)).waiting == "message", "it waits")
     young.call(SendMessage(a, b"at last"))
     reply = one.read()
     assert reply.id == waiting

@@ -18,6 +18,16 @@ from aiosd.abi.memory import (
     SearchMemory,
     UpdateMemory,
 )
+from aiosd.abi.storage import (
+    StoAlloc,
+    StoDelete,
+    StoHistory,
+    StoList,
+    StoRead,
+    StoRollback,
+    StoSearch,
+    StoWrite,
+)
 from tests.daemon import Client, Daemon
 from tests.system.parties import audit, child, grant, register
 
@@ -99,4 +109,31 @@ def test_nothing_of_anothers_memory_comes_out(daemon: Daemon, owner: Client) -> 
         refused(two, AddMemory("mine", large), errno.EINVAL)
     assert one.call(GetMemory(id)).text == "the harbour is deep"
     for client in (one, two, young):
+        client.close()
+
+
+def test_objects_of_a_pool(daemon: Daemon, owner: Client) -> None:
+    (one, a), (out, c) = register(daemon, "one"), register(daemon, "out")
+    grant(owner, f"agent:{a}", "member", "group:team")
+    one.call(StoWrite("plan", b"first", pool="team"))
+    one.call(StoWrite("plan", b"second", pool="team"))
+    one.call(StoWrite("diary", b"secret"))
+    here = [StoRead("plan", pool="team"), StoList(pool="team"), StoHistory("plan", pool="team"),
+            StoSearch("first", mode="keyword", pool="team")]  # fmt: skip
+    changes = [StoWrite("plan", b"spam", pool="team"), StoDelete("plan", pool="team"),
+               StoRollback("plan", 1, pool="team"), StoAlloc(1 << 20, pool="team")]  # fmt: skip
+    for deed in (*here, *changes):
+        refused(out, deed, errno.EPERM)
+    for mine in (StoRead("diary"), StoHistory("plan"), StoRollback("plan", 1), StoDelete("diary")):
+        refused(out, mine, errno.ENOENT)  # names are each owner's own
+    assert out.call(StoList()) == []
+    grant(owner, f"agent:{c}", "pool.read", "group:team")
+    assert [row.version for row in out.call(StoHistory("plan", pool="team"))] == [2, 1]
+    for deed in changes:
+        refused(out, deed, errno.EPERM)
+    assert [row.name for row in one.call(StoList(pool="team"))] == ["plan"]
+    denied = {r.data["call"] for r in audit(owner, kind="access.deny") if r.aid == c}
+    assert {"sto_read", "sto_list", "sto_history", "sto_search", "sto_write", "sto_delete",
+            "sto_rollback", "sto_alloc"} <= denied  # fmt: skip
+    for client in (one, out):
         client.close()
