@@ -1,4 +1,4 @@
-"""The key of watermarks: made once, for its owner alone, and never guessed at when it is damaged."""
+"""The key of watermarks: made once, for its owner alone, and not guessed at when it is damaged."""
 
 from __future__ import annotations
 
