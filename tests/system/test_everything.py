@@ -83,9 +83,10 @@ class Troupe:
         return kinds[index % (3 if self.fake else 4)]
 
     def prompt(self, index: int) -> str:
-        """20 to 400 tokens; a token of the fake core is a byte."""
+        """20 to 400 tokens, which are bytes on the fake core; on a real one, which has to compute
+        them again after each of four kills, 20 to 150."""
         words = f"Agent {index} keeps a diary about the sea, the wind and a small boat. "
-        tokens = 20 + index * 380 // (AGENTS - 1)
+        tokens = 20 + index * (380 if self.fake else 130) // (AGENTS - 1)
         return (words * 30)[:tokens] if self.fake else words * (1 + tokens // 16)
 
     async def perform(self, index: int) -> list[list[int]]:
