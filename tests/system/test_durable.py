@@ -250,6 +250,48 @@ def test_a_context_that_is_made_durable_at_work_fits_its_request(daemon: Daemon)
         assert a.call(GetContext(row.cid)).policy == "truncate"
 
 
+def test_what_shapes_tokens_holds_over_restarts(daemon: Daemon) -> None:
+    schema = {"type": "array", "items": {"type": "string"}, "minItems": 30}
+    ask: dict[str, Any] = {
+        "stream": True, "max_tokens": 900, "schema": schema, "logprobs": True, "temperature": 0.8,
+        "seed": 3, "watermark": True, "repeat_penalty": 1.2,
+    }  # fmt: skip
+    with Writer(daemon, "solo") as solo:
+        alone = solo.finish(solo.submit("tell", **ask))
+    a = Writer(daemon)
+    wanted = a.submit("tell", key="k", **ask)
+    for count in (30, 60):
+        got = list(a.read_tokens(wanted, count))
+        restart(daemon)
+        a.close()
+        a = Writer(daemon, credential=a.credential)
+        wanted = a.submit("tell", key="k", resume=len(got), **ask)
+        a.seen[wanted], a._first[wanted] = got, 0
+    reply = a.finish(wanted)
+    a.close()
+    assert reply.token_ids == a.seen[wanted] == alone.token_ids
+    assert (reply.text, reply.logprobs) == (alone.text, alone.logprobs)
+    assert reply.parsed == alone.parsed
+
+
+def test_a_beam_search_is_done_again(daemon: Daemon) -> None:
+    ask: dict[str, Any] = {"key": "k", "max_tokens": 600, "beams": 3}
+    with Writer(daemon, "solo") as solo:
+        alone = solo.ask("tell", **ask)
+        more = solo.ask(" so", context=alone.context, max_tokens=20)
+    with Writer(daemon) as a:
+        a.submit("tell", **ask)
+        until(
+            lambda: rows(daemon, "select 1 from contexts where kv > 0 and cid > 1") != [], "begun"
+        )
+        credential = a.credential
+        restart(daemon)
+    with Writer(daemon, credential=credential) as a:
+        reply = a.ask("tell", **ask)
+        assert reply.token_ids == alone.token_ids and reply.beams == alone.beams
+        assert a.ask(" so", context=reply.context, max_tokens=20).token_ids == more.token_ids
+
+
 def test_a_deadline_counts_on(daemon: Daemon) -> None:
     with Writer(daemon) as a:
         wanted = a.begin("tell", key="k", max_tokens=4000, deadline=3.0)
