@@ -28,6 +28,7 @@ from aiosd.context import Context, Contexts
 from aiosd.cores.dispatcher import Cores
 from aiosd.cores.local import LocalCore
 from aiosd.engine import runs
+from aiosd.engine.prompt import common
 from aiosd.engine.protocol import Goal, Slide, Tokens
 from aiosd.originals import Original, Originals
 from aiosd.window import Window
@@ -140,7 +141,7 @@ class Room:
                 text = f"no summary, the oldest turns went without one: {error.strerror or error}"
                 log.warning("context %d: %s", context.cid, text)
                 context.sequence.note = text
-        return await self._truncate(context, trial, new)
+        return await self._truncate(context, trial, new, raw=raw)
 
     def _full(self, context: Context, new: list[int]) -> OSError:
         core = context.core
@@ -153,13 +154,31 @@ class Room:
 
     # Truncate.
 
-    async def _truncate(self, context: Context, trial: Window, new: list[int]) -> list[int]:
+    async def _truncate(
+        self, context: Context, trial: Window, new: list[int], *, raw: bool
+    ) -> list[int]:
         """Let the oldest turns go."""
         held = runs.window(context.sequence.tokens + new, context.sequence.history)
-        kept = await self._kept(context, trial, held, new)
+        kept, inside = await self._kept(context, trial, held, new)
+        opening = await self._opening(context, trial, kept) if inside and not raw else []
         await context.core.placement.settle(context.sequence)
         trial.truncated += 1
-        return self._restart(context, trial, kept, new)
+        return self._restart(context, trial, kept, new, opening)
+
+    async def _opening(self, context: Context, trial: Window, kept: list[int]) -> list[int]:
+        """Return what makes a turn of a chat of the part of one that stays: its opening words."""
+        first = kept[bisect_left(kept, trial.head)]
+        role = next(turn.role for turn in reversed(trial.turns) if turn.start <= first)
+        if role == windows.REPLY:
+            opening = await self._chat(context, summary.GO_ON)
+        else:
+            one, other = [await self._chat(context, word) for word in ("a", "b")]
+            opening = one[: common(one, other)]
+        return opening[0 if trial.head else trial.lead :]
+
+    async def _chat(self, context: Context, words: str) -> list[int]:
+        turns = msgspec.json.encode([abi.Turn("user", words)]).decode()
+        return await context.core.tokenize("", turns, False, True)
 
     async def _kept(
         self,
@@ -170,8 +189,8 @@ class Room:
         *,
         extra: int = 0,
         follows: bool = False,
-    ) -> list[int]:
-        """Return which tokens stay, beginning with a whole character."""
+    ) -> tuple[list[int], bool]:
+        """Return which tokens stay, beginning with a whole character, and if within a turn."""
         size, tokens = context.core.setup.n_ctx, context.sequence.tokens + new
         kept, inside = windows.truncation(trial, held, size, extra=extra, follows=follows)
         if inside:
@@ -179,7 +198,7 @@ class Room:
             begun = kept[system : system + CHARACTER]
             pieces = await context.core.pieces([tokens[at] for at in begun])
             del kept[system : system + windows.whole(pieces)]
-        return kept
+        return kept, inside
 
     # Summarize.
 
@@ -190,7 +209,7 @@ class Room:
         core, tokens = context.core, context.sequence.tokens + new
         held = runs.window(tokens, context.sequence.history)
         extra = summary.share(core.setup.n_ctx) + summary.FRAME
-        kept = await self._kept(context, trial, held, new, extra=extra, follows=not raw)
+        kept, _ = await self._kept(context, trial, held, new, extra=extra, follows=not raw)
         text = await self._summary(context, trial, held, kept, tokens)
         inserted = await self._inserted(context, trial, text, raw=raw)
         parts = await self._parts(context, trial, held, kept, tokens)
@@ -234,8 +253,7 @@ class Room:
         core = context.core
         if raw:
             return await core.tokenize(summary.passage(text), "", True, True)
-        turns = msgspec.json.encode(summary.turn(text)).decode()
-        asked = await core.tokenize("", turns, False, True)
+        asked = await self._chat(context, summary.words(text))
         said = await core.tokenize(summary.REPLY, "", True, True)
         return [*asked[0 if trial.head else trial.lead :], *said]
 

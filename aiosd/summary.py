@@ -16,6 +16,8 @@ TASK: Final = (
 FRAME: Final = 64  # tokens that stand around a summary, at most
 LEFT_OUT: Final = "\n[...]\n"
 REPLY: Final = "I have taken note of that."
+GO_ON: Final = "Go on."
+"""What a user seems to have said before a reply whose beginning, and all before it, has gone."""
 
 
 def share(size: int) -> int:
@@ -39,9 +41,9 @@ def excerpt(tokens: list[int], most: int) -> tuple[list[int], list[int]]:
     return tokens[: most // 2], tokens[len(tokens) - most // 2 :]
 
 
-def turn(text: str) -> list[Turn]:
-    """Return what stands in place of the turns that went, in a chat; a reply of `REPLY` follows."""
-    return [Turn("user", f"Summary of our conversation so far: {text.strip()}")]
+def words(text: str) -> str:
+    """Return what a user says in place of the turns that went, in a chat; `REPLY` follows."""
+    return f"Summary of our conversation so far: {text.strip()}"
 
 
 def passage(text: str) -> str:

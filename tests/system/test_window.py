@@ -238,6 +238,20 @@ def test_a_chat_goes_on_for_ever(daemon: Daemon, policy: str) -> None:
         assert now.exact
 
 
+def test_a_long_reply_of_a_chat_stays_a_reply(daemon: Daemon) -> None:
+    """Its beginning goes, and the question; the system prompt is closed and a turn opened anew."""
+    with Writer(daemon) as a:
+        turns = [Turn("system", "Be brief."), Turn("user", "hello " * 9)]
+        reply = a.ask("", messages=turns, raw=False, max_tokens=300, window="truncate", core="c")
+        assert len(reply.token_ids) == 300 and reply.text == text_of(reply.token_ids)
+        now = a.call(GetContext(reply.context, 1, 2))
+        assert [(turn.number, turn.role) for turn in now.turns] == [(1, "user"), (2, "assistant")]
+        assert "Be brief." in now.turns[0].text and "hello" not in now.turns[0].text
+        assert reply.text.endswith(now.turns[1].text) and now.truncated >= 1
+        between = len("<|end|>\n".replace("<|end|>", "x")) + len("xGo on.x\nx")
+        assert now.tokens == sum(len(turn.token_ids) for turn in now.turns) + between
+
+
 # Exactness.
 
 
