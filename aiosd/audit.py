@@ -12,7 +12,8 @@ lives of agents (spawn, start, signals, stopped and running, name, nice, exit); 
 boots and reloads. What an agent does with its own memory, contexts and storage is no decision.
 
 A decision that comes again within REPEAT_S (same caller, call, object and outcome) is counted and
-recorded once more with the count, so that nobody can push older records out by asking often.
+recorded once more with the count; beyond FLOOD different refusals of one uid in that time only
+their number is (access.flood). So nobody can push older records out by asking for what is refused.
 
 What must hold: a record is on disk at most SYNC_S (and one fsync) after it was made, or with the
 BATCH records after it; it survives SIGKILL of the kernel as soon as the thread has written it,
@@ -29,6 +30,7 @@ import os
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,6 +54,10 @@ SYNC_MOST_S: Final = 10.0
 REPEAT_S: Final = 1.0
 REPEATS: Final = 1024
 """Decisions that are counted at a time; with more, all counts are recorded at once."""
+REFUSALS: Final = ("access.deny", "access.miss")
+FLOOD: Final = 64
+"""Different refusals of one uid within REPEAT_S that are recorded one by one."""
+FLOODED: Final = f"more than {FLOOD} different refusals within {REPEAT_S:g} s; counted from here on"
 PAGE: Final = 256
 """Records in a chunk of read_audit."""
 
@@ -74,6 +80,7 @@ class Audit:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: OSError | None = None
         self._repeats: dict[tuple[Any, ...], list[Any]] = {}
+        self._refusals: Counter[int] = Counter()  # by uid, within this window
         self._followers: set[asyncio.Event] = set()
         self._lost = 0
         self._closing = False
@@ -125,11 +132,16 @@ class Audit:
         if known is not None:
             known[0] += 1
             return
+        if kind in REFUSALS:
+            self._refusals[caller.uid] += 1
+            if self._refusals[caller.uid] > FLOOD:
+                self.decision("access.flood", Caller(caller.uid, 0, 0), 0, {"reason": FLOODED})
+                return
         self.record(kind, caller, target, data)
         if len(self._repeats) >= REPEATS:
             self._tell_repeats()
         if not self._repeats and self._loop is not None:
-            self._loop.call_later(REPEAT_S, self._tell_repeats)
+            self._loop.call_later(REPEAT_S, self._end_window)
         self._repeats[name] = [0, kind, caller.uid, caller.aid, data, target]
 
     def happened(self, kind: str, aid: int, data: dict[str, Any]) -> None:
@@ -165,6 +177,10 @@ class Audit:
             lost, self._lost = self._lost, 0
             self._queue.put(Entry(time.time(), os.geteuid(), 0, "audit.lost", {"count": lost}))
         self._queue.put(Entry(time.time(), uid, aid, kind, data))
+
+    def _end_window(self) -> None:
+        self._refusals.clear()
+        self._tell_repeats()
 
     def _tell_repeats(self) -> None:
         """Record how often decisions were repeated since they were entered."""

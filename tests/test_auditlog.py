@@ -16,7 +16,7 @@ import pytest
 from aiosd.abi.accounts import AuditRecord
 from aiosd.abi.chain import SEGMENT, Verifier
 from aiosd.access import Caller
-from aiosd.audit import Audit
+from aiosd.audit import FLOOD, Audit
 from aiosd.auditlog import RECORD_MAX, AuditLog, Entry
 
 MIB = 1 << 20
@@ -173,6 +173,25 @@ async def test_records_that_come_again_are_counted(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
         found = [(record.uid, record.data.get("count")) for record in log.read(1)]
         assert found == [(1, None), (2, None), (1, 999)]
+
+
+@coroutine
+async def test_refusals_do_not_flood_the_log(tmp_path: Path) -> None:
+    audit = Audit(str(tmp_path / "audit"), segment=MIB, limit=MIB)
+    audit.open()
+    for aid in range(5000):
+        audit.decision("access.miss", Caller(1, 1, 1), aid, {"call": "kill"})
+        audit.decision("access.allow", Caller(1, 1, 1), aid, {"call": "wait"})
+    audit.decision("access.deny", Caller(2, 2, 2), 7, {"call": "kill"})
+    await audit.close()
+    with opened(tmp_path) as log:
+        records = list(log.read(1))
+    refused = [record for record in records if record.uid == 1 and record.kind == "access.miss"]
+    assert len(refused) == FLOOD
+    floods = [record.data.get("count", 1) for record in records if record.kind == "access.flood"]
+    assert sum(floods) == 5000 - FLOOD
+    assert sum(record.kind == "access.allow" for record in records) == 5000
+    assert any(record.uid == 2 for record in records)
 
 
 @coroutine
