@@ -140,7 +140,7 @@ class Storage:
                 "sto_write: field 'upload' is empty; a write of several parts needs a name",
             )
         place = (owner.id, caller.subject, args.name, args.upload)
-        upload = await self._uploads.take(place, args.offset, caller.subject)
+        upload = self._uploads.take(place, args.offset)
         # A part that has begun is finished, whatever becomes of who sent it.
         work = asyncio.get_running_loop().create_task(
             self._part(caller, owner, upload, args, packed)
@@ -155,11 +155,12 @@ class Storage:
             try:
                 if not upload.has(args.offset, len(args.data)):
                     await self._charge(owner, upload, len(args.data))
-                    await self._run(upload.draft.write, args.data)
+                    draft = await self._uploads.draft(upload)
+                    await self._run(draft.write, args.data)
                 if not args.last:
                     self._uploads.rest(upload)
                     return abi.StoredObject(
-                        args.name, 0, upload.draft.size, "", args.content_type, {}, 0.0
+                        args.name, 0, upload.size, "", args.content_type, {}, 0.0
                     )
                 key = f"{caller.subject} {args.key}" if args.key else ""
                 return await self._complete(owner, upload, args, packed, key)
@@ -187,7 +188,8 @@ class Storage:
     async def _complete(
         self, owner: Owner, upload: Upload, args: abi.StoWrite, packed: str, key: str
     ) -> abi.StoredObject:
-        blob = await self._run(upload.draft.finish)
+        draft = await self._uploads.draft(upload)
+        blob = await self._run(draft.finish)
         upload.closed = True
         wanted = _Write(
             owner.id,
@@ -201,7 +203,7 @@ class Storage:
         )
         try:
             async with self._lock(blob.digest):
-                await self._run(upload.draft.commit)
+                await self._run(draft.commit)
                 written = await self._db.write(lambda db: _enter(db, wanted))
         except BaseException:
             with suppress(OSError):

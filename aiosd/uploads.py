@@ -1,7 +1,7 @@
 """Uploads: writes of several parts that are not complete yet.
 
-    upload = await uploads.take(place, offset, who)     # the one under way, or a fresh one
-    async with upload.lock: upload.draft.write(...)
+    upload = uploads.take(place, offset)                # the one under way, or a fresh one
+    async with upload.lock: draft = await uploads.draft(upload); ...
     uploads.rest(upload)                                # more parts are to come
     uploads.forget(upload)                              # it is complete
     await uploads.drop(upload)                          # it is given up
@@ -41,7 +41,7 @@ class Upload:
     """
 
     place: Place
-    draft: Draft
+    draft: Draft | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     counted: bool = False
     bytes: int = 0
@@ -50,19 +50,24 @@ class Upload:
     dropped: bool = False
     used: float = field(default_factory=time.monotonic)
 
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.draft.size if self.draft is not None else 0
+
     def has(self, offset: int, size: int) -> bool:
         """Whether a part was written already; raises OSError(EINVAL) when it does not fit on."""
         if self.dropped or self.closed:
             raise OSError(
                 errno.EAGAIN, "sto_write: this upload has just ended; begin again at offset 0"
             )
-        if offset == self.draft.size:
+        if offset == self.size:
             return False
-        if offset + size <= self.draft.size:
+        if offset + size <= self.size:
             return True
         raise OSError(
             errno.EINVAL,
-            f"sto_write: offset {offset}, but {self.draft.size} bytes are there; go on with those",
+            f"sto_write: offset {offset}, but {self.size} bytes are there; go on with those",
         )
 
 
@@ -78,7 +83,7 @@ class Uploads:
     def __len__(self) -> int:
         return len(self._open) + len(self._single)
 
-    async def take(self, place: Place, offset: int, who: str) -> Upload:
+    def take(self, place: Place, offset: int) -> Upload:
         """Return the upload of that place, or begin one; raises OSError(EINVAL, EAGAIN)."""
         upload = self._open.get(place) if place[3] else None
         if upload is not None:
@@ -90,23 +95,26 @@ class Uploads:
                 f"sto_write: no upload {place[3]!r} of {place[2]!r} is under way (it may have "
                 "paused for too long, or aiosd was restarted); begin again at offset 0",
             )
-        mine = sum(other[1] == who for other in self._open)
-        mine += sum(other.place[1] == who for other in self._single)
+        under_way = [*self._open.values(), *self._single]
+        mine = sum(other.place[1] == place[1] for other in under_way)
         if mine >= MAX_OF_ONE or len(self) >= MAX_UPLOADS:
             raise BlockingIOError(
                 errno.EAGAIN,
                 f"sto_write: {mine} writes of yours and {len(self)} in all are under way, the "
                 f"limits are {MAX_OF_ONE} and {MAX_UPLOADS}; finish some first",
             )
-        draft = await self._run(self._backend.draft)
-        upload = Upload(place, draft)
-        if not place[3]:
+        upload = Upload(place)
+        if place[3]:
+            self._open[place] = upload
+        else:
             self._single.add(upload)
-            return upload
-        other = self._open.setdefault(place, upload)
-        if other is not upload:  # begun twice at once
-            await self._run(draft.discard)
-        return other
+        return upload
+
+    async def draft(self, upload: Upload) -> Draft:
+        """Return where an upload's bytes go. Under its lock."""
+        if upload.draft is None:
+            upload.draft = await self._run(self._backend.draft)
+        return upload.draft
 
     def rest(self, upload: Upload) -> None:
         """A part is written, or was refused, and others may come."""
@@ -126,6 +134,8 @@ class Uploads:
         self.forget(upload)
         if upload.back is not None:
             upload.back()
+        if upload.draft is None:
+            return
         try:
             await self._run(upload.draft.discard)
         except OSError as error:

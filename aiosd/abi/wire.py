@@ -21,6 +21,9 @@ MAX_DEPTH: Final = 32
 MAX_VALUES: Final = 65_536
 """Values that a freely nesting body may hold: walking it must not hold up the kernel."""
 
+LONG: Final = 1 << 18
+"""Bytes from which a body is walked without counting first."""
+
 HEADER: Final = 4
 
 
@@ -115,8 +118,9 @@ def nesting(body: bytes) -> str:
 
     For bodies whose type admits free nesting. Counting the bytes that could open a container is
     quick and almost always settles it; only then is the body walked, and never past MAX_VALUES.
+    A long body is walked at once: what is long in it is mostly one value, passed in one step.
     """
-    if len(body) - len(body.translate(None, _OPENERS)) <= MAX_DEPTH:
+    if len(body) < LONG and len(body) - len(body.translate(None, _OPENERS)) <= MAX_DEPTH:
         return ""
     if (depth := depth_of(body)) > MAX_DEPTH:
         return f"nests deeper than {MAX_DEPTH}"

@@ -28,6 +28,7 @@ from aiosd.abi.storage import (
 )  # fmt: skip
 from aiosd.passages import SIZE, cut
 from aiosd.storage import leaving
+from aiosd.uploads import MAX_OF_ONE
 from tests.daemon import PATIENCE, Client, Daemon, answer
 from tests.stores.conftest import FAKE, Start
 from tests.stores.test_working import code
@@ -111,6 +112,18 @@ def test_a_write_in_parts_is_there_with_its_last_part_alone(daemon: Daemon, agen
     assert agent.call(StoWrite("a", b"bytes", 4, True, "u")).version == 2
     assert read(agent, "a") == b"new bytes"
     until(lambda: len(blobs(daemon)) == 2)
+
+
+def test_parts_may_be_sent_ahead_and_writes_under_way_are_bounded(agent: Client) -> None:
+    for n in range(20):
+        agent.send(StoWrite("a", bytes([n]) * 1000, n * 1000, n == 19, "u"))
+    assert not any(agent.read().errno for _ in range(20))
+    assert read(agent, "a") == b"".join(bytes([n]) * 1000 for n in range(20))
+    for n in range(MAX_OF_ONE):
+        agent.call(StoWrite(f"open{n}", b"x", 0, False, "u"))
+    assert code(agent, StoWrite("one more", b"x", 0, False, "u")) == errno.EAGAIN
+    agent.call(StoWrite("open0", b"x", 1, True, "u"))
+    agent.call(StoWrite("one more", b"x"))
 
 
 @pytest.mark.parametrize(
