@@ -351,7 +351,7 @@ class SetContext(Call, frozen=True):
     the first tokens stay (the system prompt when it is short) and the recent ones. summarize: the
     model compresses the oldest turns, for which the agent is charged; get_context shows them as
     they were. expand: the context moves to a larger slot class of its core, up to the length that
-    the model was trained for; expand-yarn: beyond that too.
+    the model was trained for; expand-yarn: beyond that too. A beam search ends with its window.
     """
 
     context: Cid

@@ -824,7 +824,8 @@ class SyncCalls:
         as
         they were. expand: the context moves to a larger slot class of its core, up to the length
             that
-        the model was trained for; expand-yarn: beyond that too.
+        the model was trained for; expand-yarn: beyond that too. A beam search ends with its
+            window.
 
         context: context id.
         policy: error, truncate, slide, summarize, expand or expand-yarn.
@@ -2161,7 +2162,8 @@ class AsyncCalls:
         as
         they were. expand: the context moves to a larger slot class of its core, up to the length
             that
-        the model was trained for; expand-yarn: beyond that too.
+        the model was trained for; expand-yarn: beyond that too. A beam search ends with its
+            window.
 
         context: context id.
         policy: error, truncate, slide, summarize, expand or expand-yarn.
