@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from aiosd.abi.inference import Beam, GetContext
-from aiosd.abi.process import ResumeAgent, SuspendAgent
+from aiosd.abi.inference import Beam, GenRestore, GenSnapshot, GetContext, ListContexts
+from aiosd.abi.process import Fork, ResumeAgent, SuspendAgent
 from tests.conftest import World
 from tests.daemon import Daemon
 from tests.system.agents import until
@@ -141,3 +141,26 @@ def test_a_search_outlives_the_kernel(state_dir: Path, runtime_dir: Path, kv_dir
         until(lambda: core(daemon).state == "ready", "the core is ready")
         with Writer(daemon, credential=credential) as a:
             assert a.ask("on and on " * 9, key="k", **WIDE).beams == expected
+
+
+def test_a_fork_and_a_snapshot_in_the_middle_of_a_search_begin_at_its_prompt(
+    daemon: Daemon,
+) -> None:
+    with Writer(daemon) as a:
+        prompt = "halfway there " * 9
+        expected = a.ask(prompt, **WIDE).beams
+        enough = core(daemon).tokens_out + 8
+        wanted = a.submit(prompt, **WIDE)
+        until(lambda: core(daemon).tokens_out > enough, "it searches")
+        with daemon.connect() as person:
+            [row] = [row for row in person.call(ListContexts(a.aid)) if row.busy]
+            person.call(GenSnapshot(row.cid, name="middle"))
+            child = person.call(Fork(a.aid))
+        assert a.finish(wanted).beams == expected
+        with Writer(daemon, credential=child.credential) as c:
+            mine = [row for row in c.call(ListContexts(child.aid)) if row.tokens == len(prompt)]
+            assert mine
+            assert c.ask("", context=mine[0].cid, raw=False, **WIDE).beams
+        with daemon.connect() as person:
+            person.call(GenRestore(row.cid))
+        assert a.ask("", context=row.cid, raw=False, max_tokens=5).token_ids
