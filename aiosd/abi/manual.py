@@ -42,7 +42,7 @@ GENERAL: Final = {
     "EINVAL": "An argument is wrong; the message names it, its limit and the cure.",
     "ENOSYS": "This kernel has no handler for the call.",
     "EPERM": "The caller may not do this.",
-    "EAGAIN": "Too much is under way already; try again later.",
+    "EAGAIN": "Too much is under way; try again, in as many seconds as the sentence says.",
     "ECANCELED": "The request was cancelled.",
     "EIO": "Something in the kernel failed; its log says what.",
 }

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from aiosd.abi.cores import AddCore
 from aiosh.output import data_words
 from tests.aiosh.conftest import Run, door, surroundings
 from tests.daemon import PATIENCE, Daemon
@@ -229,20 +230,26 @@ def test_sched_shows_what_the_policy_counts_by(ctl: Run, kernel: Daemon) -> None
     assert "credit 99, period 12, prefill_cost 1, decode_cost 0.5" in shown.out
     assert ctl("sched", "-o", "credit").status == 2
     assert "levels, boost" in ctl("sched", "-o", "bost=1").err
+    with kernel.connect() as person:
+        endless = {"step_ms": 30, "eog": 0.0}
+        person.call(AddCore("fake", name="slow", driver="fake", options=endless))
     with Writer(kernel) as a, Writer(kernel, credential=a.credential) as same:
-        first = a.begin(max_tokens=1900)
-        a.read_tokens(first, 1)
-        heads, row = ctl("sched").out.splitlines()[-2:]
-        assert "VIRTUAL" in heads.split() and row.split()[0] == "fake"
+        first = a.begin(core="slow", max_tokens=1900)
+        a.read_tokens(first, 1)  # and no more: it may come to wait for its reader
+        busy = a.submit(core="slow", max_tokens=1900)
+        until(lambda: "VIRTUAL" in ctl("sched").out, "the other one runs")
+        assert ctl("sched").out.splitlines()[-1].split()[0] == "slow"
         waiting = same.submit(after=[a.request[first]], max_tokens=1)
         until(lambda: "AFTER" in ctl("sched").out, "the second one waits")
         assert "LEVEL" in ctl("sched", "mlfq").out
         top = json.loads(ctl("top", "--json").out)["agents"]
         assert [agent["due"] for agent in top if agent["aid"] == a.aid] == [1]
         assert "GOT/DUE" in ctl("top", "--batch").out
-        a.cancel(first)
-        a.finish(first)
+        for one in (first, busy):
+            a.cancel(one)
+            a.finish(one)
         same.finish(waiting)
+    ctl("cores", "remove", "slow")
     ctl("sched", "set", "rr", "-o", "credit=256", "-o", "decode_cost=1")
 
 
