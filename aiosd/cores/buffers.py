@@ -102,6 +102,12 @@ class Buffers:
             self._free.append((os.stat(path).st_size, path))
         self._trim()
 
+    def waste(self, path: str) -> None:
+        """Let go of a buffer that its writer did not finish: the next kernel has no use for it."""
+        if self.sealed:
+            Path(path).unlink(missing_ok=True)
+        self.give(path)
+
     def forget(self, path: str) -> None:
         """Take a file off the books, whoever holds it: it is gone, or moved elsewhere."""
         self._holders.pop(path, None)

@@ -413,7 +413,7 @@ class Placement:
         live = self.live()
         for paths in self._writing.values():
             for path in paths:
-                self._tiers.give(path)
+                self._tiers.waste(path)
         self._writing.clear()
         for sequence in list(self._inside.values()):
             self._out(sequence)

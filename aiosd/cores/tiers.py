@@ -116,6 +116,11 @@ class Tiers:
         if path:
             self.pool(path).give(path)
 
+    def waste(self, path: str) -> None:
+        """Let go of a file that its writer, a worker that died, did not finish."""
+        if path:
+            self.pool(path).waste(path)
+
     def _make_room(self, tier: str, size: int, worth: float) -> bool:
         """Give up in a tier what is worth less than a newcomer; whether there is room then.
 
