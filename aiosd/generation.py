@@ -22,7 +22,7 @@ import msgspec
 
 from aiosd import again
 from aiosd import window as windows
-from aiosd.abi.inference import Beam, Chunk, LlmGenerate, Timing, TokenUsage
+from aiosd.abi.inference import Beam, Chunk, LlmGenerate, Recalled, Timing, TokenUsage
 from aiosd.abi.inference import Generation as Result
 from aiosd.context import Context
 from aiosd.engine.protocol import Beam as Found
@@ -75,6 +75,7 @@ class Generation:
         self.cached_tokens = 0
         self.tokens: list[int] = []
         self.texts: list[str] = []
+        self.recalled: list[Recalled] = []  # what was put before its prompt
         self.logprobs: list[float] = []  # of each token, when they were asked for
         self.beams: list[Beam] = []
         self.tail = ""  # text that became final with a token that is not part of the output
@@ -126,6 +127,7 @@ class Generation:
             "tokens": self.tokens.copy(),
             "texts": self.texts.copy(),
             "logprobs": self.logprobs.copy(),
+            "recalled": self.recalled,
             "goal": self.goal,
             "started": self._moment(self.started),
             "first_token": self._moment(self.first_token),
@@ -154,6 +156,7 @@ class Generation:
         self.cached_tokens = progress["cached_tokens"]
         self.tokens, self.texts = progress["tokens"], progress["texts"]
         self.logprobs = progress["logprobs"]
+        self.recalled = msgspec.convert(progress.get("recalled", []), list[Recalled])
         self.known, self.certain = len(self.tokens), progress["certain"]
         for name in ("started", "first_token"):
             if moment := progress[name]:
@@ -318,6 +321,7 @@ class Generation:
             parsed=self._parsed(),
             logprobs=self.logprobs,
             beams=self.beams,
+            recalled=self.recalled,
             exact=self.context.certain,
         )
 
@@ -377,7 +381,6 @@ def unbuilt(args: LlmGenerate) -> None:
     """Refuse what this kernel can't do yet; raises OSError(ENOSYS) that names the field."""
     asked = {
         "tools": bool(args.tools),
-        "recall": bool(args.recall),
     }
     for name, wanted in asked.items():
         if wanted:

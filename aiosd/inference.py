@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from aiosd.db import Database
     from aiosd.events import Events
     from aiosd.proc import ProcessTable
+    from aiosd.recall import Recall
     from aiosd.syscall import Stream
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Inference:
         )
         self.cores = cores
         self.requests = 0  # generations in flight
+        self.recall: Recall  # given by the kernel before the first request
         self._config = config
         self._events = events
         self._table = table
@@ -138,6 +140,7 @@ class Inference:
         """Generate text for the calling agent."""
         check(args)
         unbuilt(args)
+        self.recall.check(caller, args)
         if not caller.aid:
             raise OSError(
                 errno.ESRCH,
@@ -355,6 +358,10 @@ class Inference:
         sequence = context.sequence
         try:
             grammar = await self._grammar(context, args)
+            if args.recall:
+                args, generation.recalled = await self.recall.add(
+                    sequence.uid, generation.aid, args
+                )
             read = await self._tokens(context, args)
             system = [] if sequence.tokens else await leading.system(context.core, args)
             await self._order.turn(generation, self._table.get(generation.aid).nice)

@@ -193,6 +193,7 @@ class Kernel:
         )
         self.table.listener = self.inference
         self.stores = Stores(self.config, self.db, self.events, self.access, self.table)
+        self.inference.recall = self.stores.recall
         self.dispatcher.remember = self.inference.journal.answer
         self.keys.discard = self.inference.journal.discard
         self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)

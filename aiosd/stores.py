@@ -22,6 +22,7 @@ from aiosd.embedder import Embedder
 from aiosd.library import Library
 from aiosd.memory import SemanticMemory
 from aiosd.owners import Owners
+from aiosd.recall import Recall
 from aiosd.storage import Storage
 from aiosd.working import WorkingMemory
 
@@ -45,6 +46,7 @@ class Stores:
         self.memory = SemanticMemory(db, self.owners, self.embedder, lambda: self._config.memory)
         self.library = Library(db, self.embedder, lambda: self._config.storage)
         self.storage = Storage(db, self.owners, self.library, lambda: self._config.storage)
+        self.recall = Recall(access, self.owners, self.memory, self.library)
         self.managers = (self.working, self.memory, self.storage, self.embedder)
 
     async def boot(self) -> None:

@@ -65,6 +65,17 @@ class Beam(Record, frozen=True):
     finish_reason: str
 
 
+class Recalled(Record, frozen=True):
+    """A text that was put before a prompt. source: memory (with id) or storage (name, version)."""
+
+    source: str
+    text: str
+    score: float
+    id: int = 0
+    name: str = ""
+    version: int = 0
+
+
 class Generation(Record, frozen=True):
     """The result of a generation. finish_reason is "stop", "length" or "cancelled".
 
@@ -72,6 +83,7 @@ class Generation(Record, frozen=True):
     because its context's window is full. context can be continued by a later request. exact says
     whether the core promises the tokens of a solo run. logprobs: of each token, when asked for.
     beams: all that a beam search has found, the best first; text and token_ids are the best one's.
+    recalled: what was put before the prompt, when asked for.
     """
 
     text: str
@@ -88,6 +100,7 @@ class Generation(Record, frozen=True):
     route: str = ""
     logprobs: list[float] = []
     beams: list[Beam] = []
+    recalled: list[Recalled] = []
 
 
 class Chunk(Record, frozen=True):
@@ -160,9 +173,12 @@ class LlmGenerate(Call, frozen=True):
     tools: Annotated[
         list[Name], Meta(max_length=64, description="declared tools offered to the model")
     ] = []
-    recall: Annotated[str, Meta(max_length=64, description="memory or storage to prepend from")] = (
-        ""
-    )
+    recall: Annotated[
+        str,
+        Meta(
+            max_length=64, description="what is put before it: memory, storage, or memory,storage"
+        ),
+    ] = ""
     watermark: Annotated[
         bool, Meta(description="mark the text so that its origin can be traced")
     ] = False

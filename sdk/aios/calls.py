@@ -708,7 +708,7 @@ class SyncCalls:
         grammar: GBNF grammar that the text must satisfy.
         after: requests that must end first, however.
         tools: declared tools offered to the model.
-        recall: memory or storage to prepend from.
+        recall: what is put before it: memory, storage, or memory,storage.
         watermark: mark the text so that its origin can be traced.
         resume: with a key: index of the first token not yet received.
         frequency_penalty: taken off a token's logit each time it was used; 0: off.
@@ -2047,7 +2047,7 @@ class AsyncCalls:
         grammar: GBNF grammar that the text must satisfy.
         after: requests that must end first, however.
         tools: declared tools offered to the model.
-        recall: memory or storage to prepend from.
+        recall: what is put before it: memory, storage, or memory,storage.
         watermark: mark the text so that its origin can be traced.
         resume: with a key: index of the first token not yet received.
         frequency_penalty: taken off a token's logit each time it was used; 0: off.

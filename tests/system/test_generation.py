@@ -551,7 +551,7 @@ def test_queues_are_bounded(make: Any) -> None:
         ({"grammar": "root ::= x"}, errno.EINVAL, "grammar: line 1"),
         ({"after": [10**9]}, errno.ENOENT, "after"),
         ({"tools": ["x"]}, errno.ENOSYS, "tools"),
-        ({"recall": "x"}, errno.ENOSYS, "recall"),
+        ({"recall": "x"}, errno.EINVAL, "recall"),
         ({"beams": 2, "watermark": True}, errno.EINVAL, "watermark"),
         ({"context": 10**9}, errno.ENOENT, "1000000000"),
         ({"temperature": float("nan")}, errno.EINVAL, "temperature"),
