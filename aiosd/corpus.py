@@ -150,8 +150,21 @@ class Corpus:
             f" order by bm25({table}_words, 0.0, 1.0), t.id limit ?"
         )
         values = (f'owner : "{owner}" AND text : ({words})', owner, *where.values, k)
-        rows = await self._db.read(lambda db: db.execute(sql, values).fetchall())
+        try:
+            rows = await self._db.read(lambda db: db.execute(sql, values).fetchall())
+        except OSError as error:
+            if error.errno != errno.EUCLEAN:
+                raise
+            await self.mend(error)
+            rows = await self._db.read(lambda db: db.execute(sql, values).fetchall())
         return [row[0] for row in rows]
+
+    async def mend(self, damage: OSError) -> None:
+        """Make the index of words anew from the rows; raises OSError when those are damaged too."""
+        name = f"{self._table}_words"
+        log.warning("the index %s is made anew: %s", name, damage.strerror)
+        sql = f"insert into {name} ({name}) values ('rebuild')"
+        await self._db.write(lambda db: db.execute(sql).rowcount)
 
     async def nearest(self, owner: int, query: str, k: int, where: Where) -> list[Hit]:
         """Return the rows nearest in meaning, with their cosine similarity."""

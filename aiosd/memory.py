@@ -20,6 +20,7 @@ from aiosd import metadata
 from aiosd.abi import memory as abi
 from aiosd.access import Caller
 from aiosd.corpus import Corpus, Hit, Where
+from aiosd.killpoint import reach
 from aiosd.owners import Owner, Owners
 from aiosd.settings import Memory as Settings
 
@@ -185,7 +186,7 @@ class SemanticMemory:
             while self._waiting:
                 batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
                 try:
-                    found = await self._db.write(lambda db, batch=batch: _insert(db, batch))  # type: ignore[misc]
+                    found = await self._insert(batch)
                 except Exception as error:  # noqa: BLE001 (it goes to those who wait)
                     self._failed(batch, error)
                 else:
@@ -193,7 +194,17 @@ class SemanticMemory:
         finally:
             self._writing = None
 
+    async def _insert(self, batch: list[_Addition]) -> dict[int, tuple[Any, ...]]:
+        try:
+            return await self._db.write(lambda db: _insert(db, batch))
+        except OSError as error:
+            if error.errno != errno.EUCLEAN:
+                raise
+            await self.corpus.mend(error)  # it may be the index of words alone
+            return await self._db.write(lambda db: _insert(db, batch))
+
     def _written(self, batch: list[_Addition], found: dict[int, tuple[Any, ...]]) -> None:
+        reach("memory.answer")
         fresh: dict[int, list[int]] = {}
         for addition in batch:
             old = found.get(addition.row[0])
@@ -226,6 +237,7 @@ def _insert(db: Connection, batch: list[_Addition]) -> dict[int, tuple[Any, ...]
                 continue
         rows.append(row)
     db.conn.executemany(_INSERT, rows)
+    reach("memory.row")
     return found
 
 

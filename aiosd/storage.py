@@ -25,6 +25,7 @@ from aiosd import blobs, metadata
 from aiosd.abi import storage as abi
 from aiosd.access import Caller
 from aiosd.blobs import PIECE, Backend, Blob
+from aiosd.killpoint import reach
 from aiosd.owners import Owner, Owners
 from aiosd.settings import Storage as Settings
 from aiosd.uploads import Upload, Uploads
@@ -158,6 +159,7 @@ class Storage:
                     draft = await self._uploads.draft(upload)
                     await self._run(draft.write, args.data)
                 if not args.last:
+                    reach("storage.part")
                     self._uploads.rest(upload)
                     return abi.StoredObject(
                         args.name, 0, upload.size, "", args.content_type, {}, 0.0
@@ -191,6 +193,7 @@ class Storage:
         draft = await self._uploads.draft(upload)
         blob = await self._run(draft.finish)
         upload.closed = True
+        reach("storage.synced")
         wanted = _Write(
             owner.id,
             args.name,
@@ -204,11 +207,13 @@ class Storage:
         try:
             async with self._lock(blob.digest):
                 await self._run(draft.commit)
+                reach("storage.placed")
                 written = await self._db.write(lambda db: _enter(db, wanted))
         except BaseException:
             with suppress(OSError):
                 await self._collect(blob.digest)
             raise
+        reach("storage.answer")
         self._uploads.forget(upload)
         owner.stored.give(int(upload.counted) - int(written.fresh), written.freed)
         if written.repeated:
@@ -380,6 +385,7 @@ class Storage:
 
         async with self._lock(digest):
             if await self._db.write(forget):
+                reach("storage.forgotten")
                 await self._run(self._backend.delete, digest)
 
     async def _tier(self) -> None:
@@ -504,6 +510,7 @@ def _enter(db: Connection, wanted: _Write) -> _Written:
     db.execute(
         "delete from versions where object = ? and version <= ?", (id, version - wanted.keep)
     )
+    reach("storage.row")
     new = db.execute(f"{_VERSION} where o.id = ? and v.version = ?", (id, version)).fetchone()
     return _Written(new, fresh=row is None, freed=int(freed))
 
