@@ -77,6 +77,14 @@ class Owner:
     stored: Holding = field(default_factory=lambda: Holding("objects", "[storage]"))
 
 
+@dataclass(slots=True, eq=False)
+class _Finding:
+    """An owner that is being looked up. count: who waits for it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    count: int = 0
+
+
 class Owners:
     """All owners that this kernel has met. Owned by the event loop's thread."""
 
@@ -84,8 +92,7 @@ class Owners:
         self._db = db
         self._access = access
         self._known: dict[tuple[str, str], Owner] = {}
-        self._by_id: dict[int, Owner] = {}
-        self._finding: dict[tuple[str, str], asyncio.Task[Owner]] = {}
+        self._finding: dict[tuple[str, str], _Finding] = {}
 
     async def find(self, caller: Caller, pool: str = "") -> Owner:
         """Return the caller himself as an owner, or a pool: one that access has let him use."""
@@ -95,14 +102,21 @@ class Owners:
             name = ("agent", str(caller.aid))
         else:
             name = ("uid", str(caller.uid))
-        owner = self._known.get(name)
-        if owner is None:
-            task = self._finding.get(name)
-            if task is None:
-                task = asyncio.get_running_loop().create_task(self._find(name, caller.uid))
-                self._finding[name] = task
-            owner = await asyncio.shield(task)
-        return owner
+        finding = self._finding.get(name)
+        if finding is None:
+            owner = self._known.get(name)
+            if owner is not None:
+                return owner
+            finding = self._finding[name] = _Finding()
+        # Who asks later waits behind those who wait already: requests keep their order.
+        finding.count += 1
+        try:
+            async with finding.lock:
+                return self._known.get(name) or await self._find(name, caller.uid)
+        finally:
+            finding.count -= 1
+            if not finding.count:
+                del self._finding[name]
 
     async def of(self, caller: Caller, id: int, call: str, *, write: bool) -> Owner | None:
         """Return the owner of that number when the caller may use what it holds, else None."""
@@ -130,9 +144,5 @@ class Owners:
                 holding.count, holding.bytes = int(count), int(size)
             return owner
 
-        try:
-            owner = await self._db.write(look)
-            self._known[name] = self._by_id[owner.id] = owner
-            return owner
-        finally:
-            self._finding.pop(name, None)
+        owner = self._known[name] = await self._db.write(look)
+        return owner
