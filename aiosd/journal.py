@@ -278,7 +278,9 @@ class Journal:
             return (
                 db.execute(f"select {_CONTEXT} from contexts order by cid").fetchall(),
                 db.execute(f"select {_REQUEST} from open_requests order by rid").fetchall(),
-                db.execute(f"select {_ANSWER} from answers where expires > ?", (now,)).fetchall(),
+                db.execute(
+                    f"select {_ANSWER} from answers where expires > ? order by expires", (now,)
+                ).fetchall(),
             )
 
         contexts, requests, answers = await self._db.read(read)
