@@ -117,7 +117,13 @@ class Troupe:
     ) -> tuple[list[int], int]:
         """Make one request; returns its tokens and its context."""
         how = self.kind(index)
-        made = kernel.llm_generate(prompt, raw=True, max_tokens=TOKENS, context=context, **how)
+        made = kernel.llm_generate(
+            prompt,
+            raw=True,
+            max_tokens=TOKENS if self.fake else TOKENS // 2,
+            context=context,
+            **how,
+        )
         if not how.get("stream"):
             reply = await made
         else:
