@@ -273,7 +273,9 @@ class Soak:
         async with await self._connect("") as person:
             await self.rights.count(person)
             assert await person.list_contexts() == []
-            rows = {row.aid: row.usage for row in await person.list_agents(all=True)}
+            rows = {
+                aid: (await person.list_agents(aid=aid, all=True))[0].usage for aid in self.usage
+            }
         children = [aid for (aid,) in self._rows("select aid from agents where kind = 'forked'")]
         assert sorted(children) == sorted(self.forked), "a fork was done twice, or is lost"
         for aid, (requests, tokens) in self.usage.items():
