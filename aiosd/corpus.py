@@ -19,13 +19,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import re
 from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from aiosd.embedder import Embedder
 from aiosd.vectors import protocol as p
+from aiosd.words import some
 
 if TYPE_CHECKING:
     from aiosd.db import Connection, Database
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODES: Final = ("vector", "keyword", "hybrid")
-MAX_WORDS: Final = 64
-"""Words of a query that count."""
 DEEPEST: Final = 4
 """Times k that either ranking goes down, where two are fused."""
 LEAST: Final = 50
@@ -140,7 +138,7 @@ class Corpus:
 
     async def matching(self, owner: int, query: str, k: int, where: Where) -> list[int]:
         """Return the rows that have some of the query's words, the best by BM25 first."""
-        words = expression(query)
+        words = some(query)
         if not words:
             return []
         table = self._table
@@ -359,9 +357,3 @@ def fuse(rankings: list[list[int]], k: int) -> list[Hit]:
         for rank, id in enumerate(ranking, 1):
             scores[id] = scores.get(id, 0.0) + 1.0 / (RANK + rank)
     return sorted(scores.items(), key=lambda hit: (-hit[1], hit[0]))[:k]
-
-
-def expression(query: str) -> str:
-    """Return a query's words as an FTS5 expression that matches any of them; "" for none."""
-    words = dict.fromkeys(re.findall(r"\w+", query.lower()))
-    return " OR ".join(f'"{word}"' for word in list(words)[:MAX_WORDS])

@@ -2,7 +2,8 @@
 
 Records are rows of the database, output is kept by each agent's shim; read_log shows both as one
 stream in order of time. An agent's own events have kinds below `agent.event.`, so none can pretend
-to be the kernel's.
+to be the kernel's. What agents asked and were answered is in interactions.py; who may see it is
+decided here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 from aiosd.abi.process import Happening, LogEvent, LogRecord, QueryHistory, ReadLog
 from aiosd.access import Access, Caller
 from aiosd.db import Connection
+from aiosd.interactions import KIND, REPLY, Interactions
 from aiosd.keys import answering
 from aiosd.process import Process
 from aiosd.roster import Note, Roster
@@ -40,8 +42,11 @@ _json = msgspec.json.Encoder().encode
 class History:
     """Serves what is kept of agents. `rouse(aid)` says that there is more of an agent's output."""
 
-    def __init__(self, roster: Roster, spawner: Spawner, access: Access) -> None:
+    def __init__(
+        self, roster: Roster, spawner: Spawner, access: Access, interactions: Interactions
+    ) -> None:
         self._roster = roster
+        self._interactions = interactions
         self._spawner = spawner
         self._access = access
         self._readers: dict[int, set[asyncio.Event]] = {}
@@ -68,24 +73,27 @@ class History:
 
     async def sys_query_history(self, caller: Caller, args: QueryHistory) -> list[Happening]:
         """Return the newest records that match, oldest first."""
-        where = ["t >= ?", "kind >= ?", "kind < ?"]
-        values: list[object] = [args.since, args.kind, args.kind + "\U0010ffff"]
         if args.aid:
-            where.append("aid = ?")
-            values.append(args.aid)
-        elif not self._access.superuser(caller):
-            seen = [p.aid for p in self._roster if self._access.may_see(caller, p.aid)]
-            where.append("aid in (select value from json_each(?))")
-            values.append(_json(seen).decode())
-        query = (
-            f"select id, t, aid, kind, data from events where {' and '.join(where)} "
-            "order by id desc limit ?"
-        )
+            aids: list[int] | None = [args.aid]
+        elif self._access.superuser(caller):
+            aids = None
+        else:
+            aids = [p.aid for p in self._roster if self._access.may_see(caller, p.aid)]
+        if self._about_interactions(args):
+            return await self._interactions.find(args, aids)
         await self._roster.db.flush()  # what watchers were told of is there
-        rows = await self._roster.db.read(
-            lambda db: db.execute(query, [*values, args.limit]).fetchall()
-        )
-        return [_happening(row) for row in reversed(rows)]
+        return await self._roster.db.read(lambda db: _events(db, args, aids))
+
+    def _about_interactions(self, args: QueryHistory) -> bool:
+        """Whether requests and replies are asked for; raises OSError(EINVAL) when both are."""
+        filters = ("text", "cid", "core", "finish", "request")
+        given = [name for name in filters if getattr(args, name)]
+        if given and args.kind not in ("", KIND):
+            raise OSError(
+                errno.EINVAL,
+                f"query_history: field {given[0]!r} is of interactions; leave kind empty with it",
+            )
+        return bool(given) or args.kind == KIND
 
     async def sys_read_log(self, caller: Caller, args: ReadLog, stream: Stream) -> None:
         """Stream an agent's output and own events in order of time."""
@@ -192,6 +200,33 @@ async def _send(stream: Stream, pages: AsyncIterator[list[LogRecord]]) -> None:
                 chunk, size = [], 0
         if chunk:
             await stream.send(chunk)
+
+
+def _events(db: Connection, args: QueryHistory, aids: list[int] | None) -> list[Happening]:
+    where = ["t >= ?", "kind >= ?", "kind < ?"]
+    values: list[object] = [args.since, args.kind, args.kind + "\U0010ffff"]
+    for condition, value in (("t <= ?", args.until), ("id < ?", args.before)):
+        if value:
+            where.append(condition)
+            values.append(value)
+    if args.aid:
+        where.append("aid = ?")
+        values.append(args.aid)
+    elif aids is not None:
+        where.append("aid in (select value from json_each(?))")
+        values.append(_json(aids).decode())
+    query = (
+        f"select id, t, aid, kind, data from events where {' and '.join(where)} "
+        "order by id desc limit ?"
+    )
+    found: list[Happening] = []
+    left = REPLY
+    for row in db.execute(query, [*values, args.limit]):
+        left -= len(row[-1])
+        if found and left < 0:
+            break
+        found.append(_happening(row))
+    return found[::-1]
 
 
 def _happening(row: tuple[Any, ...]) -> Happening:

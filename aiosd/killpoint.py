@@ -29,6 +29,7 @@ POINTS: Final = {
     "db.commit": "a group is complete, its commit not begun",
     "db.committed": "a group is committed, nobody has been told",
     "inference.answer": "a request's end is durable, its reply not sent",
+    "interactions.row": "a request is put in the history, not committed",
     "identity.answer": "a new credential is durable, its owner has not been told",
     "snapshot.begun": "a snapshot's copy on disk has its size, and nothing in it",
     "snapshot.copied": "a snapshot's copy is written, not synced",

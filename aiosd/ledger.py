@@ -51,7 +51,7 @@ class Ledger:
     def close(self, generation: Generation) -> None:
         """Make a request's end durable with all that it means: accounts, record, kept answer."""
         context, kept = generation.context, generation.kept
-        parts = [self._accounts(generation)]
+        parts = [self._accounts(generation), *self._table.interactions.part(generation)]
         answer = b""
         if kept is not None and generation.error is None:
             answer = msgspec.msgpack.encode(

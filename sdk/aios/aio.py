@@ -16,6 +16,7 @@ from typing import Any, Final, Self, TypeVar, cast
 import msgspec
 
 from aios import errors
+from aios.asking import interactions
 from aios.calls import AsyncCalls
 from aios.link import Begin, Exchange, Link, Open, Pause, Plan, Step, exit_code
 from aios.place import inherited, socket_path
@@ -23,6 +24,7 @@ from aios.session import Finish, InFlight, Session
 from aios.streams import AsyncStream
 from aiosd.abi import wire
 from aiosd.abi.call import Call
+from aiosd.abi.process import Interaction
 from aiosd.abi.system import Welcome
 
 ENOUGH: Final = 64
@@ -229,6 +231,31 @@ class AsyncKernel(AsyncCalls):
         self._link.over = True
         if self._line is not None:
             self._line.close()
+
+    async def history(
+        self,
+        *,
+        aid: int = 0,
+        text: str = "",
+        since: float = 0.0,
+        until: float = 0.0,
+        cid: int = 0,
+        core: str = "",
+        finish: str = "",
+        request: int = 0,
+        before: int = 0,
+        limit: int = 200,
+    ) -> list[Interaction]:
+        """Return what agents asked and were answered: the newest that match, oldest first.
+
+        This is `query_history` of kind interaction, as typed rows; its arguments say what is
+        found. An answer has at most 2 MiB of texts: `before=rows[0].id` gives those before.
+        """
+        rows = await self.query_history(
+            aid=aid, kind="interaction", text=text, since=since, until=until, cid=cid, core=core,
+            finish=finish, request=request, before=before, limit=limit,
+        )  # fmt: skip
+        return interactions(rows)
 
     def __await__(self) -> Generator[Any, None, Self]:
         yield from self._attached().__await__()

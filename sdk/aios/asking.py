@@ -1,4 +1,5 @@
-"""What llm_generate takes in more than one form: chats as dicts, schemas as Pydantic models.
+"""What calls take and give in more than one form: chats as dicts, schemas as Pydantic models,
+records of the history as interactions.
 
 Pydantic is not imported: whatever has `model_json_schema` and `model_validate` is such a model.
 """
@@ -12,6 +13,7 @@ import msgspec
 
 from aios.session import Finish
 from aiosd.abi.inference import Generation, Turn
+from aiosd.abi.process import Happening, Interaction
 
 T = TypeVar("T")
 
@@ -62,3 +64,11 @@ def validated(schema: Mapping[str, Any] | type[Any] | None) -> Finish | None:
         return msgspec.structs.replace(reply, parsed=validate(reply.parsed))
 
     return finish
+
+
+def interactions(rows: list[Happening]) -> list[Interaction]:
+    """Return the requests and replies that records of that kind stand for."""
+    return [
+        msgspec.convert({"id": row.id, "t": row.t, "aid": row.aid, **row.data}, Interaction)
+        for row in rows
+    ]

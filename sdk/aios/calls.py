@@ -466,17 +466,49 @@ class SyncCalls:
         kind: str = "",
         since: float = 0.0,
         limit: int = 200,
+        until: float = 0.0,
+        before: int = 0,
+        text: str = "",
+        cid: int = 0,
+        core: str = "",
+        finish: str = "",
+        request: int = 0,
     ) -> list[Happening]:
         """Return recorded events of agents: starts, ends, state changes, requests, own events.
 
+        With kind interaction, or with text, cid, core, finish or request, it returns what agents
+        asked
+        and were answered instead. The newest that match, oldest first. The texts of one answer
+        have at
+        most 2 MiB: go on with before, the id of the first, until nothing comes.
+
         aid: agent id; 0: all that the caller may see.
-        kind: prefix of the kind; empty: all.
+        kind: prefix of the kind; empty: all events.
         since: Unix time.
         limit: at most this many, 1 to 10000.
+        until: Unix time; 0: now.
+        before: only ids below; 0: all.
+        text: words that all stand in the request or the reply.
+        cid: of this context; 0: all.
+        core: on this core; empty: all.
+        finish: that ended so: stop, length or cancelled; empty: all.
+        request: this request alone; 0: all.
 
         Raises OSError with ESRCH.
         """
-        answer: list[Happening] = self._call(QueryHistory(aid=aid, kind=kind, since=since, limit=limit))
+        answer: list[Happening] = self._call(QueryHistory(
+            aid=aid,
+            kind=kind,
+            since=since,
+            limit=limit,
+            until=until,
+            before=before,
+            text=text,
+            cid=cid,
+            core=core,
+            finish=finish,
+            request=request,
+        ))
         return answer
 
     def send_message(self, aid: int, body: Any, *, key: str = "") -> Sent:
@@ -1805,17 +1837,49 @@ class AsyncCalls:
         kind: str = "",
         since: float = 0.0,
         limit: int = 200,
+        until: float = 0.0,
+        before: int = 0,
+        text: str = "",
+        cid: int = 0,
+        core: str = "",
+        finish: str = "",
+        request: int = 0,
     ) -> list[Happening]:
         """Return recorded events of agents: starts, ends, state changes, requests, own events.
 
+        With kind interaction, or with text, cid, core, finish or request, it returns what agents
+        asked
+        and were answered instead. The newest that match, oldest first. The texts of one answer
+        have at
+        most 2 MiB: go on with before, the id of the first, until nothing comes.
+
         aid: agent id; 0: all that the caller may see.
-        kind: prefix of the kind; empty: all.
+        kind: prefix of the kind; empty: all events.
         since: Unix time.
         limit: at most this many, 1 to 10000.
+        until: Unix time; 0: now.
+        before: only ids below; 0: all.
+        text: words that all stand in the request or the reply.
+        cid: of this context; 0: all.
+        core: on this core; empty: all.
+        finish: that ended so: stop, length or cancelled; empty: all.
+        request: this request alone; 0: all.
 
         Raises OSError with ESRCH.
         """
-        answer: list[Happening] = await self._call(QueryHistory(aid=aid, kind=kind, since=since, limit=limit))
+        answer: list[Happening] = await self._call(QueryHistory(
+            aid=aid,
+            kind=kind,
+            since=since,
+            limit=limit,
+            until=until,
+            before=before,
+            text=text,
+            cid=cid,
+            core=core,
+            finish=finish,
+            request=request,
+        ))
         return answer
 
     async def send_message(self, aid: int, body: Any, *, key: str = "") -> Sent:

@@ -22,6 +22,7 @@ from typing import Any, Final, Self, TypeVar
 import msgspec
 
 from aios import errors
+from aios.asking import interactions
 from aios.calls import SyncCalls
 from aios.link import Begin, Exchange, Link, Open, Pause, Plan, Step, exit_code
 from aios.place import inherited, socket_path
@@ -29,6 +30,7 @@ from aios.session import Finish, InFlight, Session
 from aios.streams import Stream
 from aiosd.abi import wire
 from aiosd.abi.call import Call
+from aiosd.abi.process import Interaction
 from aiosd.abi.system import Welcome
 
 READ: Final = 256 * 1024
@@ -348,6 +350,31 @@ class Kernel(SyncCalls):
         self._link.over = True
         if self._line is not None:
             self._line.close()
+
+    def history(
+        self,
+        *,
+        aid: int = 0,
+        text: str = "",
+        since: float = 0.0,
+        until: float = 0.0,
+        cid: int = 0,
+        core: str = "",
+        finish: str = "",
+        request: int = 0,
+        before: int = 0,
+        limit: int = 200,
+    ) -> list[Interaction]:
+        """Return what agents asked and were answered: the newest that match, oldest first.
+
+        This is `query_history` of kind interaction, as typed rows; its arguments say what is
+        found. An answer has at most 2 MiB of texts: `before=rows[0].id` gives those before.
+        """
+        rows = self.query_history(
+            aid=aid, kind="interaction", text=text, since=since, until=until, cid=cid, core=core,
+            finish=finish, request=request, before=before, limit=limit,
+        )  # fmt: skip
+        return interactions(rows)
 
     def __enter__(self) -> Self:
         return self

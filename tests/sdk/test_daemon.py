@@ -38,6 +38,23 @@ def daemon(
         yield running
 
 
+def test_the_history_of_what_was_asked(daemon: Daemon) -> None:
+    with aios.connect(name="math") as kernel:
+        reply = kernel.llm_generate("What is 17 * 23?", max_tokens=8)
+        chat = [{"role": "user", "content": "Hello"}]
+        kernel.llm_generate(messages=chat, max_tokens=2)
+        one, two = kernel.history()
+        assert (one.aid, one.prompt, one.reply) == (kernel.aid, "What is 17 * 23?", reply.text)
+        assert (two.messages, two.prompt) == (chat, "")
+        assert kernel.history(text="hello", limit=1) == [two]
+
+        async def ask() -> list[aios.Interaction]:
+            async with aios.connect_async(credential=None) as person:
+                return await person.history(aid=one.aid, request=reply.request)
+
+        assert asyncio.run(ask()) == [one]
+
+
 def test_generate_continue_and_forget(daemon: Daemon) -> None:
     with aios.connect(name="math") as kernel:
         first = kernel.llm_generate("What is 17 * 23?", max_tokens=8, temperature=0)

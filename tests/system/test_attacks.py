@@ -132,6 +132,8 @@ ATTACKS: dict[str, tuple[Attack, int]] = {
     "look at it": (lambda s: GetStatus(s.v), errno.EPERM),
     "look at its priority": (lambda s: GetPriority(s.v), errno.EPERM),
     "read its history": (lambda s: QueryHistory(s.v), errno.EPERM),
+    "read what it asked": (lambda s: QueryHistory(s.v, "interaction"), errno.EPERM),
+    "search what it asked": (lambda s: QueryHistory(s.v, text='my OR "*'), errno.EPERM),
     "read its output": (lambda s: ReadLog(s.v), errno.EPERM),
     "follow its tokens": (lambda s: Attach(s.v), errno.EPERM),
     "probe it": (lambda s: Kill(s.v, "0"), errno.EPERM),
@@ -235,7 +237,7 @@ def test_another_user_attacks_an_agent(scene: Scene, name: str) -> None:
     assert attempt(stranger, attack(scene)) == number
     assert scene.state() == before
     assert stranger.call(ListAgents(all=True)) == []
-    assert stranger.call(QueryHistory()) == []
+    assert stranger.call(QueryHistory()) == stranger.call(QueryHistory(text="secret")) == []
     assert stranger.call(abi.ListContexts()) == []
     assert stranger.call(ListGrants()) == stranger.call(ListPending()) == []
     stranger.close()
@@ -245,6 +247,7 @@ def test_what_is_listed_is_the_attackers_own(scene: Scene) -> None:
     mallory = scene.mallory
     assert {row.aid for row in mallory.call(ListAgents(all=True))} == {scene.m}
     assert {row.aid for row in mallory.call(QueryHistory())} == {scene.m}
+    assert {row.aid for row in mallory.call(QueryHistory(text="secret"))} == {scene.m}
     assert {row.aid for row in mallory.call(abi.ListContexts())} == {scene.m}
     assert mallory.call(ListGrants()) == mallory.call(ListPending()) == []
     assert mallory.call(Publish("everybody", "spam")).receivers == 0
@@ -264,6 +267,7 @@ SYNTAX = [
 def test_sql_in_arguments_is_text(scene: Scene, text: str) -> None:
     before = scene.state()
     assert scene.mallory.call(QueryHistory(kind=text[:64])) == []
+    assert scene.mallory.call(QueryHistory(text=text, core=text)) == []
     assert scene.mallory.call(ListGrants(subject=text[:64])) == []
     assert attempt(scene.mallory, Grant(text, "observe", "uid:0")) == errno.EINVAL
     assert attempt(scene.mallory, Grant("uid:0", "observe", text)) == errno.EINVAL
