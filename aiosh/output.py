@@ -1,4 +1,4 @@
-"""Commands that show what agents say and do: logs, attach, history, watch."""
+"""Commands that show what agents say and do: logs, attach, watch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiosh import link, offers, tables
 from aiosh.arguments import Agent, Json, Kept
 
 if TYPE_CHECKING:
-    from aiosd.abi.process import Happening, Watched
+    from aiosd.abi.process import Watched
     from aiosd.abi.system import Event
 
 app = typer.Typer()
@@ -77,36 +77,6 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     return str(value) if isinstance(value, str | int) else jsonlib.dumps(tables.plain(value))
-
-
-HAPPENINGS: list[tables.Column[Happening]] = [
-    tables.Column("TIME", lambda row: tables.clock(row.t)),
-    tables.Column("AID", lambda row: str(row.aid) if row.aid else "", right=True),
-    tables.Column("KIND", lambda row: row.kind),
-    tables.Column("DATA", lambda row: data_words(row.data), least=20),
-]
-
-
-@app.command()
-def history(
-    agent: Annotated[
-        str, typer.Argument(help="aid or name; default: all", autocompletion=offers.all_agents)
-    ] = "",
-    kind: Annotated[str, typer.Option("--kind", "-k", help="prefix of the kind: agent.exit")] = "",
-    since: Annotated[
-        float, typer.Option("--since", min=0, help="only the last this many seconds; 0: all")
-    ] = 0,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000)] = 200,
-    json: Json = False,
-) -> None:
-    """Show what happened to agents: starts, ends, state changes, requests, their own events."""
-    import time
-
-    moment = time.time() - since if since else 0.0
-    with link.kernel() as kernel:
-        aid = link.resolve(kernel, [agent], ended=True)[0] if agent else 0
-        rows = kernel.query_history(aid=aid, kind=kind, since=moment, limit=limit)
-    tables.show(HAPPENINGS, rows, json)
 
 
 @app.command()
