@@ -18,17 +18,17 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from aiosd import blobs, metadata
+from aiosd import blobs, metadata, versions
 from aiosd.abi import storage as abi
 from aiosd.access import Caller
-from aiosd.blobs import PIECE, Backend, Blob
+from aiosd.blobs import PIECE, Backend
 from aiosd.killpoint import reach
 from aiosd.owners import Owner, Owners
 from aiosd.settings import Storage as Settings
 from aiosd.uploads import Upload, Uploads
+from aiosd.versions import Entry, Version
 
 if TYPE_CHECKING:
     from aiosd.db import Connection, Database
@@ -42,36 +42,6 @@ log = logging.getLogger(__name__)
 NAME_BYTES: Final = 1024
 THREADS: Final = 4
 LOCKS: Final = 64
-LAST: Final = "\U0010ffff"  # sorts behind every name
-
-_VERSION: Final = (
-    "select o.name, v.version, v.size, v.digest, v.content_type, v.metadata, v.created"
-    " from objects as o join versions as v on v.object = o.id"
-)
-
-
-@dataclass(frozen=True)
-class _Write:
-    """A version that is about to be entered."""
-
-    owner: int
-    name: str
-    blob: Blob
-    content_type: str
-    metadata: str
-    created: float
-    key: str
-    keep: int  # versions
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What entering a version did. repeated: it was there already, by its key."""
-
-    row: tuple[Any, ...]
-    fresh: bool
-    freed: int
-    repeated: bool = False
 
 
 class Storage:
@@ -180,7 +150,7 @@ class Storage:
         """Count a part in before it is written, with the first one the object where it is new."""
         settings = self._settings()
         if upload.back is None:
-            upload.counted = await self._row(owner.id, upload.place[2], 0) is None
+            upload.counted = await self._find(owner.id, upload.place[2], 0) is None
             count = int(upload.counted)
             owner.stored.take(count, 0, settings.objects, 0, "sto_write")
             upload.back = lambda: owner.stored.give(count, upload.bytes)
@@ -194,10 +164,11 @@ class Storage:
         blob = await self._run(draft.finish)
         upload.closed = True
         reach("storage.synced")
-        wanted = _Write(
+        wanted = Entry(
             owner.id,
             args.name,
             blob,
+            upload.size,
             args.content_type,
             packed,
             time.time(),
@@ -208,7 +179,7 @@ class Storage:
             async with self._lock(blob.digest):
                 await self._run(draft.commit)
                 reach("storage.placed")
-                written = await self._db.write(lambda db: _enter(db, wanted))
+                written = await self._db.write(lambda db: versions.enter(db, wanted))
         except BaseException:
             with suppress(OSError):
                 await self._collect(blob.digest)
@@ -217,11 +188,11 @@ class Storage:
         self._uploads.forget(upload)
         owner.stored.give(int(upload.counted) - int(written.fresh), written.freed)
         if written.repeated:
-            owner.stored.give(0, blob.size)
+            owner.stored.give(0, wanted.size)
         if written.freed or written.repeated:
             self._wake.set()
         self._library.changed(owner.id)
-        return _object(written.row)
+        return written.version.shown()
 
     def _limit(self, owner: Owner) -> int:
         return owner.reserved or self._settings().bytes
@@ -233,8 +204,7 @@ class Storage:
     ) -> abi.StoredObject:
         """Stream a version's bytes, verified piece by piece."""
         owner = await self._owners.find(caller, args.pool)
-        row = await self._version(owner, args.name, args.version, "sto_read")
-        found = _object(row)
+        found = await self._version(owner, args.name, args.version, "sto_read")
         if args.offset > found.size:
             raise OSError(
                 errno.EINVAL, f"sto_read: offset {args.offset} is beyond its {found.size} bytes"
@@ -242,28 +212,23 @@ class Storage:
         end = min(found.size, args.offset + args.size) if args.size else found.size
         async for part in self._parts(found, args.offset, end):
             await stream.send(part)
-        return found
+        return found.shown()
 
     async def head(self, owner: int, name: str, version: int, size: int) -> bytes:
         """Return the first bytes of a version, verified; for the library."""
-        row = await self._row(owner, name, version)
-        if row is None:
+        found = await self._find(owner, name, version)
+        if found is None:
             return b""
-        found = _object(row)
         parts = [part async for part in self._parts(found, 0, min(size, found.size))]
         return b"".join(parts)
 
-    async def _parts(
-        self, found: abi.StoredObject, start: int, end: int
-    ) -> AsyncGenerator[bytes, None]:
+    async def _parts(self, found: Version, start: int, end: int) -> AsyncGenerator[bytes, None]:
         """Yield the bytes from start to end. Raises OSError(EUCLEAN) before a damaged piece."""
         if start >= end:
             return
-        sql = "select digest, size, sums from blobs where digest = ?"
-        row = await self._db.read(lambda db: db.execute(sql, (found.digest,)).fetchone())
-        if row is None:
+        blob = await self._db.read(lambda db: versions.blob_of(db, found))
+        if blob is None:
             raise _damaged(found, "its bytes are not on record")
-        blob = Blob(*row)
         try:
             reader = await self._run(self._backend.open, blob.digest)
         except FileNotFoundError:
@@ -282,30 +247,27 @@ class Storage:
     async def sys_sto_list(self, caller: Caller, args: abi.StoList) -> list[abi.StoredObject]:
         """List the newest versions of objects, by name."""
         owner = await self._owners.find(caller, args.pool)
-        sql = (
-            f"{_VERSION} and v.version = o.version where o.owner = ? and o.name >= ?"
-            " and o.name < ? order by o.name limit ?"
+        rows = await self._db.read(
+            lambda db: versions.newest(db, owner.id, args.prefix, args.limit)
         )
-        values = (owner.id, args.prefix, args.prefix + LAST, args.limit)
-        return [_object(row) for row in await self._rows(sql, values)]
+        return [row.shown() for row in rows]
 
     async def sys_sto_history(self, caller: Caller, args: abi.StoHistory) -> list[abi.StoredObject]:
         """List the versions of an object, the newest first."""
         owner = await self._owners.find(caller, args.pool)
-        sql = f"{_VERSION} where o.owner = ? and o.name = ? order by v.version desc limit ?"
-        rows = await self._rows(sql, (owner.id, args.name, args.limit))
+        rows = await self._db.read(lambda db: versions.past(db, owner.id, args.name, args.limit))
         if not rows:
-            raise _missing("sto_history", args.name)
-        return [_object(row) for row in rows]
+            raise versions.missing("sto_history", args.name)
+        return [row.shown() for row in rows]
 
     # Changing what is there.
 
     async def sys_sto_delete(self, caller: Caller, args: abi.StoDelete) -> None:
         """Delete an object with all its versions."""
         owner = await self._owners.find(caller, args.pool)
-        done = await self._db.write(lambda db: _delete(db, owner.id, args.name))
+        done = await self._db.write(lambda db: versions.delete(db, owner.id, args.name))
         if done is None:
-            raise _missing("sto_delete", args.name)
+            raise versions.missing("sto_delete", args.name)
         size, passages = done
         owner.stored.give(1, size)
         self._library.removed(owner.id, passages)
@@ -315,21 +277,21 @@ class Storage:
         """Make an older version the newest again, as a version of its own."""
         call = "sto_rollback"
         owner = await self._owners.find(caller, args.pool)
-        old = _object(await self._version(owner, args.name, args.version, call))
+        old = await self._version(owner, args.name, args.version, call)
         owner.stored.take(0, old.size, 0, self._limit(owner), call)
         key = f"{caller.subject} {args.key}" if args.key else ""
         keep = self._settings().keep_versions
         try:
             async with self._lock(old.digest):
                 written = await self._db.write(
-                    lambda db: _roll_back(db, owner.id, args.name, args.version, key, keep)
+                    lambda db: versions.roll_back(db, owner.id, args.name, args.version, key, keep)
                 )
         except BaseException:
             owner.stored.give(0, old.size)
             raise
         owner.stored.give(0, written.freed + (old.size if written.repeated else 0))
         self._library.changed(owner.id)
-        return _object(written.row)
+        return written.version.shown()
 
     async def sys_sto_search(self, caller: Caller, args: abi.StoSearch) -> list[abi.Passage]:
         """Find passages of the newest versions of texts."""
@@ -342,12 +304,12 @@ class Storage:
         """Clean up at boot, and then every `sweep` seconds or when something was let go."""
         orphans = True
         while True:
+            self._wake.clear()  # first: what is let go during the sweep is for the next one
             try:
                 await self._sweep(orphans)
                 orphans = False
             except OSError as error:
                 log.warning("storage can't be cleaned up: %s", error)
-            self._wake.clear()
             try:
                 async with asyncio.timeout(self._settings().sweep):
                     await self._wake.wait()
@@ -425,17 +387,14 @@ class Storage:
     async def _rows(self, sql: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
         return await self._db.read(lambda db: db.execute(sql, values).fetchall())
 
-    async def _row(self, owner: int, name: str, version: int) -> tuple[Any, ...] | None:
-        newest = "o.version" if not version else "?"
-        sql = f"{_VERSION} where o.owner = ? and o.name = ? and v.version = {newest}"
-        rows = await self._rows(sql, (owner, name, *([version] if version else [])))
-        return rows[0] if rows else None
+    async def _find(self, owner: int, name: str, version: int) -> Version | None:
+        return await self._db.read(lambda db: versions.find(db, owner, name, version))
 
-    async def _version(self, owner: Owner, name: str, version: int, call: str) -> tuple[Any, ...]:
-        row = await self._row(owner.id, name, version)
-        if row is None:
-            raise _missing(call, name, version)
-        return row
+    async def _version(self, owner: Owner, name: str, version: int, call: str) -> Version:
+        found = await self._find(owner.id, name, version)
+        if found is None:
+            raise versions.missing(call, name, version)
+        return found
 
 
 def _heed(work: asyncio.Task[abi.StoredObject]) -> None:
@@ -471,92 +430,7 @@ def leaving(hot: list[tuple[Any, ...]], now: float, cold_after: float, hot_limit
     return found
 
 
-# In the writer's thread.
-
-
-def _enter(db: Connection, wanted: _Write) -> _Written:
-    """Enter a version, prune old ones; or return the one that has the same key."""
-    where = "where o.owner = ? and o.name = ?"
-    place = (wanted.owner, wanted.name)
-    if wanted.key:
-        old = db.execute(f"{_VERSION} {where} and v.key = ?", (*place, wanted.key)).fetchone()
-        if old is not None:
-            return _Written(old, fresh=False, freed=0, repeated=True)
-    row = db.execute(f"select id, version from objects as o {where}", place).fetchone()
-    if row is None:
-        sql = "insert into objects (owner, name, version) values (?, ?, 0) returning id, version"
-        id, version = db.execute(sql, place).fetchone()
-    else:
-        id, version = row
-    version += 1
-    blob = wanted.blob
-    db.execute(
-        "insert into blobs (digest, size, sums, used) values (?, ?, ?, ?)"
-        " on conflict (digest) do update set used = excluded.used",
-        (blob.digest, blob.size, blob.sums, wanted.created),
-    )
-    db.execute(
-        "insert into versions values (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            id, version, blob.digest, blob.size, wanted.content_type, wanted.metadata,
-            wanted.created, wanted.key,
-        ),
-    )  # fmt: skip
-    db.execute("update objects set version = ? where id = ?", (version, id))
-    freed = db.execute(
-        "select coalesce(sum(size), 0) from versions where object = ? and version <= ?",
-        (id, version - wanted.keep),
-    ).fetchone()[0]
-    db.execute(
-        "delete from versions where object = ? and version <= ?", (id, version - wanted.keep)
-    )
-    reach("storage.row")
-    new = db.execute(f"{_VERSION} where o.id = ? and v.version = ?", (id, version)).fetchone()
-    return _Written(new, fresh=row is None, freed=int(freed))
-
-
-def _roll_back(
-    db: Connection, owner: int, name: str, version: int, key: str, keep: int
-) -> _Written:
-    sql = (
-        "select b.digest, b.size, b.sums, v.content_type, v.metadata from objects as o"
-        " join versions as v on v.object = o.id join blobs as b on b.digest = v.digest"
-        " where o.owner = ? and o.name = ? and v.version = ?"
-    )
-    row = db.execute(sql, (owner, name, version)).fetchone()
-    if row is None:
-        raise _missing("sto_rollback", name, version)
-    blob = Blob(*row[:3])
-    return _enter(db, _Write(owner, name, blob, row[3], row[4], time.time(), key, keep))
-
-
-def _delete(db: Connection, owner: int, name: str) -> tuple[int, list[int]] | None:
-    """Delete an object; return the bytes of its versions and the ids of its passages."""
-    sql = "select id from objects where owner = ? and name = ?"
-    row = db.execute(sql, (owner, name)).fetchone()
-    if row is None:
-        return None
-    size = db.execute("select sum(size) from versions where object = ?", row).fetchone()[0]
-    passages = [r[0] for r in db.execute("select id from passages where object = ?", row)]
-    db.execute("delete from versions where object = ?", row)
-    db.execute("delete from passages where object = ?", row)
-    db.execute("delete from objects where id = ?", row)
-    return int(size or 0), passages
-
-
-def _object(row: tuple[Any, ...]) -> abi.StoredObject:
-    name, version, size, digest, content_type, packed, created = row
-    return abi.StoredObject(
-        name, version, size, digest, content_type, metadata.unpack(packed), created
-    )
-
-
-def _missing(call: str, name: str, version: int = 0) -> FileNotFoundError:
-    what = f"version {version} of object {name!r}" if version else f"object {name!r}"
-    return FileNotFoundError(errno.ENOENT, f"{call}: you have no {what}")
-
-
-def _damaged(found: abi.StoredObject, how: str) -> OSError:
+def _damaged(found: Version, how: str) -> OSError:
     return OSError(
         errno.EUCLEAN,
         f"version {found.version} of object {found.name!r} is damaged: {how} (blob {found.digest})"

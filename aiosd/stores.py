@@ -6,9 +6,8 @@
     await stores.close()
 
 Where to look: working.py is an agent's memory while it lives, memory.py its texts, storage.py its
-objects (blobs.py their bytes); owners.py says whose they are, corpus.py finds them (library.py: in
-objects), embedder.py is the process that knows
-vectors.
+objects (versions.py their rows, blobs.py their bytes); owners.py says whose they are, corpus.py
+finds them (library.py: in objects), embedder.py is the process that knows vectors.
 """
 
 from __future__ import annotations
