@@ -99,7 +99,8 @@ class FakeRunner:
             setting="fake",
             low=self._options.low,
             high=min(self._options.high, setup.slots),
-            batch=0 if setup.exact else 4 * setup.grid,
+            batch=4 * setup.grid,
+            even=setup.exact,
             verdict=setup.verdict or json.dumps({"fake": True}),
             kv_bytes_per_token=self._options.kv_bytes or ENTRY + 2,
             shifts=self._options.shifts,
@@ -129,10 +130,15 @@ class FakeRunner:
     def prefill(self, chunks: Sequence[Chunk]) -> None:
         """Compute chunks; ValueError when one leaves the grid or a gap, or they are too many."""
         total = sum(len(chunk.tokens) for chunk in chunks)
+        slots = [chunk.slot for chunk in chunks]
+        if slots != sorted(set(slots)):
+            raise ValueError(f"chunks of slots {slots}: not ascending")
         if len(chunks) > 1 and total > self.info.batch:
             raise ValueError(
                 f"{len(chunks)} chunks of {total} tokens: more than a prefill may have"
             )
+        if self.info.even and len({len(chunk.tokens) for chunk in chunks}) > 1:
+            raise ValueError("chunks of several lengths: their bits depend on one another")
         self._work(self._options.prefill_ms * total / self._grid)
         for chunk in chunks:
             self._extend(chunk)

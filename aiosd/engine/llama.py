@@ -47,7 +47,6 @@ L: Any = llama_cpp  # ctypes bindings without types
 KV_TYPES: Final = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30,
 }  # fmt: skip
-TOGETHER: Final = 4  # grid chunks that may share a prefill where the bits do not matter
 LOG_ERROR: Final = 4
 
 _errors: deque[str] = deque(maxlen=4)
@@ -167,8 +166,7 @@ class Device:
         streams = setup.slots + self._pads
         params = L.llama_context_default_params()
         params.n_ctx = streams * setup.n_ctx
-        grids = 1 if setup.exact else TOGETHER
-        params.n_batch = params.n_ubatch = max(grids * setup.grid, streams)
+        params.n_batch = params.n_ubatch = max(probe.TOGETHER * setup.grid, streams)
         params.n_seq_max, params.kv_unified = streams, False
         params.swa_full = True  # or what left the window would be missing after a roll-back
         params.n_threads = params.n_threads_batch = threads
@@ -285,9 +283,10 @@ class Device:
         pointer = L.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(pointer, (count, self._n_vocab))
 
-    def chunk(self, slot: int, tokens: Sequence[int], start: int) -> None:
-        """For the probe: compute a chunk."""
-        self.prefill([Chunk(slot, tokens, start, False)])
+    def chunks(self, chunks: Sequence[tuple[int, Sequence[int], int]]) -> list[bytes]:
+        """For the probe: compute (slot, tokens, start) chunks; the bytes of their last logits."""
+        self.prefill([Chunk(*chunk, True) for chunk in chunks])
+        return [row.tobytes() for row in self.logits(len(chunks))]
 
     def step(self, rows: Sequence[tuple[int, int, int]]) -> list[bytes]:
         """For the probe: decode (slot, token, position) rows; the bytes of each row's logits."""
@@ -448,7 +447,8 @@ class LlamaRunner:
             setting=f"{setting}{_rows(low, high, setup.slots)}",
             low=low,
             high=high,
-            batch=0 if setup.exact else TOGETHER * setup.grid,
+            batch=probe.TOGETHER * setup.grid if not verdict or verdict.together else 0,
+            even=setup.exact,
             verdict=probe.dump(verdict) if verdict else "",
             kv_bytes_per_token=self._warm_up(),
             shifts=self._device.shifts,

@@ -5,9 +5,9 @@ step of every sequence that has a known token to compute (in parts, where the de
 bits for few rows only). While both wait, a slice of prefill (one grid size of tokens) and a decode
 step take turns; chunks that complete their prompts may go up to EAGER slices further, since each of
 them makes the steps that follow wider. The lowest rank goes first in every call, so an urgent
-arrival waits at most for a slice and a decode step. Where a core need not be exact, such chunks
-share a call with the first one. Commands take effect between two turns; with nothing to compute the
-loop sleeps on its inbox.
+arrival waits at most for a slice and a decode step. Such chunks share a call with the first one as
+far as the runner's bits allow it. Commands take effect between two turns; with nothing to compute
+the loop sleeps on its inbox.
 
 What must hold: an error of one sequence ends that sequence (`Lost`) and no other. Every command
 that names a sequence is answered: with its event, or with Lost when there is no such sequence.
@@ -90,6 +90,8 @@ class Loop:
                 else:
                     decoding.append(sequence)
         prefilling.sort(key=lambda s: (s.rank, s.order))
+        if not decoding:
+            self._credit = self._grid  # nobody waits for a step
         if prefilling and (not decoding or self._affords(prefilling[0], 0)):
             self._prefill(self._together(prefilling))
         elif decoding:
@@ -105,15 +107,18 @@ class Loop:
         return before + end - sequence.kv <= self._credit + eager
 
     def _together(self, prefilling: list[Sequence]) -> list[Sequence]:
-        """The sequences whose next chunks share one call; the first goes in any case."""
-        chosen, total = prefilling[:1], prefilling[0].chunk(self._grid) - prefilling[0].kv
+        """The sequences whose next chunks share one call, by slot; the first goes in any case."""
+        info, chosen = self._runner.info, prefilling[:1]
+        total = first = prefilling[0].chunk(self._grid) - prefilling[0].kv
         for sequence in prefilling[1:]:
             size = sequence.chunk(self._grid) - sequence.kv
-            if total + size > self._runner.info.batch or not self._affords(sequence, total):
+            if info.even and size != first:
+                continue
+            if total + size > info.batch or not self._affords(sequence, total):
                 break
             chosen.append(sequence)
             total += size
-        return chosen
+        return sorted(chosen, key=lambda s: s.slot)
 
     # Batches.
 

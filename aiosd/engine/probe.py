@@ -12,10 +12,11 @@ one row decodes alone over 512 or more padded cells, and then differs from wider
 avoids that path. F16 and F32 weights differ between one row and more. Without flash attention a
 long context decodes at half the speed.
 
-Several prompts in one prefill call were tried as well: prompts of one length take 7 to 9 % less
-time so, prompts of different lengths none (313 tokens took 0.72 s together and 0.71 s apart),
-because llama.cpp cuts such a batch where one of them ends. Where it cuts depends on the neighbours,
-so an exact core computes one sequence's chunk a call.
+Several prompts in one prefill call: chunks of one length take 7 to 9 % less time so, chunks of
+different lengths none (313 tokens took 0.72 s together and 0.71 s apart), because llama.cpp cuts
+such a batch where one of them ends. Where it cuts depends on the neighbours, and bits depend on
+where it cuts; chunks of one length are not cut. So an exact core lets those of one length share a
+call, once it has seen that they come out as each does alone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ WINDOW = max(LENGTHS) + 56  # tokens that a bench must hold
 TOKENS = [10 + (i * 7919) % 241 for i in range(max(LENGTHS))]
 ENOUGH_S = 2.0  # once an exact setting is known, others are tried for no longer than this
 ALL_WIDTHS = 8  # up to here every width is tried
+TOGETHER = 4  # whole grid chunks that may share a prefill, at most
+CHUNKS = (1, 5, 48, 24)  # lengths of chunks tried together; the last with every thread count
 
 Bits = dict[int, bytes]
 """A digest of the logits of each context tried, by its length."""
@@ -58,7 +61,8 @@ class Verdict(msgspec.Struct, frozen=True):
     low, high: rows of a decode among which all widths give the same bits. decode_rate, lone_rate:
     tokens/s with every slot decoding, and with one. threads: counts that give the same bits, so
     that one may be changed for another between two calls; most first. rolls_back: whether a tail
-    of the model's KV can be removed and computed again with the same bits.
+    of the model's KV can be removed and computed again with the same bits. together: whether
+    prefill chunks of one length give the same bits in one call as in calls of their own.
     """
 
     key: str
@@ -70,6 +74,7 @@ class Verdict(msgspec.Struct, frozen=True):
     lone_rate: float
     threads: list[int]
     rolls_back: bool
+    together: bool
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -89,8 +94,8 @@ class Shape(msgspec.Struct, frozen=True):
 class Bench(Protocol):
     """A context opened with one setting, as far as a probe needs it."""
 
-    def chunk(self, slot: int, tokens: Sequence[int], start: int) -> None:
-        """Compute one chunk."""
+    def chunks(self, chunks: Sequence[tuple[int, Sequence[int], int]]) -> list[bytes]:
+        """Compute (slot, tokens, start) chunks in one call; the bytes of each one's last logits."""
         ...
 
     def adapt(self, counts: Sequence[int]) -> None:
@@ -194,6 +199,7 @@ def examine(bench: Bench, setting: Setting, shape: Shape) -> Verdict:
     chosen = choose(bits, slots) if restores else None
     low, high = chosen or (1, slots)
     threads = _decode_alike(bench, states, (low, high, bits[high]), threads) if chosen else [most]
+    together = chosen is not None and _together(bench, states, slots, threads)
     crowd, lone = high / seconds[high], 1 / seconds[low]
     return Verdict(
         key=shape.key,
@@ -205,6 +211,7 @@ def examine(bench: Bench, setting: Setting, shape: Shape) -> Verdict:
         lone_rate=round(lone, 1),
         threads=threads,
         rolls_back=rolls_back,
+        together=together,
     )
 
 
@@ -236,7 +243,7 @@ def _contexts(bench: Bench, grid: int) -> dict[int, bytes]:
     """KV of each length, prefilled in slot 0; the longest stays there."""
     states: dict[int, bytes] = {}
     for start, end in _chunks(0, grid):
-        bench.chunk(0, TOKENS[start:end], start)
+        bench.chunks([(0, TOKENS[start:end], start)])
         if end in LENGTHS:
             states[end] = bench.state(0)
     return states
@@ -270,8 +277,40 @@ def _rolls_back(bench: Bench, states: dict[int, bytes], grid: int) -> bool:
 
 def _finish(bench: Bench, states: dict[int, bytes], grid: int, start: int) -> bool:
     for begin, end in _chunks(start, grid):
-        bench.chunk(0, TOKENS[begin:end], begin)
+        bench.chunks([(0, TOKENS[begin:end], begin)])
     return bench.state(0) == states[max(LENGTHS)]
+
+
+def _together(bench: Bench, states: dict[int, bytes], slots: int, threads: Sequence[int]) -> bool:
+    """Whether chunks of one length give the same logits and KV in one call as one by one."""
+    width = min(slots, TOGETHER)
+    if width == 1:
+        return False
+    tries = [(threads[0], size) for size in CHUNKS] + [(n, CHUNKS[-1]) for n in threads[1:]]
+    alike = True
+    for count, size in tries:
+        bench.adapt([count])
+        apart = _prefill(bench, states, size, [[slot] for slot in range(width)])
+        alike = alike and _prefill(bench, states, size, [list(range(width))]) == apart
+    bench.adapt(threads[:1])
+    return alike
+
+
+def _prefill(
+    bench: Bench, states: dict[int, bytes], size: int, calls: list[list[int]]
+) -> list[tuple[bytes, bytes]]:
+    """Go on by `size` tokens in each slot; digests of its logits and its KV. calls: slots each."""
+    found = []
+    for slots in calls:
+        chunks = []
+        for slot in slots:
+            start = LENGTHS[slot % len(LENGTHS)]
+            bench.set_state(slot, states[start])
+            chunks.append((slot, TOKENS[slot : slot + size], start))
+        logits = bench.chunks(chunks)
+        states_now = [bench.state(slot) for slot in slots]
+        found += [(_digest(a), _digest(b)) for a, b in zip(logits, states_now, strict=True)]
+    return found
 
 
 def _decode_alike(

@@ -6,8 +6,9 @@ OSError with an errno and a sentence; anything else is a broken invariant and en
 
 What must hold: rows of a decode sit in ascending consecutive slots, at most `info.high` of them;
 fewer than `info.low` begin at slot 0 (the runner adds what is missing); a chunk of a prefill never
-crosses a multiple of the grid; the chunks of one call are of different slots, and have `info.batch`
-tokens at most; prefill and decode never share a call.
+crosses a multiple of the grid; the chunks of one call are of different slots, in ascending order,
+have `info.batch` tokens at most, and one length where `info.even`; prefill and decode never share a
+call.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class ModelInfo:
     """What `Loaded` tells the kernel about an open model; the fields mean what they mean there.
 
     low, high: rows that a decode may have so that its bits are always the same. batch: tokens that
-    a prefill may have; 0: one chunk, whose bits would depend on the others. shifts: whether KV can
-    be shifted.
+    a prefill of several chunks may have; 0: one chunk a call. even: several chunks must be equally
+    long, or their bits would depend on one another. shifts: whether KV can be shifted.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ModelInfo:
     low: int
     high: int
     batch: int
+    even: bool
     verdict: str
     kv_bytes_per_token: int
     shifts: bool = False

@@ -17,7 +17,7 @@ import pytest
 from aiosd.engine import protocol as p
 from aiosd.engine import watermark
 from aiosd.engine.snapshot import read_layout
-from tests.engine.churn import Churn, Result, alone
+from tests.engine.churn import Churn, Result, alone, result
 from tests.engine.conftest import Start
 from tests.engine.kernel import GRID, Sequence, Worker, find_model
 from tests.engine.schemas import KEPT, PERSON
@@ -110,6 +110,26 @@ def test_the_first_result_repeats_on_a_worker_that_is_no_longer_fresh(
     for _ in range(2):
         for cid in (5, 0):
             assert alone(worker, crowd(bed, how)[cid]) == expected[cid]
+
+
+def test_prompts_of_one_length_share_a_call_and_say_what_they_say_alone(
+    bed: Bed, start: Start
+) -> None:
+    def some() -> list[Sequence]:
+        texts = [prompt[-50:] for prompt in bed.prompts[3:7]]
+        return [Sequence(i, text, p.Goal(50, 12, GREEDY, [])) for i, text in enumerate(texts)]
+
+    worker = start(bed.setup)
+    before = [alone(worker, s) for s in some()]
+    busy = Sequence(9, bed.prompts[3] * 5, p.Goal(len(bed.prompts[3]) * 5, 1, GREEDY, []))
+    crowd = some()
+    for s in (busy, *crowd[:3]):  # the others come while it is read
+        worker.admit(s)
+    worker.events.clear()
+    worker.finish(busy, *crowd[:3])
+    calls = [e.computed for e in worker.events if isinstance(e, p.Step)]
+    assert max(len(call) for call in calls if call[0][1] == p.PREFILL) == 3
+    assert [result(s) for s in crowd[:3]] == before[:3]
 
 
 def test_seeds_matter_and_temperature_zero_has_none(bed: Bed, start: Start) -> None:

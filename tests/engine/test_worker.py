@@ -252,13 +252,22 @@ def test_prefill_is_sliced_and_takes_turns_with_decode(start: Start) -> None:
         assert (before, kind) != (p.PREFILL, p.PREFILL) or end in (1000, 200)
 
 
-def test_short_prompts_share_a_call_where_the_bits_do_not_matter(start: Start) -> None:
-    worker = start(msgspec.structs.replace(fake_setup(prefill_ms=50), exact=False))
-    for cid in range(4):
-        worker.admit(sequence(cid, 30, most=1))
+@pytest.mark.parametrize(
+    ("exact", "lengths"), [(True, [[30, 30], [20, 20]]), (False, [[20, 20, 30, 30]])]
+)
+def test_the_ends_of_prompts_share_a_call(
+    start: Start, exact: bool, lengths: list[list[int]]
+) -> None:
+    """Where bits matter, those of one length only."""
+    worker = start(msgspec.structs.replace(fake_setup(slots=5, prefill_ms=400), exact=exact))
+    worker.admit(sequence(0, 4 * GRID, most=1))
+    worker.wait(p.Step)  # three more chunks, during which the others come
+    for cid, length in enumerate((30, 20, 30, 20), 1):
+        worker.admit(sequence(cid, length, most=1))
     worker.finish(*worker.sequences.values())
     calls = [e.computed for e in worker.events if isinstance(e, p.Step)]
-    assert max(map(len, calls)) >= 3  # those that came while the first one was computed
+    ends = [sorted(end for cid, _, _, end in call if cid) for call in calls]
+    assert [each for each in ends if each] == lengths
 
 
 def test_the_lowest_rank_is_prefilled_first(start: Start) -> None:
