@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -47,13 +48,20 @@ def delete(ram: Path, disk: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+turns = itertools.count(1)
+
+
 def damage(ram: Path, disk: Path) -> None:
-    """Turn a bit in every file that is one, without a change of its length."""
+    """Turn a bit in every file that is one, without a change of its length.
+
+    Each time another one: the same bit turned twice would be no damage.
+    """
+    turn = next(turns)
     for path in kv_files(ram, disk):
         with contextlib.suppress(OSError):  # no snapshot, or given up meanwhile
             layout = read_layout(path)
             with path.open("r+b") as file:
-                file.seek(layout.offset + layout.size // 3)
+                file.seek(layout.offset + (layout.size // 3 + turn) % layout.size)
                 byte = file.read(1)[0]
                 file.seek(-1, os.SEEK_CUR)
                 file.write(bytes([byte ^ 1]))
