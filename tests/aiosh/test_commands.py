@@ -231,7 +231,7 @@ def test_sched_shows_what_the_policy_counts_by(ctl: Run, kernel: Daemon) -> None
     assert ctl("sched", "-o", "credit").status == 2
     assert "levels, boost" in ctl("sched", "-o", "bost=1").err
     with kernel.connect() as person:
-        endless = {"step_ms": 30, "eog": 0.0}
+        endless = {"step_ms": 200, "eog": 0.0}  # 1,900 tokens: commands have six minutes
         person.call(AddCore("fake", name="slow", driver="fake", options=endless))
     with Writer(kernel) as a, Writer(kernel, credential=a.credential) as same:
         first = a.begin(core="slow", max_tokens=1900)

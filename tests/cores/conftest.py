@@ -16,7 +16,7 @@ from aiosd.cores.sequence import Sequence
 from aiosd.cores.tiers import Tiers
 from aiosd.engine.protocol import Beam, CoreSetup, Goal, Sampling, Slide, Token
 
-DEADLINE = 60.0
+DEADLINE = 180.0
 
 
 class Result:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from aiosd.cores.sequence import Sequence
 from tests.cores.conftest import Bench, MakeBench, Result, within
 
 PROMPTS = [f"agent {i} says hello to the world. " * (1 + 4 * i) for i in range(12)]
@@ -166,8 +167,14 @@ def test_the_order_of_prefill_follows_the_policy(bench: MakeBench) -> None:
     async def main() -> None:
         async with bench(policy="fair", prefill_ms=3, eog=0.0, slots=2) as b:
             await b.core.start()
-            one, first = await b.submit("a" * 1600, max_tokens=1)
-            two, second = await b.submit("b" * 1600, max_tokens=1)
+            one, two = (Sequence(cid=n, aid=n, uid=0, nice=0) for n in (101, 102))
+            for sequence in (one, two):
+                b.core.add(sequence)
+                b.core.hold(sequence, "stopped")
+            _, first = await b.submit("a" * 1600, sequence=one, max_tokens=1)
+            _, second = await b.submit("b" * 1600, sequence=two, max_tokens=1)
+            for sequence in (one, two):
+                b.core.release(sequence, "stopped")
             await first.reach(1)
             assert two.kv >= 800
             await second.reach(1)
