@@ -15,7 +15,7 @@ help:
 	@echo "make check        set up, then ruff, mypy --strict and import-linter"
 	@echo "make format       let ruff format the source"
 	@echo "make bench        measure; a table on the terminal, JSON in tests/bench/out"
-	@echo "make soak         kill the kernel and its worker KILLS times (500), looking after each"
+	@echo "make soak         kill the kernel and its worker KILLS times (1000), looking after each"
 	@echo "make man          write section 2 of the manual and the SDK's methods from the table"
 	@echo "make constraints  resolve the pinned versions of all dependencies anew"
 	@echo "make clean        remove .venv, caches and the trial daemon's state"
@@ -39,7 +39,7 @@ format: setup-dev
 bench: setup-bench
 	$(BIN)/python -m tests.bench $(ARGS)
 
-KILLS ?= 500
+KILLS ?= 1000
 
 soak: setup-dev
 	$(BIN)/python -m tests.soak $(KILLS) $(ARGS)

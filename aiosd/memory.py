@@ -3,8 +3,8 @@
 add_memory answers once the row is committed; what arrives meanwhile goes into the next commit.
 The rows outlive their agent; only their owner, and who may use the pool they are in, sees them.
 
-What must hold: an owner never holds more than its limits, whatever runs at the same time; an
-add_memory asked again with its key, even of the next kernel, gives the same record.
+What must hold: an owner never holds more than its limits, whatever runs at the same time; a call
+asked again with its key, even of the next kernel, is done once and gives the first answer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from aiosd import metadata
 from aiosd.abi import memory as abi
 from aiosd.access import Caller
 from aiosd.corpus import Corpus, Hit, Where
+from aiosd.keys import answerer
 from aiosd.killpoint import reach
 from aiosd.owners import Owner, Owners
 from aiosd.settings import Memory as Settings
@@ -81,9 +82,15 @@ class SemanticMemory:
             raise OSError(errno.EINVAL, "add_memory: field 'text' is empty; there is nothing in it")
         packed = metadata.pack(args.metadata, "add_memory")
         size = _size(args.text, packed)
-        self._take(owner, 1, size, "add_memory")
-        self._last += 1
         key = f"{caller.subject} {args.key}" if args.key else ""
+        try:
+            self._take(owner, 1, size, "add_memory")
+        except OSError:
+            # Asked again, with what the first time has used up?
+            if (known := await self._of_key(owner, key)) is None:
+                raise
+            return known
+        self._last += 1
         row = (self._last, owner.id, args.text, packed, time.time(), size, key)
         done = asyncio.get_running_loop().create_future()
         self._waiting.append(_Addition(owner, row, done))
@@ -114,8 +121,11 @@ class SemanticMemory:
             " where id = ? and size = ? returning id, text, metadata, created, owner, size"
         )
         values = (text, packed, size, text, args.id, row[5])
+        answer = answerer()
         try:
-            new = await self._db.write(lambda db: db.execute(sql, values).fetchone())
+            new = await self._db.write(
+                lambda db: _change(db, sql, values, lambda new: answer(db, _record(new)))
+            )
         except BaseException:
             owner.memory.give(0, max(0, more))
             raise
@@ -131,7 +141,10 @@ class SemanticMemory:
         """Forget a record."""
         owner, _ = await self._find(caller, args.id, "delete_memory", write=True)
         sql = "delete from memories where id = ? returning size"
-        row = await self._db.write(lambda db: db.execute(sql, (args.id,)).fetchone())
+        answer = answerer()
+        row = await self._db.write(
+            lambda db: _change(db, sql, (args.id,), lambda _: answer(db, None))
+        )
         if row is None:
             raise _missing("delete_memory", args.id)
         owner.memory.give(1, row[0])
@@ -175,6 +188,11 @@ class SemanticMemory:
         if owner is None:
             raise _missing(call, id)
         return owner, row
+
+    async def _of_key(self, owner: Owner, key: str) -> abi.Memory | None:
+        """Return the record that was added with a key, if any."""
+        row = await self._db.read(lambda db: db.execute(_OF_KEY, (owner.id, key)).fetchone())
+        return _record(row) if row else None
 
     def _take(self, owner: Owner, count: int, size: int, call: str) -> None:
         limits = self._settings()
@@ -239,6 +257,16 @@ def _insert(db: Connection, batch: list[_Addition]) -> dict[int, tuple[Any, ...]
     db.conn.executemany(_INSERT, rows)
     reach("memory.row")
     return found
+
+
+def _change(
+    db: Connection, sql: str, values: tuple[Any, ...], done: Callable[[Any], None]
+) -> tuple[Any, ...] | None:
+    """Change a row, and when it is there do the rest in the same transaction; return it."""
+    row: tuple[Any, ...] | None = db.execute(sql, values).fetchone()
+    if row is not None:
+        done(row)
+    return row
 
 
 def _size(text: str, packed: str) -> int:

@@ -24,10 +24,11 @@ from aiosd import blobs, metadata, versions
 from aiosd.abi import storage as abi
 from aiosd.access import Caller
 from aiosd.blobs import PIECE, Backend
+from aiosd.keys import answerer
 from aiosd.killpoint import reach
 from aiosd.owners import Owner, Owners
 from aiosd.settings import Storage as Settings
-from aiosd.uploads import Upload, Uploads
+from aiosd.uploads import Place, Upload, Uploads
 from aiosd.versions import Entry, Version
 
 if TYPE_CHECKING:
@@ -111,6 +112,18 @@ class Storage:
                 "sto_write: field 'upload' is empty; a write of several parts needs a name",
             )
         place = (owner.id, caller.subject, args.name, args.upload)
+        try:
+            return await self._write_part(caller, owner, place, args, packed)
+        except OSError:
+            # Asked again, of the next kernel perhaps, or with what the first time has used up?
+            key = args.key if args.last else ""
+            if (done := await self._of_key(caller, owner, args.name, key)) is None:
+                raise
+            return done
+
+    async def _write_part(
+        self, caller: Caller, owner: Owner, place: Place, args: abi.StoWrite, packed: str
+    ) -> abi.StoredObject:
         upload = self._uploads.take(place, args.offset)
         # A part that has begun is finished, whatever becomes of who sent it.
         work = asyncio.get_running_loop().create_task(
@@ -265,7 +278,10 @@ class Storage:
     async def sys_sto_delete(self, caller: Caller, args: abi.StoDelete) -> None:
         """Delete an object with all its versions."""
         owner = await self._owners.find(caller, args.pool)
-        done = await self._db.write(lambda db: versions.delete(db, owner.id, args.name))
+        answer = answerer()
+        done = await self._db.write(
+            lambda db: versions.delete(db, owner.id, args.name, lambda: answer(db, None))
+        )
         if done is None:
             raise versions.missing("sto_delete", args.name)
         size, passages = done
@@ -275,8 +291,19 @@ class Storage:
 
     async def sys_sto_rollback(self, caller: Caller, args: abi.StoRollback) -> abi.StoredObject:
         """Make an older version the newest again, as a version of its own."""
-        call = "sto_rollback"
         owner = await self._owners.find(caller, args.pool)
+        try:
+            return await self._roll_back(caller, owner, args)
+        except OSError:  # asked again: the first time may have used up what it needs
+            done = await self._of_key(caller, owner, args.name, args.key)
+            if done is None:
+                raise
+            return done
+
+    async def _roll_back(
+        self, caller: Caller, owner: Owner, args: abi.StoRollback
+    ) -> abi.StoredObject:
+        call = "sto_rollback"
         old = await self._version(owner, args.name, args.version, call)
         owner.stored.take(0, old.size, 0, self._limit(owner), call)
         key = f"{caller.subject} {args.key}" if args.key else ""
@@ -389,6 +416,18 @@ class Storage:
 
     async def _find(self, owner: int, name: str, version: int) -> Version | None:
         return await self._db.read(lambda db: versions.find(db, owner, name, version))
+
+    async def _of_key(
+        self, caller: Caller, owner: Owner, name: str, key: str
+    ) -> abi.StoredObject | None:
+        """Return the version that a request with a key has made, if any."""
+        full = f"{caller.subject} {key}"
+        row = (
+            await self._db.read(lambda db: versions.of_key(db, owner.id, name, full))
+            if key
+            else None
+        )
+        return row.shown() if row else None
 
     async def _version(self, owner: Owner, name: str, version: int, call: str) -> Version:
         found = await self._find(owner.id, name, version)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -92,6 +93,13 @@ def find(db: Connection, owner: int, name: str, version: int) -> Version | None:
     return Version(*row) if row else None
 
 
+def of_key(db: Connection, owner: int, name: str, key: str) -> Version | None:
+    """Return the version that was entered under a key; None where there is none."""
+    sql = f"{_VERSION} where o.owner = ? and o.name = ? and v.key = ?"
+    row = db.execute(sql, (owner, name, key)).fetchone()
+    return Version(*row) if row else None
+
+
 def newest(db: Connection, owner: int, prefix: str, limit: int) -> list[Version]:
     """Return the newest versions of objects whose names begin so, by name."""
     sql = (
@@ -123,9 +131,9 @@ def enter(db: Connection, wanted: Entry) -> Entered:
     where = "where o.owner = ? and o.name = ?"
     place = (wanted.owner, wanted.name)
     if wanted.key:
-        old = db.execute(f"{_VERSION} {where} and v.key = ?", (*place, wanted.key)).fetchone()
+        old = of_key(db, *place, wanted.key)
         if old is not None:
-            return Entered(Version(*old), fresh=False, freed=0, repeated=True)
+            return Entered(old, fresh=False, freed=0, repeated=True)
     row = db.execute(f"select id, version from objects as o {where}", place).fetchone()
     if row is None:
         sql = "insert into objects (owner, name, version) values (?, ?, 0) returning id, version"
@@ -176,8 +184,13 @@ def roll_back(db: Connection, owner: int, name: str, version: int, key: str, kee
     return enter(db, wanted)
 
 
-def delete(db: Connection, owner: int, name: str) -> tuple[int, list[int]] | None:
-    """Delete an object; return the bytes of its versions and the ids of its passages."""
+def delete(
+    db: Connection, owner: int, name: str, done: Callable[[], None]
+) -> tuple[int, list[int]] | None:
+    """Delete an object; return the bytes of its versions and the ids of its passages.
+
+    done: called in the same transaction, when there was one.
+    """
     sql = "select id from objects where owner = ? and name = ?"
     row = db.execute(sql, (owner, name)).fetchone()
     if row is None:
@@ -187,6 +200,7 @@ def delete(db: Connection, owner: int, name: str) -> tuple[int, list[int]] | Non
     db.execute("delete from versions where object = ?", row)
     db.execute("delete from passages where object = ?", row)
     db.execute("delete from objects where id = ?", row)
+    done()
     return int(size or 0), passages
 
 

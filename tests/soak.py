@@ -1,11 +1,13 @@
-"""Kills without end: `make soak KILLS=500`, and a short one among the tests.
+"""Kills without end: `make soak KILLS=1000`, and a short one among the tests.
 
     python -m tests.soak [KILLS [SEED]]
 
 Agents stream generations, each in the context of the one before, and are reniced and suspended;
-memory holds the KV of a few. Meanwhile the kernel and its worker are killed: at random moments, and
-at every kill point in turn (aiosd/killpoint.py). After each kill the database is looked into, and
-in the end everything is counted.
+memory holds the KV of a few. Keepers write, change, read and delete texts and objects, their own
+and a group's (tests/soakstores.py); a person grants and revokes (tests/soakrights.py). Meanwhile
+the kernel and its worker are killed: at random moments, and at every kill point in turn
+(aiosd/killpoint.py). After each kill the database is looked into, and in the end everything is
+counted.
 
 What must hold: each token comes once, and is the one of the undisturbed run; each request that was
 answered is on record once, with all its tokens; what an agent logged is in the history once, and
@@ -31,6 +33,8 @@ import aios
 from aiosd.killpoint import POINTS, VARIABLE
 from tests.daemon import PATIENCE, Daemon
 from tests.soakrights import Rights
+from tests.soakstores import LIMITS, POOL, Keeper, left_over
+from tests.soakstores import look as look_at_stores
 
 CORE: Final = """
 [sched]
@@ -48,6 +52,7 @@ RAM: Final = "ram_limit = 400_000\n"
 """What [context] has besides: room for a few contexts, the others go to disk."""
 
 AGENTS: Final = 6
+KEEPERS: Final = 3
 TURNS: Final = 3
 TOKENS: Final = 90
 ARMED_S: Final = 4.0  # seconds that a kernel has to come to its kill point
@@ -55,9 +60,19 @@ RECONNECT: Final = 120.0
 
 
 class Soak:
-    """One daemon, its agents and what they were told."""
+    """One daemon, its agents and what they were told.
 
-    def __init__(self, daemon: Daemon, seed: int) -> None:
+    turn: the kill points that are died at in turn.
+    """
+
+    def __init__(
+        self,
+        daemon: Daemon,
+        seed: int,
+        agents: int = AGENTS,
+        keepers: int = 0,
+        turn: Sequence[str] = tuple(POINTS),
+    ) -> None:
         self.daemon = daemon
         self.kills = 0
         self.answered: dict[int, int] = {}  # tokens of each request that was answered
@@ -66,8 +81,10 @@ class Soak:
         self.usage: dict[int, list[int]] = {}  # requests and tokens of each agent
         self.rights = Rights()
         self.points: dict[str, int] = {}  # how often each kill point was died at
+        self.keepers = [Keeper(n, seed + n, lambda: daemon.process.pid) for n in range(keepers)]
         self._rng = random.Random(seed)
-        self._turn = list(POINTS)
+        self._turn = list(turn)
+        self._agents = agents
         self._solo: dict[int, list[list[int]]] = {}
         self._living: set[int] = set()
         self._over = False
@@ -78,10 +95,11 @@ class Soak:
 
         Raises AssertionError when something does not hold.
         """
-        for index in range(AGENTS):
+        for index in range(self._agents):
             self._solo[index] = await self._story(index)
-        agents = [asyncio.create_task(self._live(index)) for index in range(AGENTS)]
+        agents = [asyncio.create_task(self._live(index)) for index in range(self._agents)]
         agents.append(asyncio.create_task(self._grant()))
+        agents += [asyncio.create_task(self._keep(keeper)) for keeper in self.keepers]
         try:
             for point in points:
                 await self._moment(agents)
@@ -94,6 +112,7 @@ class Soak:
                 self._look()
         finally:
             self._over = True
+            self.rights.step()
             if any(task.done() for task in agents):
                 for task in agents:
                     task.cancel()
@@ -113,6 +132,21 @@ class Soak:
     async def _grant(self) -> None:
         async with await self._connect("") as person:
             await self.rights.live(person, lambda: self._over)
+
+    async def _keep(self, keeper: Keeper) -> None:
+        """Be one keeper, a member of the group; in the end count what it has."""
+
+        def over() -> bool:
+            self.rights.step()
+            return self._over
+
+        async with (
+            await self._connect(keeper.tag) as kernel,
+            await self._connect("") as person,
+        ):
+            await person.grant(f"agent:{kernel.aid}", "member", f"group:{POOL}")
+            await keeper.live(kernel, over)
+            await keeper.count(kernel)
 
     async def _story(self, index: int) -> list[list[int]]:
         """Be one agent: some requests in one context, and a note about each."""
@@ -202,7 +236,8 @@ class Soak:
 
     async def _kill(self) -> None:
         deeds = [self._kill_worker, self._kill_kernel, self._kill_at_next]
-        await self._rng.choices(deeds, [3, 4, 3])[0]()
+        weights = [3 if self._agents else 0, 4, 3]
+        await self._rng.choices(deeds, weights)[0]()
 
     async def _kill_worker(self) -> None:
         async with await self._connect("") as person:
@@ -255,6 +290,10 @@ class Soak:
     def _look(self) -> None:
         """What was acknowledged is there, once; nothing is on record twice."""
         self.rights.look(self._rows)
+        for keeper in self.keepers:
+            keeper.look(self._rows)
+        if self.keepers:
+            look_at_stores(self._rows, self.daemon.state_dir / "blobs")
         answered, logged = dict(self.answered), list(self.logged)
         found = self._rows("select id, completion_tokens, finish from requests")
         ended = {id: tokens for id, tokens, finish in found if finish in ("stop", "length")}
@@ -270,6 +309,8 @@ class Soak:
     async def _count(self) -> None:
         """Nothing is left open, and the sums are right."""
         self._look()
+        if self.keepers:
+            left_over(self._rows, self.daemon.state_dir / "blobs")
         count = self._rows("select count(*) from requests")[0][0]
         assert count == len(self.answered), "a request was run that nobody got an answer of"
         async with await self._connect("") as person:
@@ -296,19 +337,21 @@ def squeezed(daemon: Daemon) -> Daemon:
     return daemon
 
 
-def main(kills: int = 500, seed: int = 1) -> None:
+def main(kills: int = 1000, seed: int = 1) -> None:
     """Run the soak in directories of its own."""
     with tempfile.TemporaryDirectory(prefix="aios-soak-", dir="/tmp") as base:
         places = [Path(base) / name for name in ("state", "run", "kv")]
         for place in places:
             place.mkdir(mode=0o700)
         state, run, kv = places
-        with squeezed(Daemon(state, run, kv, config=CORE)) as daemon:
-            soak = Soak(daemon, seed)
+        with squeezed(Daemon(state, run, kv, config=CORE + LIMITS)) as daemon:
+            soak = Soak(daemon, seed, keepers=KEEPERS)
             asyncio.run(soak.run(kills))
         left = [str(path) for path in (*run.rglob("*"), *kv.rglob("*"))]
         assert not left, f"files leaked: {left}"
-    print(f"{soak.kills} kills, {len(soak.answered)} requests, at points: {soak.points}")
+    kept = sum(keeper.done for keeper in soak.keepers)
+    print(f"{soak.kills} kills, {len(soak.answered)} requests, {kept} deeds of keepers")
+    print(f"at points: {soak.points}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,11 @@ class Rights:
         self.asked_back: set[int] = set()
         self.taken: set[int] = set()
         self.messages = 0
+        self._go = asyncio.Event()
+
+    def step(self) -> None:
+        """Let the person do the next thing: grants keep pace with what agents do."""
+        self._go.set()
 
     async def live(self, person: aios.AsyncKernel, over: Callable[[], bool]) -> None:
         """Grant, and take back every other grant, all beyond MOST, until it is over."""
@@ -43,10 +48,12 @@ class Rights:
                 self.asked_back.add(grant.id)
                 await person.revoke(id=grant.id)
                 self.taken.add(grant.id)
-            await asyncio.sleep(0.005)
+            await self._go.wait()
+            self._go.clear()
 
     async def write_home(self, kernel: aios.AsyncKernel, mark: int) -> None:
         """Send a message to oneself and receive it."""
+        self.step()
         self.messages += 1
         await kernel.send_message(aid=kernel.aid, body=mark)
         found = [message.body for message in await kernel.recv_message(limit=9, timeout=0.0)]

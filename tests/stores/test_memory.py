@@ -166,3 +166,20 @@ def test_acknowledged_records_outlive_sigkill(start: Start) -> None:
         again = [client.call(AddMemory(f"number{n} of many", key=f"k{n}")).id for n in range(200)]
         assert len(set(again)) == 200  # asked again by key: none is there twice
         assert len(texts(client, "many", mode="vector", k=1000)) == 200
+
+
+def test_changes_asked_again_by_their_key_are_done_once(start: Start) -> None:
+    daemon = start(FAKE + "records = 2\n")
+    with daemon.connect() as client:
+        first, second = client.call(AddMemory("one")), client.call(AddMemory("two", key="a"))
+        changed = client.call(UpdateMemory(first.id, text="three", key="u"))
+        client.call(UpdateMemory(first.id, text="four"))
+        client.call(DeleteMemory(first.id, key="d"))
+    daemon.stop(signal.SIGKILL)
+    daemon = start(FAKE + "records = 1\n")
+    with daemon.connect() as client:
+        assert client.call(AddMemory("two", key="a")) == second  # though no other would fit
+        assert code(client, AddMemory("five", key="b")) == errno.EDQUOT
+        assert client.call(UpdateMemory(first.id, text="three", key="u")) == changed
+        assert client.call(DeleteMemory(first.id, key="d")) is None
+        assert texts(client, "two three four", mode="keyword") == ["two"]

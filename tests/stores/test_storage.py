@@ -324,3 +324,24 @@ def test_a_write_asked_again_by_its_key_is_done_once(start: Start) -> None:
     with daemon.connect() as client:
         assert client.call(StoWrite("a", b"one", key="k")) == first
         assert len(client.call(StoHistory("a"))) == 1
+
+
+def test_what_a_request_used_up_does_not_refuse_it_the_second_time(start: Start) -> None:
+    limits = FAKE + "[storage]\nbytes = 1500\nkeep_versions = 2\n"
+    daemon = start(limits)
+    with daemon.connect() as client:
+        client.call(StoWrite("gone", b"x"))
+        client.call(StoDelete("gone", key="d"))
+        client.call(StoWrite("a", b"1" * 300))
+        client.call(StoWrite("a", b"2" * 300))
+        rolled = client.call(StoRollback("a", 1, key="r"))  # version 1 goes
+        client.call(StoWrite("b", b"x" * 400, 0, False, "u"))
+        written = client.call(StoWrite("b", b"y" * 400, 400, True, "u", key="w"))
+    daemon.stop(signal.SIGKILL)
+    daemon = start(limits)
+    with daemon.connect() as client:
+        assert client.call(StoDelete("gone", key="d")) is None
+        assert client.call(StoRollback("a", 1, key="r")) == rolled
+        assert client.call(StoWrite("b", b"y" * 400, 400, True, "u", key="w")) == written
+        assert code(client, StoWrite("b", b"z" * 400, key="z")) == errno.EDQUOT
+        assert len(client.call(StoHistory("b"))) == 1

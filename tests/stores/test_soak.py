@@ -1,0 +1,25 @@
+"""A short soak of what agents keep: the kernel dies at its write points and at random moments."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from aiosd.killpoint import POINTS
+from tests.daemon import Daemon
+from tests.soak import KEEPERS, Soak
+from tests.soakstores import LIMITS
+
+MET = [name for name in POINTS if name.startswith(("memory", "storage"))]
+
+
+@pytest.mark.timeout(300)
+def test_kills_amid_memory_storage_and_grants(
+    state_dir: Path, runtime_dir: Path, kv_dir: Path
+) -> None:
+    with Daemon(state_dir, runtime_dir, kv_dir, config=LIMITS) as daemon:
+        soak = Soak(daemon, seed=7, agents=0, keepers=KEEPERS, turn=(*MET, "db.commit"))
+        asyncio.run(soak.run(6, MET))
+    assert soak.points.keys() >= set(MET)
