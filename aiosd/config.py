@@ -194,8 +194,11 @@ def make_dirs(config: Config) -> None:
     gid = grp.getgrnam(kernel.group).gr_gid if kernel.group else -1
     for place in (kernel.state_dir, config.context.kv_dir):
         _make_dir(Path(place), -1)
-    for name in ("agents", "work"):
-        _make_inner(Path(kernel.state_dir, name))
+    inner = [Path(kernel.state_dir, name) for name in ("agents", "work", "indexes")]
+    if Path(config.storage.dir).parent == Path(kernel.state_dir):
+        inner.append(Path(config.storage.dir))
+    for inside in inner:
+        _make_inner(inside)
     _make_dir(Path(kernel.runtime_dir), gid)
     of_socket = Path(kernel.socket).parent
     if not of_socket.is_dir() or not of_socket.stat().st_mode & stat.S_ISVTX:  # as /tmp has it

@@ -57,6 +57,7 @@ Migration = Callable[[Connection], None]
 MAX_QUEUED: Final = 4096  # writes under way before `write` waits for room
 MAX_BEHIND: Final = 16 * MAX_QUEUED  # before `write_soon`, which can't wait, refuses
 GROUP: Final = 512  # writes in one transaction
+BRIEFLY: Final = 64 << 20  # bytes of a file that is looked through in a tenth of a second
 BUSY_TIMEOUT: Final = 5.0  # seconds: another process may look into the file
 
 _log = logging.getLogger("aiosd.db")
@@ -326,12 +327,35 @@ def _connect(path: str) -> Connection:
 
 
 def _check(db: Connection, path: str) -> None:
-    """Look for damage in a file that wasn't closed."""
-    if _is_closed(db):
+    """Look for damage: in a file that wasn't closed, and in a small one in any case.
+
+    An index of words holds nothing that its table lacks: a damaged one is made anew.
+    """
+    if _is_closed(db) and os.path.getsize(path) > BRIEFLY:
         return
-    found = [str(row[0]) for row in db.execute("pragma integrity_check(5)")]
-    if found != ["ok"]:
+    found = _faults(db)
+    if found and (indexes := _words_alone(db, found)):
+        for name in indexes:
+            _log.warning("%s: the index %s is damaged; it is made anew", path, name)
+            db.execute(f"insert into {name} ({name}) values ('rebuild')")
+        found = _faults(db)
+    if found:
         raise _damaged(path, "; ".join(found))
+
+
+def _faults(db: Connection) -> list[str]:
+    """Return what is wrong with a database, the first of it."""
+    rows = db.execute(f"pragma {'quick' if _is_closed(db) else 'integrity'}_check(5)")
+    found = [" ".join(str(row[0]).split()) for row in rows]
+    return [] if found == ["ok"] else found
+
+
+def _words_alone(db: Connection, found: list[str]) -> list[str]:
+    """Return the indexes of words that faults are about; none when they are about more."""
+    sql = "select name from sqlite_master where sql like '%using fts5(%content=''%'"
+    names = [str(row[0]) for row in db.execute(sql)]
+    about = [{name for name in names if name in fault} for fault in found]
+    return sorted(set().union(*about)) if all(about) else []
 
 
 def _is_closed(db: Connection) -> bool:
@@ -386,7 +410,7 @@ def _translate(error: Exception, path: str) -> OSError | None:
 
 def _damaged(path: str, found: str) -> OSError:
     cure = (
-        f"restore it from a backup, rescue what is readable with `sqlite3 {path} .recover`, or move"
-        " it away (with its -wal and -shm files) and aiosd begins a new one"
+        f"restore a backup, rescue what is readable, or move all of {os.path.dirname(path)} away"
+        " and aiosd begins anew; aiosd(1) has the commands under RECOVERY"
     )
     return OSError(errno.EUCLEAN, f"{path} is damaged ({found}): {cure}")

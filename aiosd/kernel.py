@@ -10,6 +10,7 @@ behind; agents, their contexts and their keyed requests outlive the kernel's end
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -125,7 +126,9 @@ class Kernel:
             )
 
     async def _open_database(self) -> None:
-        self.db = Database.open(f"{self.config.kernel.state_dir}/aios.db", MIGRATIONS)
+        path = f"{self.config.kernel.state_dir}/aios.db"
+        _check_beside(path, self.config)
+        self.db = Database.open(path, MIGRATIONS)
         self._undo.push_async_callback(self.db.close)
 
     async def _open_audit(self) -> None:
@@ -295,6 +298,22 @@ class Kernel:
             "kv_disk": self.machine.cores.tiers.disk.used,
             "kv_disk_limit": self.config.context.disk_limit,
         }
+
+
+def _check_beside(path: str, config: Config) -> None:
+    """Raise FileNotFoundError when the database is missing, but not what belongs to it.
+
+    A new one would know none of it: objects would be deleted as nobody's, numbers given again.
+    """
+    state_dir = config.kernel.state_dir
+    beside = [*Path(state_dir, "agents").glob("*"), *Path(config.storage.dir).glob("??/*")]
+    if beside and not os.path.lexists(path):
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"is missing, but {beside[0]} of it is there: put it back, or move all of {state_dir}"
+            " away and aiosd begins anew (aiosd(1), RECOVERY)",
+            path,
+        )
 
 
 def _written(db: Connection) -> int:

@@ -35,15 +35,21 @@ _STORED: Final = (
 
 @dataclass(slots=True)
 class Holding:
-    """What an owner holds of one kind: how many, and bytes. name: for messages."""
+    """What an owner holds of one kind: how many, and bytes. name: for messages.
+
+    fault: why that is not known, where the database is damaged: nothing more is taken in then.
+    """
 
     name: str
     setting: str
     count: int = 0
     bytes: int = 0
+    fault: OSError | None = None
 
     def take(self, count: int, bytes: int, max_count: int, max_bytes: int, call: str) -> None:
         """Count something new in; raises OSError(EDQUOT) that names the limit."""
+        if self.fault is not None:
+            raise OSError(self.fault.errno, f"{call}: {self.fault.strerror}")
         if count > 0 and self.count + count > max_count:
             raise OSError(
                 errno.EDQUOT,
@@ -135,14 +141,25 @@ class Owners:
         return await self.find(caller, row[1])
 
     async def _find(self, name: tuple[str, str], uid: int) -> Owner:
-        def look(db: Connection) -> Owner:
+        def enter(db: Connection) -> tuple[int, int]:
             db.execute(_INSERT, (*name, -1 if name[0] == "pool" else uid))
             id, reserved = db.execute(_SELECT, name).fetchone()
-            owner = Owner(int(id), *name, reserved=int(reserved))
-            for holding, query in ((owner.memory, _MEMORY), (owner.stored, _STORED)):
-                count, size = db.execute(query, (owner.id,)).fetchone()
-                holding.count, holding.bytes = int(count), int(size)
-            return owner
+            return int(id), int(reserved)
 
-        owner = self._known[name] = await self._db.write(look)
+        id, reserved = await self._db.write(enter)
+        owner = Owner(id, *name, reserved=reserved)
+        await self._count(owner.memory, _MEMORY, id)
+        await self._count(owner.stored, _STORED, id)
+        self._known[name] = owner
         return owner
+
+    async def _count(self, holding: Holding, query: str, id: int) -> None:
+        """Count what an owner holds; what can't be counted keeps nobody from what is sound."""
+        try:
+            count, size = await self._db.read(lambda db: db.execute(query, (id,)).fetchone())
+        except OSError as error:
+            if error.errno != errno.EUCLEAN:
+                raise
+            holding.fault = error
+        else:
+            holding.count, holding.bytes = int(count), int(size)

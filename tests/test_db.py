@@ -346,7 +346,7 @@ def test_a_damaged_file_is_named_with_the_cure(tmp_path: Path, damage: str) -> N
         Database.open(path, [])
     assert caught.value.errno == errno.EUCLEAN
     assert str(path) in str(caught.value)
-    assert "recover" in str(caught.value)
+    assert "RECOVERY" in str(caught.value)
 
 
 def test_a_directory_that_is_missing_is_named(tmp_path: Path) -> None:
