@@ -135,13 +135,16 @@ class Access:
     def refused(
         self, caller: Caller, call: Syscall, args: Call | None, number: int, reason: str
     ) -> None:
-        """Put on record that a call was refused, or asked about an agent that is not there."""
+        """Put on record that a call was refused, or asked about an agent that is not there.
+
+        What was refused as malformed is on record too: it may be an attack on the kernel itself.
+        """
         numbered = hasattr(args, "aid") or (call.needs and hasattr(args, "id"))
         about = call.needs in OVER | {"grant"} or numbered
         missed = about and number in (errno.ESRCH, errno.ENOENT)
-        if number not in (errno.EPERM, errno.EACCES, errno.EBADMSG) and not missed:
+        kind = "access.miss" if missed else _REFUSED.get(number)
+        if kind is None:
             return
-        kind = "access.miss" if missed else "access.deny"
         facts = {"call": call.name, "errno": errno.errorcode[number], "reason": reason[:512]}
         target = getattr(args, "aid", 0)
         with contextlib.suppress(OSError):  # a log that is behind refuses more, not less
@@ -389,6 +392,15 @@ WRITES: Final = frozenset(
      "sto_rollback"}
 )  # fmt: skip
 """Calls that change a pool."""
+
+
+_REFUSED: Final = {
+    errno.EPERM: "access.deny",
+    errno.EACCES: "access.deny",
+    errno.EBADMSG: "access.deny",
+    errno.EINVAL: "access.invalid",
+}
+"""The kind of record that a refusal makes, by its errno."""
 
 
 def _facts(deed: str, capability: str, object: str) -> dict[str, Any]:

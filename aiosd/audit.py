@@ -7,9 +7,10 @@
     await audit.close()
 
 What is recorded: every decision of the access manager about anything but the caller's own state,
-the refusals whatever they were about; every change of a grant and of what waits for approval; the
-lives of agents (spawn, start, signals, stopped and running, name, nice, exit); the kernel's own
-boots and reloads. What an agent does with its own memory, contexts and storage is no decision.
+the refusals whatever they were about, those of malformed arguments too; every change of a grant and
+of what waits for approval; the lives of agents (spawn, start, signals, stopped and running, name,
+nice, exit); the kernel's own boots and reloads. What an agent does with its own memory, contexts
+and storage is no decision.
 
 A decision that comes again within REPEAT_S (same caller, call, object and outcome) is counted and
 recorded once more with the count; beyond FLOOD different refusals of one uid in that time only
@@ -54,7 +55,8 @@ SYNC_MOST_S: Final = 10.0
 REPEAT_S: Final = 1.0
 REPEATS: Final = 1024
 """Decisions that are counted at a time; with more, all counts are recorded at once."""
-REFUSALS: Final = ("access.deny", "access.miss")
+INVALID: Final = "access.invalid"
+REFUSALS: Final = ("access.deny", "access.miss", INVALID)
 FLOOD: Final = 64
 """Different refusals of one uid within REPEAT_S that are recorded one by one."""
 FLOODED: Final = f"more than {FLOOD} different refusals within {REPEAT_S:g} s; counted from here on"
@@ -80,7 +82,8 @@ class Audit:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: OSError | None = None
         self._repeats: dict[tuple[Any, ...], list[Any]] = {}
-        self._refusals: Counter[int] = Counter()  # by uid, within this window
+        # By uid, within this window; what is malformed counts apart, and hides no real refusal.
+        self._refusals: Counter[tuple[int, bool]] = Counter()
         self._followers: set[asyncio.Event] = set()
         self._lost = 0
         self._closing = False
@@ -133,8 +136,9 @@ class Audit:
             known[0] += 1
             return
         if kind in REFUSALS:
-            self._refusals[caller.uid] += 1
-            if self._refusals[caller.uid] > FLOOD:
+            bucket = (caller.uid, kind == INVALID)
+            self._refusals[bucket] += 1
+            if self._refusals[bucket] > FLOOD:
                 self.decision("access.flood", Caller(caller.uid, 0, 0), 0, {"reason": FLOODED})
                 return
         self.record(kind, caller, target, data)

@@ -182,6 +182,7 @@ async def test_refusals_do_not_flood_the_log(tmp_path: Path) -> None:
     for aid in range(5000):
         audit.decision("access.miss", Caller(1, 1, 1), aid, {"call": "kill"})
         audit.decision("access.allow", Caller(1, 1, 1), aid, {"call": "wait"})
+        audit.decision("access.invalid", Caller(1, 1, 1), 0, {"call": "wait", "reason": f"{aid}"})
     audit.decision("access.deny", Caller(2, 2, 2), 7, {"call": "kill"})
     await audit.close()
     with opened(tmp_path) as log:
@@ -189,7 +190,8 @@ async def test_refusals_do_not_flood_the_log(tmp_path: Path) -> None:
     refused = [record for record in records if record.uid == 1 and record.kind == "access.miss"]
     assert len(refused) == FLOOD
     floods = [record.data.get("count", 1) for record in records if record.kind == "access.flood"]
-    assert sum(floods) == 5000 - FLOOD
+    assert sum(record.kind == "access.invalid" for record in records) == FLOOD
+    assert sum(floods) == 2 * (5000 - FLOOD)
     assert sum(record.kind == "access.allow" for record in records) == 5000
     assert any(record.uid == 2 for record in records)
 

@@ -97,6 +97,10 @@ class Embedder:
     def _answer(
         self, command: p.Embed | p.Open | p.Put | p.Search, vectors: Vectors, tokens: int
     ) -> p.Event:
+        if _texts(command) and not (
+            vectors.shape[1] == self._model.dim and np.isfinite(vectors).all()
+        ):
+            raise OSError(errno.EIO, "the model gave a vector of another length, or no numbers")
         if isinstance(command, p.Embed):
             return p.Embedded(command.ticket, vectors.tobytes(), tokens)
         if isinstance(command, p.Open):

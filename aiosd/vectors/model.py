@@ -67,7 +67,8 @@ class MiniLM:
 class Hashed:
     """Words hashed to directions, added up: deterministic, quick, and ignorant.
 
-    options: dim; delay_s before each batch; hang and die: a word at which it does so.
+    options: dim; delay_s before each batch; hang, die, nan and short: a word at which it hangs,
+    dies, gives what is no number, or vectors that are too short.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -86,7 +87,9 @@ class Hashed:
             tokens += len(words)
             total = np.sum([self._direction(word) for word in words], axis=0)
             found[i] = total / max(float(np.linalg.norm(total)), 1e-9)
-        return found, tokens
+            if self._meets("nan", [text]):
+                found[i] = np.nan
+        return found[:, : 1 if self._meets("short", texts) else self.dim], tokens
 
     def _direction(self, word: str) -> Vectors:
         known = self._known.get(word)

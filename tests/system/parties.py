@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from aiosd.abi.accounts import AuditRecord, Grant, GrantRecord, ReadAudit
+from aiosd.abi.call import Call
 from aiosd.abi.process import Fork, RegisterAgent
 from tests.daemon import Client, Daemon, answer
 from tests.system.agents import hello
@@ -29,6 +31,18 @@ def grant(
     given = client.call(Grant(subject, capability, object, mode, **more))
     assert isinstance(given, GrantRecord)
     return given
+
+
+def until_refused(client: Client, args: Call, expires: float) -> int:
+    """Make a call until it is refused; return the errno. expires: when the right to it does."""
+    number, asked = 0, 0.0
+    while not number:
+        assert asked <= expires, "what was asked afterwards was done"
+        asked = time.time()
+        client.send(args)
+        number = client.read().errno
+    assert time.time() >= expires, "it was refused before"
+    return number
 
 
 def audit(client: Client, **filters: Any) -> list[AuditRecord]:

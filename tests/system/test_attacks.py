@@ -12,8 +12,9 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ from aiosd.abi.accounts import (
 )
 from aiosd.abi.call import Call
 from aiosd.abi.cores import AddCore, DrainCore, RemoveCore
+from aiosd.abi.memory import (
+    AddMemory,
+    DeleteMemory,
+    GetMemory,
+    MemRead,
+    MemWrite,
+    SearchMemory,
+    UpdateMemory,
+)
 from aiosd.abi.messages import Publish, RecvMessage, SendMessage
 from aiosd.abi.process import (
     Attach,
@@ -54,7 +64,18 @@ from aiosd.abi.process import (
     UpdateAgentConfig,
     Wait,
 )
+from aiosd.abi.storage import (
+    StoAlloc,
+    StoDelete,
+    StoHistory,
+    StoList,
+    StoRead,
+    StoRollback,
+    StoSearch,
+    StoWrite,
+)
 from aiosd.abi.table import BY_ARGS
+from aiosd.audit import FLOOD, REPEAT_S
 from tests.daemon import Client, Daemon, answer
 from tests.system.agents import end_all, hello, log, processes_below, spawn, until
 from tests.system.parties import audit, child, grant, register
@@ -79,6 +100,24 @@ class Scene:
     sealed: bytes
     grant: int
     question: int
+    record: int  # of its memory
+    shared: int  # of its family's
+    attacks: list[float] = field(default_factory=list)  # when they were
+
+    def pace(self) -> None:
+        """Wait where so many attacks would be counted as a flood, not recorded each."""
+        recent = self.attacks[-FLOOD // 2 :]
+        while len(recent) == FLOOD // 2 and time.monotonic() < recent[0] + 2 * REPEAT_S:
+            time.sleep(0.05)
+        self.attacks.append(time.monotonic())
+
+    def kept(self) -> object:
+        """Return what the victim has in memory and storage, its family's too."""
+        return (
+            [self.victim.call(GetMemory(id)) for id in (self.record, self.shared)],
+            self.victim.call(MemRead("note")),
+            [self.victim.call(StoHistory("diary", pool=pool)) for pool in ("", "family")],
+        )
 
     def state(self) -> object:
         """Return what no attack may change."""
@@ -88,7 +127,7 @@ class Scene:
             row.state, row.name, row.nice, row.note, [r.aid for r in rows],
             [(c.cid, c.tokens) for c in self.owner.call(abi.ListContexts(self.v))],
             self.owner.call(abi.ListSnapshots(self.cid)), self.owner.call(ListGrants()),
-            self.owner.call(ListPending()),
+            self.owner.call(ListPending()), self.kept(),
         )  # fmt: skip
 
 
@@ -107,7 +146,8 @@ def scene() -> Iterator[Scene]:
     for place in (places[0], places[2]):
         place.mkdir(0o700)
     group = f'[kernel]\ngroup = "{GROUP}"\n' if os.geteuid() == 0 else ""
-    with Daemon(*places, config=group + CORE) as daemon:
+    memory = '[memory]\nembedder = "fake"\n'
+    with Daemon(*places, config=group + memory + CORE) as daemon:
         owner = daemon.connect()
         (victim, v), (mallory, m) = register(daemon, "victim"), register(daemon, "mallory")
         young, y = child(daemon, victim, v)
@@ -118,9 +158,16 @@ def scene() -> Iterator[Scene]:
         until(lambda: bool(owner.call(ListPending())), "a request waits")
         [question] = owner.call(ListPending())
         sealed = victim.call(EncryptData(b"secret"))
+        grant(owner, f"agent:{v}", "member", "group:family")
+        victim.call(MemWrite("note", b"my secret"))
+        record = victim.call(AddMemory("my secret")).id
+        shared = victim.call(AddMemory("our secret", pool="family")).id
+        for pool, text in (("", b"my secret"), ("family", b"our secret")) * 2:
+            victim.call(StoWrite("diary", text, pool=pool, content_type="text/plain"))
         yield Scene(
-            daemon, owner, victim, v, mallory, m, mine, cid, snapshot, sealed, given.id, question.id
-        )
+            daemon, owner, victim, v, mallory, m, mine, cid, snapshot, sealed, given.id,
+            question.id, record, shared,
+        )  # fmt: skip
         for client in (owner, victim, mallory, young):
             client.close()
     shutil.rmtree(base)
@@ -162,6 +209,38 @@ ATTACKS: dict[str, tuple[Attack, int]] = {
     "take its snapshot": (lambda s: abi.GenRestore(s.mine, s.snapshot), errno.ENOENT),
     "guess a context": (lambda s: abi.GetContext(2**50), errno.ENOENT),
     "write to it": (lambda s: SendMessage(s.v, "buy now"), errno.EPERM),
+    "read its record": (lambda s: GetMemory(s.record), errno.ENOENT),
+    "change its record": (lambda s: UpdateMemory(s.record, "pwned"), errno.ENOENT),
+    "forget its record": (lambda s: DeleteMemory(s.record), errno.ENOENT),
+    "read its family's record": (lambda s: GetMemory(s.shared), errno.ENOENT),
+    "change its family's record": (lambda s: UpdateMemory(s.shared, "pwned"), errno.ENOENT),
+    "guess a record": (lambda s: GetMemory(2**40), errno.ENOENT),
+    "search its family's memory": (lambda s: SearchMemory("secret", pool="family"), errno.EPERM),
+    "add to its family's memory": (lambda s: AddMemory("spam", pool="family"), errno.EPERM),
+    "read its family's diary": (lambda s: StoRead("diary", pool="family"), errno.EPERM),
+    "list its family's objects": (lambda s: StoList(pool="family"), errno.EPERM),
+    "look at its family's versions": (lambda s: StoHistory("diary", pool="family"), errno.EPERM),
+    "search its family's objects": (lambda s: StoSearch("secret", pool="family"), errno.EPERM),
+    "write its family's diary": (lambda s: StoWrite("diary", b"", pool="family"), errno.EPERM),
+    "begin to write its family's diary": (
+        lambda s: StoWrite("diary", b"x", 0, False, "u", pool="family"), errno.EPERM
+    ),
+    "delete its family's diary": (lambda s: StoDelete("diary", pool="family"), errno.EPERM),
+    "roll back its family's diary": (lambda s: StoRollback("diary", 1, pool="family"), errno.EPERM),
+    "take its family's room": (lambda s: StoAlloc(1 << 30, pool="family"), errno.EPERM),
+    "recall its family's secrets": (
+        lambda s: abi.LlmGenerate("secret", recall="memory:family"), errno.EPERM
+    ),
+    "recall its family's diary": (
+        lambda s: abi.LlmGenerate("secret", recall="storage:family"), errno.EPERM
+    ),
+    "guess a pool": (lambda s: StoList(pool="secrets"), errno.EPERM),
+    "join its family": (
+        lambda s: Grant(f"agent:{s.m}", "member", "group:family"), errno.EPERM
+    ),
+    "a right to its family's pool": (
+        lambda s: Grant(f"agent:{s.m}", "pool.read", "group:family"), errno.EPERM
+    ),
     "decrypt its data": (lambda s: DecryptData(s.sealed), errno.EBADMSG),
     "guess an aid": (lambda s: Kill(2**30, "TERM"), errno.ESRCH),
     "guess an aid to look at": (lambda s: GetStatus(2**30), errno.ESRCH),
@@ -202,6 +281,7 @@ def test_an_agent_attacks_another(scene: Scene, name: str) -> None:
     attack, number = ATTACKS[name]
     before = scene.state()
     args = attack(scene)
+    scene.pace()
     assert attempt(scene.mallory, args) == number
     assert scene.state() == before
     call = BY_ARGS[type(args)].name
@@ -263,6 +343,22 @@ SYNTAX = [
 ]
 
 
+FOUND = [*SYNTAX, "secret OR 1", "text : secret", "owner : 1", "secret*", "NEAR(secret my)", '"']
+
+
+@pytest.mark.parametrize("text", FOUND)
+def test_syntax_in_a_query_finds_nothing_of_others(scene: Scene, text: str) -> None:
+    before = scene.state()
+    for mode in ("keyword", "vector", "hybrid"):
+        assert scene.mallory.call(SearchMemory(text, mode=mode)) == []
+        assert scene.mallory.call(StoSearch(text, mode=mode)) == []
+    assert scene.mallory.call(SearchMemory("x", metadata={text: text}, mode="keyword")) == []
+    assert scene.mallory.call(StoList(prefix=text)) == []
+    assert attempt(scene.mallory, StoRead(text)) == errno.ENOENT
+    assert attempt(scene.mallory, StoSearch("x", prefix=text, mode="keyword")) == 0
+    assert scene.state() == before
+
+
 @pytest.mark.parametrize("text", SYNTAX)
 def test_sql_in_arguments_is_text(scene: Scene, text: str) -> None:
     before = scene.state()
@@ -276,18 +372,42 @@ def test_sql_in_arguments_is_text(scene: Scene, text: str) -> None:
     assert scene.state() == before
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        LogEvent("big", {"x": "y" * (65 << 10)}),
-        LogEvent("deep", {"x": [[[[[[1]]]]]] * 20_000}),
-        SendMessage(1, "x" * (65 << 10)),
-        Publish("t", ["x" * 1000] * 66),
-    ],
-    ids=lambda args: type(args).__name__,
-)
-def test_oversized_data_is_refused(scene: Scene, args: Call) -> None:
-    assert attempt(scene.mallory, args) in (errno.EINVAL, errno.ESRCH, errno.EPERM)
+LARGE = "y" * (65 << 10)
+NAN = float("nan")
+MALFORMED: dict[str, Call] = {
+    "a large event": LogEvent("big", {"x": LARGE}),
+    "a deep event": LogEvent("deep", {"x": [[[[[[1]]]]]] * 20_000}),
+    "a large publication": Publish("t", ["x" * 1000] * 66),
+    "a record's large metadata": AddMemory("x", {"x": LARGE}),
+    "a record's large field": AddMemory("x", {LARGE: 1}),
+    "a record's many fields": AddMemory("x", {str(n): n for n in range(65)}),
+    "an object's large metadata": StoWrite("x", b"", metadata={"x": LARGE}),
+    "a query's large metadata": SearchMemory("x", metadata={"x": LARGE}),
+    "a large credential": AuthenticateAgent(LARGE),
+    "a path up": StoWrite("../../aios.db", b"x"),
+    "a path from the root": StoWrite("/etc/passwd", b"x"),
+    "a path with NUL": StoWrite("a\0b", b"x"),
+    "a long path": StoWrite("a/" * 600, b"x"),
+    "no number in metadata": AddMemory("x", {"x": NAN}),
+    "no number deep in metadata": StoWrite("x", b"", metadata={"x": [{"y": float("inf")}]}),
+    "no number as a time": SearchMemory("x", since=NAN),
+    "no number as a temperature": abi.LlmGenerate("x", temperature=NAN),
+    "no number as a bias": abi.LlmGenerate("x", logit_bias={1: NAN}),
+    "no number as a deadline": abi.LlmGenerate("x", deadline=NAN),
+    "no number as an expiry": Grant("uid:1", "observe", "uid:1", expires=NAN),
+    "no number as a timeout": Wait(1, timeout=NAN),
+}
+"""What the kernel itself is attacked with. Vectors come from the embedder alone (test_embedder)."""
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_is_malformed_is_refused(scene: Scene, name: str) -> None:
+    args, before = MALFORMED[name], scene.state()
+    assert attempt(scene.mallory, args) == errno.EINVAL
+    assert scene.state() == before
+    call = BY_ARGS[type(args)].name
+    records = audit(scene.owner, kind="access.invalid", aid=scene.m)
+    assert any((r.data["call"], r.data["errno"]) == (call, "EINVAL") for r in records)
 
 
 def test_a_one_time_credential_is_used_once(scene: Scene) -> None:
@@ -316,13 +436,15 @@ def test_no_secret_is_in_the_audit_log(scene: Scene) -> None:
     assert not any(guess.encode() in path.read_bytes() for path in logs)
 
 
-@pytest.mark.parametrize("name", ["aios.db", "audit", "agents", "aiosd.lock"])
+@pytest.mark.parametrize(
+    "name", ["aios.db", "audit", "agents", "work", "indexes", "blobs", "aiosd.lock"]
+)
 def test_a_link_in_the_state_directory_is_not_followed(
     state_dir: Path, runtime_dir: Path, kv_dir: Path, tmp_path: Path, name: str
 ) -> None:
     """Planted before the daemon starts: it refuses to, and what the link leads to is untouched."""
     victim = tmp_path / "victim"
-    if name in ("audit", "agents"):
+    if name not in ("aios.db", "aiosd.lock"):
         victim.mkdir()
         (victim / "precious").write_text("precious")
     else:

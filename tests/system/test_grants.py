@@ -15,7 +15,7 @@ from aiosd.abi.inference import ListContexts
 from aiosd.abi.process import Fork, GetStatus, Kill, ListAgents, QueryHistory, SuspendAgent
 from tests.daemon import Client, Daemon
 from tests.system.agents import hello
-from tests.system.parties import audit, child, grant, register
+from tests.system.parties import audit, child, grant, register, until_refused
 
 
 @pytest.fixture
@@ -53,10 +53,7 @@ def test_a_grant_expires(daemon: Daemon, owner: Client) -> None:
     _two, b = register(daemon, "two")
     expires = time.time() + 0.4
     grant(owner, f"agent:{a}", "observe", f"agent:{b}", expires=expires)
-    one.call(GetStatus(b))
-    while time.time() < expires:
-        pass
-    refused(one, GetStatus(b))
+    assert until_refused(one, GetStatus(b), expires) == errno.EPERM
     assert owner.call(ListGrants()) == []
     assert audit(owner, kind="grant.expire")[0].data["grant"]["capability"] == "observe"
     refused(owner, Grant(f"agent:{a}", "observe", f"agent:{b}", expires=1.0), errno.EINVAL)

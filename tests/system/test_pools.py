@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,8 +30,17 @@ from aiosd.abi.storage import (
     StoSearch,
     StoWrite,
 )
+from aiosd.abi.table import BY_ARGS
 from tests.daemon import Client, Daemon
-from tests.system.parties import audit, child, grant, register
+from tests.stores.test_storage import read
+from tests.system.parties import audit, child, grant, register, until_refused
+
+
+@pytest.fixture
+def daemon(state_dir: Path, runtime_dir: Path, kv_dir: Path) -> Iterator[Daemon]:
+    """A running daemon with the stand-in embedder."""
+    with Daemon(state_dir, runtime_dir, kv_dir, config='[memory]\nembedder = "fake"\n') as daemon:
+        yield daemon
 
 
 @pytest.fixture
@@ -136,4 +147,85 @@ def test_objects_of_a_pool(daemon: Daemon, owner: Client) -> None:
     assert {"sto_read", "sto_list", "sto_history", "sto_search", "sto_write", "sto_delete",
             "sto_rollback", "sto_alloc"} <= denied  # fmt: skip
     for client in (one, out):
+        client.close()
+
+
+READS = [
+    SearchMemory("plan", mode="keyword", pool="team"), SearchMemory("plan", pool="team"),
+    StoRead("plan", pool="team"), StoList(pool="team"), StoHistory("plan", pool="team"),
+    StoSearch("harbour", mode="keyword", pool="team"), StoSearch("harbour", pool="team"),
+]  # fmt: skip
+WRITES = [
+    AddMemory("spam", pool="team", key="again"), StoWrite("plan", b"spam", pool="team"),
+    StoWrite("large", b"more", 4, True, "u", pool="team"), StoDelete("plan", pool="team"),
+    StoRollback("plan", 1, pool="team"), StoAlloc(1 << 20, pool="team"),
+]  # fmt: skip
+"""What nobody may do in a pool who has no right to it any more."""
+
+
+def test_two_members_share_what_they_keep(daemon: Daemon, owner: Client) -> None:
+    """What one writes the other reads, finds and changes, by words and by meaning."""
+    (one, a), (two, b) = register(daemon, "one"), register(daemon, "two")
+    for aid in (a, b):
+        grant(owner, f"agent:{aid}", "member", "group:team")
+    id = one.call(AddMemory("the plan is to leave the harbour", pool="team")).id
+    one.call(StoWrite("plan", b"leave the harbour at dawn", pool="team", content_type="text/plain"))
+    for mode in ("keyword", "vector", "hybrid"):
+        (hit,) = two.call(SearchMemory("harbour plan", mode=mode, pool="team"))
+        assert (hit.id, hit.text) == (id, "the plan is to leave the harbour")
+        (passage,) = two.call(StoSearch("harbour dawn", mode=mode, pool="team"))
+        assert (passage.name, passage.text) == ("plan", "leave the harbour at dawn")
+    assert read(two, "plan", pool="team") == b"leave the harbour at dawn"
+    two.call(UpdateMemory(id, "the plan is to stay"))
+    assert found(one, "plan", "team") == ["the plan is to stay"]
+    two.call(StoWrite("plan", b"stay", pool="team"))
+    assert [row.version for row in one.call(StoHistory("plan", pool="team"))] == [2, 1]
+    one.call(StoRollback("plan", 1, pool="team"))
+    assert read(two, "plan", pool="team") == b"leave the harbour at dawn"
+    two.call(DeleteMemory(id))
+    two.call(StoDelete("plan", pool="team"))
+    assert one.call(StoList(pool="team")) == [] == found(one, "plan", "team")
+    assert found(one, "plan") == [] == one.call(StoList())  # nothing of it is one's own
+    for client in (one, two):
+        client.close()
+
+
+def test_revoking_takes_effect_at_once(daemon: Daemon, owner: Client) -> None:
+    """In the middle of a write in parts, and for what was answered under a key before."""
+    (one, a), (two, b) = register(daemon, "one"), register(daemon, "two")
+    grant(owner, f"agent:{a}", "member", "group:team")
+    given = grant(owner, f"agent:{b}", "member", "group:team")
+    one.call(StoWrite("plan", b"leave", pool="team"))
+    id = two.call(AddMemory("spam", pool="team", key="again")).id
+    two.call(StoWrite("large", b"some", 0, False, "u", pool="team"))
+    owner.call(Revoke(given.id))
+    for deed in (*READS, *WRITES):
+        refused(two, deed, errno.EPERM)
+    for about in (GetMemory(id), UpdateMemory(id, "more"), DeleteMemory(id)):
+        refused(two, about, errno.ENOENT)
+    denied = {(r.data["call"], r.kind) for r in audit(owner, kind="access.") if r.aid == b}
+    names = {BY_ARGS[type(deed)].name for deed in (*READS, *WRITES)}
+    assert {(name, "access.deny") for name in names} <= denied
+    assert {(f"{name}_memory", "access.miss") for name in ("get", "update", "delete")} <= denied
+    assert read(one, "plan", pool="team") == b"leave"
+    assert [row.name for row in one.call(StoList(pool="team"))] == ["plan"]
+    assert found(one, "spam", "team") == ["spam"]
+    for client in (one, two):
+        client.close()
+
+
+@pytest.mark.parametrize("right", ["member", "pool.read", "pool.write"])
+def test_a_right_to_a_pool_expires(daemon: Daemon, owner: Client, right: str) -> None:
+    (one, a), (two, b) = register(daemon, "one"), register(daemon, "two")
+    grant(owner, f"agent:{a}", "member", "group:team")
+    one.call(StoWrite("plan", b"leave", pool="team"))
+    expires = time.time() + 0.5
+    grant(owner, f"agent:{b}", right, "group:team", expires=expires)
+    tried = StoWrite("plan", b"x", pool="team") if right == "pool.write" else READS[0]
+    assert until_refused(two, tried, expires) == errno.EPERM
+    for deed in (*READS, *WRITES):
+        refused(two, deed, errno.EPERM)
+    [gone] = audit(owner, kind="grant.expire")
+    assert gone.data["grant"]["capability"] == right
+    for client in (one, two):
         client.close()
