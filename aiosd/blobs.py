@@ -35,11 +35,15 @@ SUM: Final = 8
 
 @dataclass(frozen=True)
 class Blob:
-    """What is known of stored bytes. sums: the checksums of its pieces, one after the other."""
+    """What is known of stored bytes. sums: the checksums of its pieces, one after the other.
+
+    seal: of encrypted ones what sealing.py keeps of them, else empty.
+    """
 
     digest: str
     size: int
     sums: bytes
+    seal: bytes = b""
 
 
 class Reader(Protocol):

@@ -195,7 +195,8 @@ class Kernel:
             self.inference.running,
         )
         self.table.listener = self.inference
-        self.stores = Stores(self.config, self.db, self.events, self.access, self.table)
+        self.vault = Vault(partial(load_keys, self.config.encryption.key_file, os.environ))
+        self.stores = Stores(self.config, self.db, self.events, self.access, self.table, self.vault)
         self.inference.recall = self.stores.recall
         self.dispatcher.remember = self.inference.journal.answer
         self.keys.discard = self.inference.journal.discard
@@ -203,7 +204,6 @@ class Kernel:
         self.messages = Messages(lambda: self.config, self.db, self.access, self.table)
         self.table.on_settled(self.messages.agent_ended)
         self.table.channels += [self.approvals.waits_for, self.messages.waits_for]
-        self.vault = Vault(partial(load_keys, self.config.encryption.key_file, os.environ))
         self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages)
         self.dispatcher.bind(self.vault, self.snapshots)
         self.dispatcher.bind(*self.stores.managers)

@@ -2,7 +2,8 @@
 
 The newest version of an object whose type is text is cut into passages after its write is
 acknowledged; a search first waits until its owner's are all there. What a crash interrupts is found
-by the version that `indexed` lacks, and done again.
+by the version that `indexed` lacks, and done again. Of what is encrypted at rest there are none: a
+passage, an index of words, a vector would tell what the ciphertext hides.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ ROWS: Final = 200
 LAST: Final = "\U0010ffff"
 
 _BEHIND: Final = (
-    "select o.id, o.name, o.version, v.content_type from objects as o"
-    " join versions as v on v.object = o.id and v.version = o.version"
-    " where o.owner = ? and o.indexed != o.version limit ?"
+    "select o.id, o.name, o.version, case when b.seal = x'' then v.content_type else '' end"
+    " from objects as o join versions as v on v.object = o.id and v.version = o.version"
+    " join blobs as b on b.digest = v.digest where o.owner = ? and o.indexed != o.version limit ?"
 )
 _ADD: Final = "insert into passages (owner, object, start, text) values (?, ?, ?, ?) returning id"
 
@@ -118,6 +119,7 @@ class Library:
                 return
 
     async def _cut_one(self, owner: int, id: int, name: str, version: int, kind: str) -> None:
+        """Cut a version into passages. kind: its type, "" of one whose text is not to be seen."""
         pieces: list[tuple[int, str]] = []
         if passages.readable(kind):
             try:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aiosd.db import Connection, Database
 
 _INSERT: Final = "insert or ignore into owners (kind, name, uid) values (?, ?, ?)"
-_SELECT: Final = "select id, reserved from owners where kind = ? and name = ?"
+_SELECT: Final = "select id, reserved, uid from owners where kind = ? and name = ?"
 _MEMORY: Final = "select count(*), coalesce(sum(size), 0) from memories where owner = ?"
 _STORED: Final = (
     "select count(distinct objects.id), coalesce(sum(size), 0) from objects"
@@ -73,14 +73,23 @@ class Holding:
 
 @dataclass(slots=True, eq=False)
 class Owner:
-    """Who owns records. kind: agent, uid or pool; name: its aid, uid or name. reserved: bytes."""
+    """Who owns records. kind: agent, uid or pool; name: its aid, uid or name. reserved: bytes.
+
+    uid: of the agent or person, -1 of a pool.
+    """
 
     id: int
     kind: str
     name: str
     reserved: int = 0
+    uid: int = -1
     memory: Holding = field(default_factory=lambda: Holding("records", "[memory]"))
     stored: Holding = field(default_factory=lambda: Holding("objects", "[storage]"))
+
+    @property
+    def subject(self) -> str:
+        """The owner as grants name it."""
+        return f"{'group' if self.kind == 'pool' else self.kind}:{self.name}"
 
 
 @dataclass(slots=True, eq=False)
@@ -141,13 +150,13 @@ class Owners:
         return await self.find(caller, row[1])
 
     async def _find(self, name: tuple[str, str], uid: int) -> Owner:
-        def enter(db: Connection) -> tuple[int, int]:
+        def enter(db: Connection) -> tuple[int, int, int]:
             db.execute(_INSERT, (*name, -1 if name[0] == "pool" else uid))
-            id, reserved = db.execute(_SELECT, name).fetchone()
-            return int(id), int(reserved)
+            id, reserved, whose = db.execute(_SELECT, name).fetchone()
+            return int(id), int(reserved), int(whose)
 
-        id, reserved = await self._db.write(enter)
-        owner = Owner(id, *name, reserved=reserved)
+        id, reserved, whose = await self._db.write(enter)
+        owner = Owner(id, *name, reserved=reserved, uid=whose)
         await self._count(owner.memory, _MEMORY, id)
         await self._count(owner.stored, _STORED, id)
         self._known[name] = owner

@@ -443,6 +443,11 @@ def interactions(db: Connection) -> None:
     db.executescript(_INTERACTIONS)
 
 
+def sealed_blobs(db: Connection) -> None:
+    """Remember of encrypted blobs what opens them."""
+    db.execute("alter table blobs add column seal blob not null default x''")
+
+
 MIGRATIONS: Final[list[Migration]] = [
     first_boot,
     keyed_births,
@@ -455,6 +460,7 @@ MIGRATIONS: Final[list[Migration]] = [
     originals,
     audit_owed,
     interactions,
+    sealed_blobs,
 ]
 
 

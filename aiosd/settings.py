@@ -27,6 +27,7 @@ _SIZES: Final = {
     **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)},
 }
 _DURATIONS: Final = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_OWNER: Final = re.compile(r"(uid|agent):\d+|group:[A-Za-z0-9][A-Za-z0-9._-]*")
 _QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -54,6 +55,19 @@ def parse_patterns(value: object) -> object:
     for pattern in value if isinstance(value, list) else ():
         if isinstance(pattern, str):
             compiled(pattern)
+    return value
+
+
+def parse_owners(value: object) -> object:
+    """Check "off", "all" or a list of owners; other types are left for the type check.
+
+    Raises ValueError for what is none of these.
+    """
+    if isinstance(value, str) and value not in ("off", "all"):
+        raise ValueError(f'{value!r}: "off", "all", or a list of owners')
+    for owner in value if isinstance(value, list) else ():
+        if isinstance(owner, str) and not _OWNER.fullmatch(owner):
+            raise ValueError(f"{owner!r} is no owner: uid:UID, agent:AID or group:NAME")
     return value
 
 
@@ -280,6 +294,7 @@ class Storage(Section, frozen=True, kw_only=True):
 
     backend: where blobs are kept. dir and cold_dir: of the back end "directory"; a blob that was
     not read for cold_after, or the longest unused beyond hot_limit (0: none), moves to cold_dir.
+    encrypt: whose objects are encrypted at rest: nobody's ("off"), "all", or those of some owners.
     index_limit: bytes of a text that sto_search covers. sweep: between two rounds of cleaning up.
     """
 
@@ -291,6 +306,7 @@ class Storage(Section, frozen=True, kw_only=True):
     bytes: Size = 4 << 30
     objects: Annotated[int, Meta(ge=0, le=1 << 40)] = 100_000
     keep_versions: Annotated[int, Meta(ge=1, le=1 << 20)] = 100
+    encrypt: Annotated[str | list[str], parse_owners] = "off"
     index_limit: Size = 4 << 20
     upload_timeout: Duration = 600.0
     sweep: Duration = 600.0

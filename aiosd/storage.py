@@ -20,13 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from aiosd import blobs, metadata, versions
+from aiosd import blobs, metadata, pieces, versions
 from aiosd.abi import storage as abi
 from aiosd.access import Caller
 from aiosd.blobs import PIECE, Backend
 from aiosd.keys import answerer
 from aiosd.killpoint import reach
 from aiosd.owners import Owner, Owners
+from aiosd.sealing import STEP, Sealing
 from aiosd.settings import Storage as Settings
 from aiosd.uploads import Place, Upload, Uploads
 from aiosd.versions import Entry, Version
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from aiosd.db import Connection, Database
     from aiosd.library import Library
     from aiosd.session import Stream
+    from aiosd.vault import Vault
 
 T = TypeVar("T")
 
@@ -49,12 +51,18 @@ class Storage:
     """All stored objects. settings: gives the limits as they are now."""
 
     def __init__(
-        self, db: Database, owners: Owners, library: Library, settings: Callable[[], Settings]
+        self,
+        db: Database,
+        owners: Owners,
+        library: Library,
+        vault: Vault,
+        settings: Callable[[], Settings],
     ) -> None:
         self._db = db
         self._owners = owners
         self._library = library
         self._settings = settings
+        self._sealing = Sealing(vault, settings)
         self._backend: Backend = blobs.make(settings())
         self._pool = ThreadPoolExecutor(THREADS, "aiosd-blobs")
         self._uploads = Uploads(self._backend, self._run)
@@ -138,6 +146,8 @@ class Storage:
         async with upload.lock:
             try:
                 if not upload.has(args.offset, len(args.data)):
+                    if upload.draft is None:
+                        upload.seal = await self._run(self._sealing.begin, owner, args.name)
                     await self._charge(owner, upload, len(args.data))
                     draft = await self._uploads.draft(upload)
                     await self._run(draft.write, args.data)
@@ -154,7 +164,7 @@ class Storage:
                     self._uploads.rest(upload)
                     raise
                 await self._uploads.drop(upload)
-                raise _told(error, "sto_write") from None
+                raise pieces.told(error, "sto_write") from None
             except BaseException:
                 await self._uploads.drop(upload)
                 raise
@@ -202,10 +212,13 @@ class Storage:
         owner.stored.give(int(upload.counted) - int(written.fresh), written.freed)
         if written.repeated:
             owner.stored.give(0, wanted.size)
+            if blob.digest != written.version.digest:  # a sealed one is never the same again
+                with suppress(OSError):
+                    await self._collect(blob.digest)
         if written.freed or written.repeated:
             self._wake.set()
         self._library.changed(owner.id)
-        return written.version.shown()
+        return await self._shown(owner, written.version)
 
     def _limit(self, owner: Owner) -> int:
         return owner.reserved or self._settings().bytes
@@ -223,35 +236,40 @@ class Storage:
                 errno.EINVAL, f"sto_read: offset {args.offset} is beyond its {found.size} bytes"
             )
         end = min(found.size, args.offset + args.size) if args.size else found.size
-        async for part in self._parts(found, args.offset, end):
+        async for part in self._parts(found, args.offset, end, owner):
             await stream.send(part)
-        return found.shown()
+        return await self._shown(owner, found)
 
     async def head(self, owner: int, name: str, version: int, size: int) -> bytes:
-        """Return the first bytes of a version, verified; for the library."""
+        """Return the first bytes of a version, verified; for the library: none of a sealed one."""
         found = await self._find(owner, name, version)
-        if found is None:
+        if found is None or found.seal:
             return b""
         parts = [part async for part in self._parts(found, 0, min(size, found.size))]
         return b"".join(parts)
 
-    async def _parts(self, found: Version, start: int, end: int) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes from start to end. Raises OSError(EUCLEAN) before a damaged piece."""
+    async def _parts(
+        self, found: Version, start: int, end: int, owner: Owner | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes from start to end. owner: of a sealed version.
+
+        Raises OSError: EUCLEAN before a damaged piece, ENOKEY.
+        """
         if start >= end:
             return
         blob = await self._db.read(lambda db: versions.blob_of(db, found))
         if blob is None:
-            raise _damaged(found, "its bytes are not on record")
+            raise pieces.damaged(found, "its bytes are not on record")
         try:
             reader = await self._run(self._backend.open, blob.digest)
         except FileNotFoundError:
-            raise _damaged(found, "its bytes are missing") from None
+            raise pieces.damaged(found, "its bytes are missing") from None
         try:
-            for number in range(start // PIECE, (end - 1) // PIECE + 1):
-                at = number * PIECE
-                piece = await self._run(reader.read, at, PIECE)
-                if not blobs.good(blob, number, piece):
-                    raise _damaged(found, f"its checksum is wrong at byte {at}")
+            seal = self._sealing.of(owner, found.name, blob.seal) if owner and blob.seal else None
+            step = PIECE if seal is None else STEP
+            for number in range(start // step, (end - 1) // step + 1):
+                piece = await self._run(pieces.read, reader, blob, number, found, seal)
+                at = number * step
                 yield piece[max(0, start - at) : end - at]
         finally:
             self._run_soon(reader.close)
@@ -260,10 +278,9 @@ class Storage:
     async def sys_sto_list(self, caller: Caller, args: abi.StoList) -> list[abi.StoredObject]:
         """List the newest versions of objects, by name."""
         owner = await self._owners.find(caller, args.pool)
-        rows = await self._db.read(
-            lambda db: versions.newest(db, owner.id, args.prefix, args.limit)
-        )
-        return [row.shown() for row in rows]
+        prefix, limit = args.prefix, args.limit
+        rows = await self._db.read(lambda db: versions.newest(db, owner.id, prefix, limit))
+        return await self._all_shown(owner, rows)
 
     async def sys_sto_history(self, caller: Caller, args: abi.StoHistory) -> list[abi.StoredObject]:
         """List the versions of an object, the newest first."""
@@ -271,7 +288,7 @@ class Storage:
         rows = await self._db.read(lambda db: versions.past(db, owner.id, args.name, args.limit))
         if not rows:
             raise versions.missing("sto_history", args.name)
-        return [row.shown() for row in rows]
+        return await self._all_shown(owner, rows)
 
     # Changing what is there.
 
@@ -318,7 +335,7 @@ class Storage:
             raise
         owner.stored.give(0, written.freed + (old.size if written.repeated else 0))
         self._library.changed(owner.id)
-        return written.version.shown()
+        return await self._shown(owner, written.version)
 
     async def sys_sto_search(self, caller: Caller, args: abi.StoSearch) -> list[abi.Passage]:
         """Find passages of the newest versions of texts."""
@@ -401,6 +418,20 @@ class Storage:
 
     # Inside.
 
+    async def _shown(self, owner: Owner, version: Version) -> abi.StoredObject:
+        return (await self._all_shown(owner, [version]))[0]
+
+    async def _all_shown(self, owner: Owner, rows: list[Version]) -> list[abi.StoredObject]:
+        """Return versions as replies have them; the digests of sealed ones are opened aside."""
+        if not any(row.seal for row in rows):
+            return [row.shown() for row in rows]
+
+        def show(row: Version) -> abi.StoredObject:
+            seal = self._sealing.of(owner, row.name, row.seal) if row.seal else None
+            return row.shown(seal.digest(row.seal) if seal else "")
+
+        return await self._run(lambda: [show(row) for row in rows])
+
     def _lock(self, digest: str) -> asyncio.Lock:
         return self._locks[int(digest[:8], 16) % LOCKS]
 
@@ -427,7 +458,7 @@ class Storage:
             if key
             else None
         )
-        return row.shown() if row else None
+        return await self._shown(owner, row) if row else None
 
     async def _version(self, owner: Owner, name: str, version: int, call: str) -> Version:
         found = await self._find(owner.id, name, version)
@@ -467,18 +498,3 @@ def leaving(hot: list[tuple[Any, ...]], now: float, cold_after: float, hot_limit
         found.append(digest)
         total -= size
     return found
-
-
-def _damaged(found: Version, how: str) -> OSError:
-    return OSError(
-        errno.EUCLEAN,
-        f"version {found.version} of object {found.name!r} is damaged: {how} (blob {found.digest})"
-        "; restore the file from a backup, write the object again, or sto_rollback to a sound one",
-    )
-
-
-def _told(error: OSError, call: str) -> OSError:
-    """Return an error of the disk as a sentence about storage."""
-    if error.errno == errno.ENOSPC:
-        return OSError(errno.ENOSPC, f"{call}: no space left on the disk of storage; free some")
-    return error

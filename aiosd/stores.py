@@ -1,13 +1,14 @@
 """Memory and storage put together: what agents keep, and the embedder that finds it by meaning.
 
-    stores = Stores(config, db, events, access, table)
+    stores = Stores(config, db, events, access, table, vault)
     await stores.boot()
     dispatcher.bind(*stores.managers)
     await stores.close()
 
 Where to look: working.py is an agent's memory while it lives, memory.py its texts, storage.py its
-objects (versions.py their rows, blobs.py their bytes); owners.py says whose they are, corpus.py
-finds them (library.py: in objects), embedder.py is the process that knows vectors.
+objects (versions.py their rows, blobs.py their bytes, sealing.py encrypts those); owners.py says
+whose they are, corpus.py finds them (library.py: in objects), embedder.py is the process that
+knows vectors.
 """
 
 from __future__ import annotations
@@ -29,13 +30,20 @@ if TYPE_CHECKING:
     from aiosd.db import Database
     from aiosd.events import Events
     from aiosd.proc import ProcessTable
+    from aiosd.vault import Vault
 
 
 class Stores:
     """All that agents keep. managers: the objects whose sys_ methods serve the calls."""
 
     def __init__(
-        self, config: Config, db: Database, events: Events, access: Access, table: ProcessTable
+        self,
+        config: Config,
+        db: Database,
+        events: Events,
+        access: Access,
+        table: ProcessTable,
+        vault: Vault,
     ) -> None:
         self._config = config
         indexes = os.path.join(config.kernel.state_dir, "indexes")
@@ -44,7 +52,7 @@ class Stores:
         self.working = WorkingMemory(table, lambda: self._config.memory)
         self.memory = SemanticMemory(db, self.owners, self.embedder, lambda: self._config.memory)
         self.library = Library(db, self.embedder, lambda: self._config.storage)
-        self.storage = Storage(db, self.owners, self.library, lambda: self._config.storage)
+        self.storage = Storage(db, self.owners, self.library, vault, lambda: self._config.storage)
         self.recall = Recall(access, self.owners, self.memory, self.library)
         self.managers = (self.working, self.memory, self.storage, self.embedder)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aiosd.blobs import Backend, Draft
+from aiosd.sealing import Seal, SealedDraft
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class Upload:
 
     back: gives both back, once something was charged.
 
-    closed: its draft is finished, no part can be added. used: time.monotonic() of the last part.
+    closed: its draft is finished, no part can be added. seal: what encrypts it, if it is. used:
+    time.monotonic() of the last part.
     """
 
     place: Place
@@ -47,6 +49,7 @@ class Upload:
     bytes: int = 0
     back: Callable[[], None] | None = None
     closed: bool = False
+    seal: Seal | None = None
     dropped: bool = False
     used: float = field(default_factory=time.monotonic)
 
@@ -113,7 +116,8 @@ class Uploads:
     async def draft(self, upload: Upload) -> Draft:
         """Return where an upload's bytes go. Under its lock."""
         if upload.draft is None:
-            upload.draft = await self._run(self._backend.draft)
+            plain = await self._run(self._backend.draft)
+            upload.draft = SealedDraft(plain, upload.seal) if upload.seal else plain
         return upload.draft
 
     def rest(self, upload: Upload) -> None:

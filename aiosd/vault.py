@@ -95,6 +95,11 @@ class Vault:
                 errno.EBADMSG, "this was changed, or it was encrypted for somebody else"
             ) from None
 
+    def has_key(self, sealed: bytes) -> bool:
+        """Whether the master key is there that data says it was sealed under."""
+        with self._lock:
+            return sealed[len(VERSION) : HEAD] in self._masters or len(sealed) < OVERHEAD
+
     def _cipher(self, owner: str, id: bytes = b"") -> tuple[bytes, AESGCM]:
         """Return an owner's cipher under the current master key, or under the one named."""
         with self._lock:

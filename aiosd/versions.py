@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 LAST: Final = "\U0010ffff"  # sorts behind every name
 
 _VERSION: Final = (
-    "select o.name, v.version, v.size, v.digest, v.content_type, v.metadata, v.created"
-    " from objects as o join versions as v on v.object = o.id"
+    "select o.name, v.version, v.size, v.digest, v.content_type, v.metadata, v.created,"
+    " coalesce(b.seal, x'') from objects as o join versions as v on v.object = o.id"
+    " left join blobs as b on b.digest = v.digest"
 )
 
 
 @dataclass(frozen=True)
 class Version:
-    """A row. digest: of its blob. metadata: packed."""
+    """A row. digest: of its blob. metadata: packed. seal: as in Blob."""
 
     name: str
     version: int
@@ -43,17 +44,19 @@ class Version:
     content_type: str
     metadata: str
     created: float
+    seal: bytes
 
-    def shown(self) -> StoredObject:
-        """Return it as a reply has it."""
+    def shown(self, digest: str = "") -> StoredObject:
+        """Return it as a reply has it. digest: of the plain bytes, where the blob is sealed."""
         return StoredObject(
             self.name,
             self.version,
             self.size,
-            self.digest,
+            digest if self.seal else self.digest,
             self.content_type,
             metadata.unpack(self.metadata),
             self.created,
+            bool(self.seal),
         )
 
 
@@ -103,7 +106,7 @@ def of_key(db: Connection, owner: int, name: str, key: str) -> Version | None:
 def newest(db: Connection, owner: int, prefix: str, limit: int) -> list[Version]:
     """Return the newest versions of objects whose names begin so, by name."""
     sql = (
-        f"{_VERSION} and v.version = o.version where o.owner = ? and o.name >= ?"
+        f"{_VERSION} where v.version = o.version and o.owner = ? and o.name >= ?"
         " and o.name < ? order by o.name limit ?"
     )
     rows = db.execute(sql, (owner, prefix, prefix + LAST, limit)).fetchall()
@@ -118,7 +121,7 @@ def past(db: Connection, owner: int, name: str, limit: int) -> list[Version]:
 
 def blob_of(db: Connection, version: Version) -> Blob | None:
     """Return what is known of a version's bytes."""
-    sql = "select digest, size, sums from blobs where digest = ?"
+    sql = "select digest, size, sums, seal from blobs where digest = ?"
     row = db.execute(sql, (version.digest,)).fetchone()
     return Blob(*row) if row else None
 
@@ -150,9 +153,9 @@ def enter(db: Connection, wanted: Entry) -> Entered:
 def _put(db: Connection, id: int, version: int, wanted: Entry) -> None:
     blob = wanted.blob
     db.execute(
-        "insert into blobs (digest, size, sums, used) values (?, ?, ?, ?)"
+        "insert into blobs (digest, size, sums, used, seal) values (?, ?, ?, ?, ?)"
         " on conflict (digest) do update set used = excluded.used",
-        (blob.digest, blob.size, blob.sums, wanted.created),
+        (blob.digest, blob.size, blob.sums, wanted.created, blob.seal),
     )
     db.execute(
         "insert into versions values (?, ?, ?, ?, ?, ?, ?, ?)",

@@ -39,6 +39,7 @@ OBJECTS: Final[list[Column[StoredObject]]] = [
     Column("TYPE", lambda o: o.content_type, least=8),
     Column("CREATED", lambda o: tables.clock(o.created)),
     Column("SHA256", lambda o: o.digest[:12]),
+    Column("", lambda o: "encrypted" if o.encrypted else ""),
 ]
 PASSAGES: Final[list[Column[Passage]]] = [
     Column("NAME", lambda p: p.name, least=12),

@@ -292,3 +292,23 @@ def test_directories_of_others_are_refused(environ: dict[str, str], tmp_path: Pa
     (tmp_path / "kv").symlink_to("/tmp")
     with pytest.raises(NotADirectoryError):
         config.make_dirs(made)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[history]\nredact = ['(']", "history.redact: '(' is no regular expression: "),
+        ("[history]\nredact = 'x'", "history.redact: expected array, got 'x'"),
+        ("[history]\ntext_limit = '2MiB'", "history.text_limit: expected int <= 1048576"),
+        ("[storage]\nencrypt = 'some'", 'storage.encrypt: \'some\': "off", "all", or a list'),
+        ("[storage]\nencrypt = ['5']", "storage.encrypt: '5' is no owner: uid:UID, agent:AID"),
+        ("[storage]\nencrypt = [5]", "storage.encrypt: expected str, got [5]"),
+    ],
+)
+def test_patterns_and_owners_are_checked(
+    environ: dict[str, str], tmp_path: Path, text: str, reason: str
+) -> None:
+    path = tmp_path / "aiosd.toml"
+    path.write_text(text)
+    (line,) = problems(path, environ)
+    assert line.startswith(f"{path}: {reason}")

@@ -21,7 +21,11 @@ Part = Annotated[bytes, Meta(max_length=4 << 20, description="at most 4 MiB at a
 
 
 class StoredObject(Record, frozen=True):
-    """One version of an object. digest is the SHA-256 of its bytes."""
+    """One version of an object. digest is the SHA-256 of its bytes.
+
+    encrypted: its bytes are encrypted at rest, and its text can't be found by sto_search. Its
+    digest is empty while the master key is missing.
+    """
 
     name: str
     version: int
@@ -30,6 +34,7 @@ class StoredObject(Record, frozen=True):
     content_type: str
     metadata: dict[str, Any]
     created: float
+    encrypted: bool = False
 
 
 class StorageSpace(Record, frozen=True):
@@ -58,7 +63,7 @@ class StoAlloc(Call, frozen=True):
     pool: Pool = ""
 
 
-@syscall(111, reply=StoredObject, errors="EDQUOT ENOSPC", needs="storage")
+@syscall(111, reply=StoredObject, errors="EDQUOT ENOSPC ENOKEY", needs="storage")
 class StoWrite(Call, frozen=True):
     """Write a new version of an object, in parts: all there with the last, or not at all."""
 
@@ -75,7 +80,7 @@ class StoWrite(Call, frozen=True):
     key: Key = ""
 
 
-@syscall(112, reply=StoredObject, chunk=bytes, errors="ENOENT", needs="storage")
+@syscall(112, reply=StoredObject, chunk=bytes, errors="ENOENT ENOKEY", needs="storage")
 class StoRead(Call, frozen=True):
     """Stream an object's bytes; version 0 is the newest."""
 
@@ -125,7 +130,10 @@ class StoRollback(Call, frozen=True):
 
 @syscall(117, reply=list[Passage], errors="ENODEV ETIMEDOUT", needs="storage")
 class StoSearch(Call, frozen=True):
-    """Find passages in stored objects by meaning, by words, or both."""
+    """Find passages in stored objects by meaning, by words, or both.
+
+    Not in those that are encrypted at rest: their words are nowhere but in the ciphertext.
+    """
 
     query: Text
     k: Limit = 10

@@ -1117,7 +1117,7 @@ class SyncCalls:
         metadata: at most 64 fields, 16 KiB in all.
         pool: a group's shared pool; empty: the agent's own.
 
-        Raises OSError with EDQUOT, ENOSPC.
+        Raises OSError with EDQUOT, ENOSPC, ENOKEY.
         """
         answer: StoredObject = self._call(StoWrite(
             name=name,
@@ -1147,7 +1147,7 @@ class SyncCalls:
         size: bytes; 0: to the end.
         pool: a group's shared pool; empty: the agent's own.
 
-        Raises OSError with ENOENT.
+        Raises OSError with ENOENT, ENOKEY.
         """
         return self._stream(StoRead(
             name=name,
@@ -1227,6 +1227,8 @@ class SyncCalls:
         pool: str = "",
     ) -> list[Passage]:
         """Find passages in stored objects by meaning, by words, or both.
+
+        Not in those that are encrypted at rest: their words are nowhere but in the ciphertext.
 
         query: at most 1 Mi characters.
         k: at most this many, 1 to 10000.
@@ -2487,7 +2489,7 @@ class AsyncCalls:
         metadata: at most 64 fields, 16 KiB in all.
         pool: a group's shared pool; empty: the agent's own.
 
-        Raises OSError with EDQUOT, ENOSPC.
+        Raises OSError with EDQUOT, ENOSPC, ENOKEY.
         """
         answer: StoredObject = await self._call(StoWrite(
             name=name,
@@ -2517,7 +2519,7 @@ class AsyncCalls:
         size: bytes; 0: to the end.
         pool: a group's shared pool; empty: the agent's own.
 
-        Raises OSError with ENOENT.
+        Raises OSError with ENOENT, ENOKEY.
         """
         return self._stream(StoRead(
             name=name,
@@ -2597,6 +2599,8 @@ class AsyncCalls:
         pool: str = "",
     ) -> list[Passage]:
         """Find passages in stored objects by meaning, by words, or both.
+
+        Not in those that are encrypted at rest: their words are nowhere but in the ciphertext.
 
         query: at most 1 Mi characters.
         k: at most this many, 1 to 10000.

@@ -14,7 +14,7 @@ from aiosd.abi.memory import AddMemory, SearchMemory
 from aiosd.abi.storage import StoDelete, StoHistory, StoList, StoWrite
 from aiosd.killpoint import POINTS
 from tests.daemon import Client, Daemon
-from tests.stores.conftest import Start
+from tests.stores.conftest import FAKE, Start
 from tests.stores.test_memory import texts
 from tests.stores.test_storage import PART, blobs, read, send, until
 
@@ -22,9 +22,17 @@ HERE = [point for point in POINTS if point.startswith(("memory.", "storage."))]
 DATA = bytes(range(256)) * (PART // 256) * 2 + b"end"
 
 
-@pytest.mark.parametrize("point", HERE)
-def test_killed_at_a_write_point(start: Start, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
-    daemon = start()
+SEALED = FAKE + '[storage]\nencrypt = "all"\n'
+TRIED = [(point, FAKE) for point in HERE] + [(p, SEALED) for p in HERE if p.startswith("storage.")]
+
+
+@pytest.mark.parametrize(
+    ("point", "config"), TRIED, ids=[p + ("-sealed" if c == SEALED else "") for p, c in TRIED]
+)
+def test_killed_at_a_write_point(
+    start: Start, monkeypatch: pytest.MonkeyPatch, point: str, config: str
+) -> None:
+    daemon = start(config)
     with daemon.connect() as client:
         client.call(AddMemory("kept record"))
         client.call(StoWrite("gone", b"soon deleted"))
@@ -32,10 +40,10 @@ def test_killed_at_a_write_point(start: Start, monkeypatch: pytest.MonkeyPatch, 
     daemon.stop()
     mark = daemon.state_dir / "died"
     monkeypatch.setenv("AIOS_KILL_AT", f"{point}:1:{mark}")
-    daemon = start()
+    daemon = start(config)
     told = work(daemon)
     assert daemon.process.wait(20) == -signal.SIGKILL and mark.exists()
-    daemon = start()
+    daemon = start(config)
     with daemon.connect() as client:
         check(client, told)
         finish(client)
