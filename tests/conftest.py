@@ -26,14 +26,22 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from aiosd.config import load
 from aiosd.engine.snapshot import read_layout
 
 RUN = "AIOS_TEST_RUN"
-GRACE_SECONDS = 15.0  # for processes that are about to end when the last test does
+GRACE_SECONDS = 60.0  # for processes that are about to end when the last test does
 # Opened once by a library, kept for the life of the process, and no concern of ours.
 HARMLESS = ("/dev/null", "/dev/urandom", "/dev/random")
+
+
+# Each run tries the same examples, however long one takes: what fails, fails everywhere.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 class World:

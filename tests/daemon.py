@@ -26,7 +26,7 @@ from aiosd.abi.call import Call
 from aiosd.abi.system import Hello
 from aiosd.abi.table import BY_ARGS
 
-PATIENCE = 20.0  # seconds before a test gives up on a peer; nothing should take a tenth of it
+PATIENCE = 60.0  # seconds before a test gives up on a peer; on a quiet machine nothing takes one
 ROOT = Path(__file__).resolve().parent.parent
 
 

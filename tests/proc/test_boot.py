@@ -63,7 +63,7 @@ async def test_those_without_a_process_have_time_to_come_back(
     parent = await spawn(world)
     child = await world.call(world.person(), Fork(parent))
     await world.die()
-    again = World(state_dir, **{"agents.orphan_timeout": 0.05})
+    again = World(state_dir, **{"agents.orphan_timeout": 2.0})
     again.spawner.adoptable[parent] = world.shim(parent)
     await again.boot()
     await again.table.attach(again.person(), guest.credential)

@@ -33,7 +33,7 @@ from aiosd.spawn import ExitRecord, Spawner, Spec, Watcher
 
 OWNER = os.geteuid()
 STRANGER = OWNER + 1000
-DEADLINE = 10.0  # seconds that a test waits for something that takes milliseconds
+DEADLINE = 60.0  # seconds that a test waits for something that takes milliseconds
 
 
 class FakeShim:

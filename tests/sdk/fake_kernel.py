@@ -24,7 +24,7 @@ from aiosd.abi.system import Hello, Ping, Pong, Welcome
 from aiosd.abi.table import TABLE
 
 Answer = Callable[["Connection", int, Any], None] | OSError | Any
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 
 class Connection:

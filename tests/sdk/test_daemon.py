@@ -225,7 +225,7 @@ def test_many_async_requests_at_once(daemon: Daemon) -> None:
 
 def test_watching_sees_an_agent_come_and_go(daemon: Daemon) -> None:
     async def main() -> None:
-        async with aios.connect_async() as kernel, asyncio.timeout(20):
+        async with aios.connect_async() as kernel, asyncio.timeout(PATIENCE):
             events = await kernel.watch(kinds=["agent"])
             async with aios.connect_async(name="passing"):
                 pass

@@ -21,7 +21,7 @@ from tests.shim.kernel import Kernel
 # libuv opens one pipe for the whole process with its first loop: not a leak of a test's.
 uvloop.new_event_loop().close()
 
-TEST_DEADLINE = 60.0  # seconds for one test
+TEST_DEADLINE = 240.0  # seconds for one test
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -15,7 +15,7 @@ from aiosd.agentlog import LogRecord
 from aiosd.proctree import processes
 from aiosd.spawn import ExitRecord, Shim, Spawner, Spec
 
-DEADLINE = 20.0  # seconds for one wait
+DEADLINE = 60.0  # seconds for one wait
 
 
 class Kernel:

@@ -31,7 +31,26 @@ needs_extra = pytest.mark.skipif(not installed, reason="the extra `memory` is no
 def embedders(daemon: Daemon) -> list[psutil.Process]:
     """Return the embedder's processes."""
     children = psutil.Process(daemon.process.pid).children(recursive=True)
-    return [child for child in children if "aiosd.vectors" in child.cmdline()]
+    return [child for child in children if "aiosd.vectors" in words(child)]
+
+
+def words(process: psutil.Process) -> list[str]:
+    """Return a process's command line; nothing when it has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def found_in_time(client: Client) -> None:
+    """Search by meaning; ask again while the embedder is still starting, on a busy machine."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            assert texts(client, "bread", k=1, mode="vector") == [TEXTS[1]]
+            return
+        except TimeoutError:
+            assert time.monotonic() < deadline
 
 
 def test_it_starts_when_needed_and_leaves_when_idle(start: Start) -> None:
@@ -74,7 +93,7 @@ def test_hung_it_is_given_up_within_the_deadline(start: Start, how: str) -> None
     daemon = start(FAKE + 'embed_timeout = "1s"\noptions = {hang = "stuck"}\n')
     with daemon.connect() as client, daemon.connect() as other:
         fill(client)
-        assert texts(client, "bread", k=1, mode="vector") == [TEXTS[1]]
+        found_in_time(client)
         query = "stuck" if how == "hang" else "bread"
         (process,) = embedders(daemon)
         if how == "stopped":
@@ -84,15 +103,9 @@ def test_hung_it_is_given_up_within_the_deadline(start: Start, how: str) -> None
         assert len(texts(other, "lighthouse", mode="keyword")) == 2  # of the same person
         reply = client.read()
         assert reply.errno == errno.ETIMEDOUT
-        assert b"embed_timeout" in bytes(reply.body) and time.monotonic() - began < 5
+        assert b"embed_timeout" in bytes(reply.body) and time.monotonic() - began < PATIENCE / 3
         process.wait(PATIENCE)
-        deadline = time.monotonic() + PATIENCE
-        while True:  # the next one has to start first, on a machine that may be busy
-            try:
-                assert texts(client, "bread", k=1, mode="vector") == [TEXTS[1]]
-                break
-            except TimeoutError:
-                assert time.monotonic() < deadline
+        found_in_time(client)
 
 
 def test_missing_it_says_what_to_install(start: Start, tmp_path: Path) -> None:
@@ -195,9 +208,9 @@ def test_embed_gives_vectors_of_unit_length(agent: Client) -> None:
 @needs_extra
 @pytest.mark.model
 def test_the_real_model_finds_meaning_without_shared_words(start: Start) -> None:
-    daemon = start('[memory]\nembed_timeout = "110s"\n')
+    daemon = start('[memory]\nembed_timeout = "500s"\n')
     with daemon.connect() as client:
-        client.sock.settimeout(115)
+        client.sock.settimeout(510)
         fill(client, "The cat sleeps on the sofa.", "Shares fell on the stock exchange.")
         (found,) = client.call(SearchMemory("a feline is resting", k=1, mode="vector"))
         assert found.text == "The cat sleeps on the sofa." and found.score > 0.3

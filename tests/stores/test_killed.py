@@ -13,7 +13,7 @@ import pytest
 from aiosd.abi.memory import AddMemory, SearchMemory
 from aiosd.abi.storage import StoDelete, StoHistory, StoList, StoWrite
 from aiosd.killpoint import POINTS
-from tests.daemon import Client, Daemon
+from tests.daemon import PATIENCE, Client, Daemon
 from tests.stores.conftest import FAKE, Start
 from tests.stores.test_memory import texts
 from tests.stores.test_storage import PART, blobs, read, send, until
@@ -42,7 +42,7 @@ def test_killed_at_a_write_point(
     monkeypatch.setenv("AIOS_KILL_AT", f"{point}:1:{mark}")
     daemon = start(config)
     told = work(daemon)
-    assert daemon.process.wait(20) == -signal.SIGKILL and mark.exists()
+    assert daemon.process.wait(PATIENCE) == -signal.SIGKILL and mark.exists()
     daemon = start(config)
     with daemon.connect() as client:
         check(client, told)

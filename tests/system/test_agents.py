@@ -27,7 +27,7 @@ from aiosd.abi.process import (
     SuspendAgent,
     Wait,
 )
-from tests.daemon import Client, Daemon
+from tests.daemon import PATIENCE, Client, Daemon
 from tests.system.agents import (
     FAMILY,
     SLEEPER,
@@ -256,5 +256,5 @@ def test_many_agents_at_once(daemon: Daemon) -> None:
     with daemon.connect() as client:
         ids = [client.send(Spawn(["sh", "-c", f"exit {code}"])) for code in range(20)]
         assert sorted(client.read().id for _ in ids) == ids
-        codes = [client.call(Wait(timeout=20.0)).code for _ in ids]
+        codes = [client.call(Wait(timeout=PATIENCE)).code for _ in ids]
         assert sorted(codes) == list(range(20))

@@ -16,7 +16,7 @@ import pytest
 from aiosd.abi import LEVEL, wire
 from aiosd.abi.system import Hello, Ping
 from aiosd.abi.table import TABLE
-from tests.daemon import Daemon
+from tests.daemon import PATIENCE, Daemon
 
 FRAMES = 100_000
 WARM_UP = 20_000
@@ -117,7 +117,7 @@ def attack(daemon: Daemon, seed: int, count: int) -> int:
     replies = 0
     for _ in range(count // BATCH):
         with socket.socket(socket.AF_UNIX) as sock, suppress(ConnectionError):
-            sock.settimeout(20)
+            sock.settimeout(PATIENCE)
             sock.connect(daemon.socket)
             sock.sendall(HELLO + frames.batch() + END)
             replies += read_to_end(sock)

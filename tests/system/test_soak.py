@@ -16,7 +16,7 @@ MET = [name for name in POINTS if not name.startswith(ELSEWHERE)]
 """Points that every run of the agents comes to."""
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_kills_at_every_point_and_at_random(
     state_dir: Path, runtime_dir: Path, kv_dir: Path
 ) -> None:
