@@ -17,7 +17,7 @@ from aiosd.abi.process import ListAgents, ResumeAgent
 from aiosd.abi.system import Hello, Ping
 from aiosd.abi.table import BY_NAME
 from aiosd.access import Caller
-from tests.daemon import Client, answer
+from tests.daemon import PATIENCE, Client, answer
 from tests.door import Door
 
 
@@ -44,14 +44,6 @@ def handlers() -> Handlers:
 def door(runtime_dir: Path, handlers: Handlers) -> Iterator[Door]:
     with Door(runtime_dir, handlers, max_connections=3, max_frame=1 << 20) as door:
         yield door
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the server's patience end at once."""
-    monkeypatch.setattr(server, "HELLO_S", 0.05)
-    monkeypatch.setattr(server, "FRAME_S", 0.05)
-    monkeypatch.setattr(server, "SWEEP_S", 0.01)
 
 
 def last_words(client: Client) -> tuple[int, str]:
@@ -131,21 +123,29 @@ def test_what_is_no_request_ends_the_connection(door: Door, payload: bytes) -> N
     assert sentence.startswith("a request is an array [id, number, body]")
 
 
-@pytest.mark.usefixtures("hasty")
-def test_silence_instead_of_hello_ends_the_connection(door: Door) -> None:
-    number, sentence = last_words(door.connect(hello=False))
+def test_silence_instead_of_hello_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, runtime_dir: Path
+) -> None:
+    monkeypatch.setattr(server, "HELLO_S", 0.05)
+    monkeypatch.setattr(server, "SWEEP_S", 0.01)
+    with Door(runtime_dir) as door:
+        number, sentence = last_words(door.connect(hello=False))
     assert (number, sentence) == (
         errno.ETIMEDOUT,
         "no hello within 0.05 s; the connection is closed",
     )
 
 
-@pytest.mark.usefixtures("hasty")
-def test_an_unfinished_frame_ends_the_connection(door: Door) -> None:
-    client = door.connect(hello=False)
-    client.sock.sendall(wire.request(0, 0, Hello(level=LEVEL)) + b"\x10\x00\x00\x00\x93")
-    client.read()
-    number, sentence = last_words(client)
+def test_an_unfinished_frame_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, runtime_dir: Path
+) -> None:
+    monkeypatch.setattr(server, "FRAME_S", 0.05)
+    monkeypatch.setattr(server, "SWEEP_S", 0.01)
+    with Door(runtime_dir) as door:
+        client = door.connect(hello=False)
+        client.sock.sendall(wire.request(0, 0, Hello(level=LEVEL)) + b"\x10\x00\x00\x00\x93")
+        client.read()
+        number, sentence = last_words(client)
     assert number == errno.ETIMEDOUT
     assert "a frame was not complete" in sentence
 
@@ -183,7 +183,7 @@ def test_who_does_not_read_is_not_read_from(door: Door, handlers: Handlers) -> N
     for _ in range(100):
         other.call(Ping())
     assert handlers.made == made
-    client.sock.settimeout(10)
+    client.sock.settimeout(PATIENCE)
     for _ in range(frames - 1):
         assert client.read().errno == 0
 

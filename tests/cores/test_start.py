@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from tests.cores.conftest import MakeBench, within
+from tests.cores.conftest import DEADLINE, MakeBench, within
 
 
 def no_process(*_: object, **__: object) -> None:
@@ -40,7 +40,7 @@ def test_a_worker_that_can_not_be_started_again(
     async def main() -> None:
         async with bench(step_ms=1, eog=0.0) as b:
             await b.core.start()
-            _, result = await b.submit("x", max_tokens=1000)
+            _, result = await b.submit("x", max_tokens=2000)
             await result.reach(3)
             monkeypatch.setattr(subprocess, "Popen", no_process)
             os.kill(b.core.pid, signal.SIGKILL)
@@ -55,14 +55,14 @@ def test_a_removed_core_leaves_nobody_waiting_and_no_buffer(bench: MakeBench) ->
     async def main() -> None:
         async with bench(slots=1, quantum=1, step_ms=1, eog=0.0) as b:
             await b.core.start()
-            runs = [await b.submit(f"run {i} " * 30, max_tokens=500) for i in range(4)]
+            runs = [await b.submit(f"run {i} " * 30, max_tokens=1500) for i in range(4)]
             await runs[3][1].reach(3)
             b.core.cancel(runs[0][0])
             settling = [
                 asyncio.create_task(b.core.placement.settle(sequence)) for sequence, _ in runs
             ]
             await b.core.stop()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE):
                 await asyncio.gather(*settling)
             for _, result in runs[1:]:
                 with pytest.raises(OSError, match="removed"):

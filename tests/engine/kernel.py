@@ -9,7 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from aiosd.engine import protocol as p
 from aiosd.engine import runs
 
 E = TypeVar("E")
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0  # a model is probed meanwhile, on a machine that may be busy
 GRID = 64
 
 
@@ -149,6 +150,16 @@ class Worker:
     def admit(self, sequence: Sequence, kv: int = 0, path: str = "") -> None:
         self.sequences[sequence.cid] = sequence
         self.send(sequence.admit(kv, path))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the worker stand still: what it is sent meanwhile comes to it at once."""
+        self.process.send_signal(signal.SIGSTOP)
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        while stat.read_text(encoding="ascii").rpartition(")")[2].split()[0] != "T":
+            os.sched_yield()
+        yield
+        self.process.send_signal(signal.SIGCONT)
 
     def park(self, cid: int) -> p.Parked:
         self.send(p.Park(cid))

@@ -57,7 +57,7 @@ def crowd(how: p.Sampling) -> list[Sequence]:
 def test_nothing_that_happens_to_a_sequence_shows(
     start: Start, tmp_path: Path, how: p.Sampling, seed: int
 ) -> None:
-    setup = fake_setup(slots=4, step_ms=1)  # slow enough to be disturbed
+    setup = fake_setup(slots=4, step_ms=4)  # slow enough to be disturbed
     solo = start(fake_setup(slots=4))
     expected = [alone(solo, s) for s in crowd(how)]
     churn = Churn(partial(start, setup), tmp_path, seed, kills=3)
@@ -236,12 +236,13 @@ def test_a_slot_that_was_computed_in_another_way_is_not_taken_over(start: Start)
 
 
 def test_prefill_is_sliced_and_takes_turns_with_decode(start: Start) -> None:
-    worker = start(fake_setup(eog=0.0))
+    worker = start(fake_setup(eog=0.0, step_ms=1))
     talking = sequence(1, 10, most=400)
-    worker.admit(talking)
-    worker.wait(p.Step)
-    worker.admit(sequence(2, 1000, most=1))
-    worker.admit(sequence(3, 200, most=1))
+    with worker.held():
+        worker.admit(talking)
+        worker.admit(sequence(2, 1000, most=1))
+        worker.admit(sequence(3, 200, most=1))
+    worker.wait(p.Step, lambda e: any(kind == p.DECODE for _, kind, *_ in e.computed))
     worker.events.clear()
     worker.finish(*worker.sequences.values())
     steps = [e.computed for e in worker.events if isinstance(e, p.Step)]
@@ -272,11 +273,12 @@ def test_the_ends_of_prompts_share_a_call(
 
 def test_the_lowest_rank_is_prefilled_first(start: Start) -> None:
     worker = start(fake_setup(prefill_ms=5))
-    for cid, rank in ((1, 7), (2, 5), (3, 5), (4, 1)):
-        late = sequence(cid, 400, most=1)
-        late.rank = rank
-        worker.admit(late)
-    worker.send(p.Rank(3, 0))
+    with worker.held():
+        for cid, rank in ((1, 7), (2, 5), (3, 5), (4, 1)):
+            late = sequence(cid, 400, most=1)
+            late.rank = rank
+            worker.admit(late)
+        worker.send(p.Rank(3, 0))
     worker.finish(*worker.sequences.values())
     order = [t.cid for e in worker.events if isinstance(e, p.Step) for t in e.tokens if t.finish]
     assert order == [3, 4, 2, 1]
@@ -285,8 +287,9 @@ def test_the_lowest_rank_is_prefilled_first(start: Start) -> None:
 def test_parked_sequences_keep_their_slots_while_others_close_ranks(start: Start) -> None:
     """The fake refuses a decode over slots that are not consecutive."""
     worker = start(fake_setup(slots=5, eog=0.0, step_ms=1))
-    for cid in range(5):
-        worker.admit(sequence(cid, 20, most=60))
+    with worker.held():
+        for cid in range(5):
+            worker.admit(sequence(cid, 20, most=600))
     worker.wait(p.Step, lambda e: len(e.computed) == 5)
     assert worker.park(1).kv == worker.sequences[1].kv
     worker.park(3)
@@ -300,7 +303,7 @@ def test_parked_sequences_keep_their_slots_while_others_close_ranks(start: Start
     worker.finish(*worker.sequences.values())
     solo = start(fake_setup(slots=5, eog=0.0))
     for cid in range(5):
-        assert result(worker.sequences[cid]) == alone(solo, sequence(cid, 20, most=60))
+        assert result(worker.sequences[cid]) == alone(solo, sequence(cid, 20, most=600))
 
 
 def lost(worker: Worker, admit: p.Admit) -> int:
@@ -343,7 +346,7 @@ def test_one_sequences_error_hurts_no_other(start: Start, tmp_path: Path) -> Non
 
 def test_a_snapshot_that_cant_be_written(start: Start, tmp_path: Path) -> None:
     worker = start(fake_setup(eog=0.0, step_ms=1))
-    worker.admit(sequence(1, 40, most=500))
+    worker.admit(sequence(1, 40, most=2000))
     worker.wait(p.Step)
     worker.send(p.Save(1, str(tmp_path / "none" / "kv")))
     assert (worker.wait(p.Saved).path, worker.sequences[1].lost) == ("", None)

@@ -461,7 +461,7 @@ def test_a_call_lost_in_flight_is_asked_again_with_the_same_key(fake: FakeKernel
 def test_a_call_lost_again_and_again_says_what_is_open(fake: FakeKernel) -> None:
     fake.answers["kill"] = lambda connection, id, args: connection.hang_up()
     with (
-        aios.connect(reconnect=0.2) as kernel,
+        aios.connect(reconnect=2.0) as kernel,
         pytest.raises(aios.ConnectionLost, match="key='k'") as e,
     ):
         kernel.kill(1, key="k")
@@ -635,7 +635,7 @@ def test_ctrl_c_amid_reading_gives_the_connection_up_rather_than_lose_bytes(
 
 def test_ctrl_c_at_any_moment_leaves_the_connection_usable(fake: FakeKernel) -> None:
     """SIGINT comes while pings go back and forth; no answer may reach the wrong question."""
-    armed, interrupted = False, 0
+    armed, interrupted, number = False, 0, 0
 
     def handle(number: int, frame: object) -> None:
         nonlocal armed
@@ -646,16 +646,19 @@ def test_ctrl_c_at_any_moment_leaves_the_connection_usable(fake: FakeKernel) -> 
     before = signal.signal(signal.SIGINT, handle)
     try:
         with aios.connect() as kernel:
-            for number in range(200):
+            while number < 200 or (interrupted <= 50 and number < 20_000):
+                number += 1
                 payload = str(number).encode()
+                sender = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
                 try:
                     armed = True
-                    threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()
+                    sender.start()
                     for _ in range(20):
                         assert kernel.ping(payload=payload).payload == payload
                     armed = False
                 except KeyboardInterrupt:
                     interrupted += 1
+                sender.join()  # no signal comes late, where nobody expects one
             assert kernel.ping(payload=b"end").payload == b"end"
     finally:
         signal.signal(signal.SIGINT, before)
