@@ -77,7 +77,7 @@ def daemon_call(daemon: Daemon, client: Client, args: Call) -> None:
 
 
 def test_silence_denies(state_dir: Path, runtime_dir: Path, kv_dir: Path) -> None:
-    config = '[access]\nask = ["spawn"]\nask_timeout = 0.3\nmax_pending = 8\n'
+    config = '[access]\nask = ["spawn"]\nask_timeout = 2.0\nmax_pending = 8\n'
     with Daemon(state_dir, runtime_dir, kv_dir, config=config) as daemon:
         owner, (one, a) = daemon.connect(), register(daemon, "one")
         young, y = child(daemon, one, a)

@@ -147,7 +147,8 @@ def scene() -> Iterator[Scene]:
         place.mkdir(0o700)
     group = f'[kernel]\ngroup = "{GROUP}"\n' if os.geteuid() == 0 else ""
     memory = '[memory]\nembedder = "fake"\n'
-    with Daemon(*places, config=group + memory + CORE) as daemon:
+    ask = '[access]\nask_timeout = "1h"\n'  # the question stays open all the while
+    with Daemon(*places, config=group + memory + ask + CORE) as daemon:
         owner = daemon.connect()
         (victim, v), (mallory, m) = register(daemon, "victim"), register(daemon, "mallory")
         young, y = child(daemon, victim, v)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +16,14 @@ from aiosd.abi.process import Fork, ResumeAgent, SuspendAgent
 from tests.conftest import World
 from tests.daemon import Daemon
 from tests.system.agents import until
-from tests.system.writer import Writer, core
+from tests.system.writer import Writer, core, kill_worker
 
 CORE = """
 [[cores]]
 name = "c"
 driver = "fake"
 slots = 5
-n_ctx = 1024
+n_ctx = 40960
 options = {step_ms = 1, eog = 0.0}
 
 [sched]
@@ -89,7 +88,7 @@ def test_a_search_outlives_its_worker(daemon: Daemon) -> None:
             enough = core(daemon).tokens_out + 8
             wanted = a.submit("a long way " * 9, **WIDE)
             until(lambda enough=enough: core(daemon).tokens_out > enough, "it searches")  # type: ignore[misc]
-            os.kill(core(daemon).pid, signal.SIGKILL)
+            kill_worker(daemon)
             assert a.finish(wanted).beams == expected
 
 
@@ -99,7 +98,7 @@ def test_a_search_that_is_cancelled_gives_its_slots_back(daemon: Daemon) -> None
         late = a.ask("go on", deadline=0.005, beams=5, max_tokens=900)
         assert (late.finish_reason, late.reason, late.beams) == ("cancelled", "deadline", [])
         before = core(daemon).tokens_out
-        wanted = a.submit("go on", beams=5, max_tokens=900)
+        wanted = a.submit("go on", beams=5, max_tokens=40_000)
         until(lambda: core(daemon).tokens_out > before, "it searches")
         a.cancel(wanted)
         cut = a.finish(wanted)
@@ -148,9 +147,10 @@ def test_a_fork_and_a_snapshot_in_the_middle_of_a_search_begin_at_its_prompt(
 ) -> None:
     with Writer(daemon) as a:
         prompt = "halfway there " * 9
-        expected = a.ask(prompt, **WIDE).beams
+        long = {**WIDE, "max_tokens": 800}
+        expected = a.ask(prompt, **long).beams
         enough = core(daemon).tokens_out + 8
-        wanted = a.submit(prompt, **WIDE)
+        wanted = a.submit(prompt, **long)
         until(lambda: core(daemon).tokens_out > enough, "it searches")
         with daemon.connect() as person:
             [row] = [row for row in person.call(ListContexts(a.aid)) if row.busy]

@@ -21,7 +21,7 @@ CORE = """
 name = "c"
 driver = "fake"
 slots = 2
-n_ctx = 4096
+n_ctx = 40960
 options = {step_ms = 0.2}
 """
 ENDLESS = 'root ::= "a"+'
@@ -65,7 +65,7 @@ def test_length_returns_the_partial_text_and_no_value(daemon: Daemon) -> None:
 
 def test_a_deadline_and_a_cancel_return_the_partial_text(daemon: Daemon) -> None:
     with Writer(daemon) as a:
-        how: dict[str, Any] = {"grammar": ENDLESS, "min_tokens": 4000, "max_tokens": 4000}
+        how: dict[str, Any] = {"grammar": ENDLESS, "min_tokens": 40_000, "max_tokens": 40_000}
         late = a.ask("go", deadline=0.1, **how)
         assert (late.finish_reason, late.reason) == ("cancelled", "deadline")
         assert late.text == "a" * len(late.token_ids) and late.parsed is None

@@ -151,26 +151,40 @@ class Trouble:
         self.marks: dict[int, int] = {}  # context -> its newest snapshot
         self.late: set[int] = set()  # contexts that went back when their request had just ended
         self.killed: set[int] = set()
+        self.number = 0  # of the things that were tried
+        self.fatal = [  # when to kill whom
+            (DEEDS // 5, self.kill_worker),
+            (DEEDS * 2 // 5, self.kill_worker),
+            (DEEDS // 2, self.kill_kernel),
+            (DEEDS * 3 // 5, self.kill_worker),
+        ]
+
+    def enough(self) -> bool:
+        """Whether everything was done, and more than twice what can be done often."""
+        often = ("suspend", "renice", "mark", "go_back")
+        return not self.fatal and min(self.done.get(deed, 0) for deed in often) > 2
 
     async def make(self, times: int) -> None:
         """Do `times` things, or as many as there is time for."""
-        fatal = {times * n // 5: self.kill_worker for n in (1, 2, 3)} | {
-            times // 2: self.kill_kernel
-        }
-        for number in range(times):
+        for _ in range(times):
             self.troupe.moved.clear()
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(300):
                 await self.troupe.moved.wait()
-            if not self.troupe.aids:
-                return
-            deed = fatal.get(number) or self.dice.choice(
+            fatal = bool(self.fatal) and self.number >= self.fatal[0][0]
+            deed = self.dice.choice(
                 [self.suspend, self.suspend, self.renice, self.mark, self.mark, self.go_back]
             )
+            if fatal:
+                deed = self.fatal[0][1]
             async with aios.connect_async(self.daemon.socket) as person:
+                if not self.troupe.aids:
+                    return
+                self.number += 1
                 aid = self.dice.choice(sorted(self.troupe.aids))
                 with suppress(ProcessLookupError, FileNotFoundError, BlockingIOError):
                     if await deed(person, aid):
                         self.done[deed.__name__] = self.done.get(deed.__name__, 0) + 1
+                        self.fatal = self.fatal[fatal:]
 
     async def suspend(self, person: aios.AsyncKernel, aid: int) -> bool:
         await person.suspend_agent(aid)
@@ -213,24 +227,25 @@ class Trouble:
         return True
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_everything_at_once(daemon: Daemon) -> None:
     async def main() -> None:
         troupe = Troupe(daemon)
         solo = [await troupe.perform(index) for index in range(AGENTS)]
         trouble = Trouble(daemon, troupe, seed=5)
-        making = asyncio.create_task(trouble.make(DEEDS))
-        together = await asyncio.gather(*(troupe.perform(index) for index in range(AGENTS)))
-        troupe.moved.set()
-        await making
-        late = {troupe.contexts[cid] for cid in trouble.late if cid in troupe.contexts}
-        for index in late:  # it went on from an earlier point, as it was told to
-            together[index][1] = solo[index][1]
-        wrong = [index for index in range(AGENTS) if together[index] != solo[index]]
-        assert not wrong and len(late) < AGENTS // 4, (wrong, late, trouble.done)
-        assert trouble.done.get("kill_kernel") == 1 and trouble.done.get("kill_worker", 0) >= 2
-        assert (
-            min(trouble.done.get(deed, 0) for deed in ("suspend", "renice", "mark", "go_back")) > 2
-        )
+        rounds = 0
+        while not trouble.enough():  # most often one round is enough
+            rounds += 1
+            assert rounds < 12, trouble.done
+            trouble.late.clear()
+            making = asyncio.create_task(trouble.make(DEEDS))
+            together = await asyncio.gather(*(troupe.perform(index) for index in range(AGENTS)))
+            troupe.moved.set()
+            await making
+            late = {troupe.contexts[cid] for cid in trouble.late if cid in troupe.contexts}
+            for index in late:  # it went on from an earlier point, as it was told to
+                together[index][1] = solo[index][1]
+            wrong = [index for index in range(AGENTS) if together[index] != solo[index]]
+            assert not wrong and len(late) < AGENTS // 2, (wrong, late, trouble.done)
 
     asyncio.run(main())

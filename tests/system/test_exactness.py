@@ -60,9 +60,10 @@ def prompt(index: int, real: bool, longest: int) -> str:
 class Crowd:
     """Agents at work, each on a connection of its own, and a person who bothers them."""
 
-    def __init__(self, daemon: Daemon, longest: int = 1500) -> None:
+    def __init__(self, daemon: Daemon, longest: int = 1500, tokens: int = TOKENS) -> None:
         self.daemon = daemon
         self.longest = longest
+        self.tokens = tokens
         self.aids: dict[int, int] = {}
         self.counts: dict[int, int] = {}
         self.moved = asyncio.Event()
@@ -81,7 +82,7 @@ class Crowd:
                 stream = kernel.llm_generate(
                     f" And then, on day {turn}," if turn else self.prompt(index),
                     raw=True,
-                    max_tokens=TOKENS,
+                    max_tokens=self.tokens,
                     temperature=0.8 if index % 2 else 0.0,
                     seed=index,
                     context=context,
@@ -106,7 +107,7 @@ class Crowd:
         rng, done = random.Random(seed), 0
         while done < times:
             self.moved.clear()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(300):
                 await self.moved.wait()
             if not self.aids:
                 break
@@ -115,7 +116,7 @@ class Crowd:
         return done
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_twelve_agents_on_four_slots(daemon: Daemon) -> None:
     """Random suspends, resumes and renices under rr: every token equals the solo run's."""
 
@@ -134,18 +135,22 @@ def test_twelve_agents_on_four_slots(daemon: Daemon) -> None:
                     await person.ping()
                     await person.resume_agent(aid)
 
-            bothering = asyncio.create_task(crowd.bother(deed, 100, seed=1))
-            together = await asyncio.gather(*(crowd.run(i) for i in range(AGENTS)))
-            crowd.moved.set()
-            assert await bothering > 20
+            bothered = rounds = 0
+            while bothered <= 20:  # most often one round is enough
+                rounds += 1
+                assert rounds < 12
+                bothering = asyncio.create_task(crowd.bother(deed, 100, seed=rounds))
+                together = await asyncio.gather(*(crowd.run(i) for i in range(AGENTS)))
+                crowd.moved.set()
+                bothered += await bothering
+                assert together == solo
             sched = await person.get_sched()
-        assert together == solo
         assert sched.preemptions > AGENTS
 
     asyncio.run(main())
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_worker_killed_at_twenty_random_moments(daemon: Daemon) -> None:
     """Eight agents with two requests each, continued: SIGKILL of the worker changes no token."""
 
@@ -179,7 +184,9 @@ def test_worker_killed_at_twenty_random_moments(daemon: Daemon) -> None:
 
 def test_a_suspended_generation_stops_and_goes_on_with_the_next_token(daemon: Daemon) -> None:
     async def main() -> None:
-        crowd = Crowd(daemon)
+        # Enough of them that it is not done before it is suspended.
+        tokens = 1500 if "fake" in daemon.config.read_text() else 100
+        crowd = Crowd(daemon, tokens=tokens)
         solo = await crowd.run(1)
         crowd.counts.clear()
         async with aios.connect_async(daemon.socket) as person:
@@ -189,10 +196,11 @@ def test_a_suspended_generation_stops_and_goes_on_with_the_next_token(daemon: Da
                 await crowd.moved.wait()
             aid = crowd.aids[1]
             await person.suspend_agent(aid)
+            crowd.tokens = TOKENS
             await crowd.run(0)  # time passes: another agent's whole request
             (row,) = await person.list_agents(aid=aid)
             seen = row.usage.tokens_out
-            assert row.state == "T" and 3 <= seen < TOKENS
+            assert row.state == "T" and 3 <= seen < tokens
             await crowd.run(2)
             (row,) = await person.list_agents(aid=aid)
             assert (row.state, row.usage.tokens_out) == ("T", seen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,14 +28,14 @@ from aiosd.audience import WATCHED_MOST
 from tests.conftest import World
 from tests.daemon import PATIENCE, Client, Daemon, answer
 from tests.system.agents import agent, until
-from tests.system.writer import Watcher, Writer, core, info
+from tests.system.writer import Watcher, Writer, core, info, kill_worker
 
 CORE = """
 [[cores]]
 name = "c"
 driver = "fake"
 slots = 4
-n_ctx = 4096
+n_ctx = 40_960
 options = {step_ms = 1, eog = 0.0}
 """
 SHORT = """
@@ -53,7 +52,7 @@ name = "c"
 driver = "fake"
 options = {load_ms = 60000}
 """
-LONG: dict[str, Any] = {"max_tokens": 4000}
+LONG: dict[str, Any] = {"max_tokens": 40_000}  # which takes most of a minute
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +178,7 @@ def test_resume_past_the_tokens_or_without_a_request_is_refused(daemon: Daemon) 
         running = a.begin("tell", key="r", **LONG)
         a.read_tokens(running, 1)
         with error_of(errno.EINVAL, "resume"):
-            a.ask("tell", key="r", stream=True, resume=4000, **LONG)
+            a.ask("tell", key="r", stream=True, resume=40_000, **LONG)
         with error_of(errno.ENOENT, "key"):
             a.ask("tell", key="other", stream=True, resume=1)
         with error_of(errno.EINVAL, "resume"):
@@ -207,7 +206,7 @@ def test_cancel_answers_with_the_text_that_there_is(daemon: Daemon) -> None:
         a.cancel(wanted)
         reply = a.finish(wanted)
         assert (reply.finish_reason, reply.reason) == ("cancelled", "cancelled")
-        assert reply.token_ids == a.seen[wanted] and len(reply.token_ids) < 4000
+        assert reply.token_ids == a.seen[wanted] and len(reply.token_ids) < 40_000
         assert reply.text == a.text[wanted]
         solo = a.ask(max_tokens=len(reply.token_ids))
         assert solo.token_ids == reply.token_ids
@@ -252,24 +251,27 @@ def test_a_lost_connection_leaves_a_keyed_request_to_its_end(daemon: Daemon) -> 
 
 def test_a_deadline_returns_the_partial_text(daemon: Daemon) -> None:
     with Writer(daemon) as a:
-        reply = a.ask(deadline=0.15, **LONG)
-        assert (reply.finish_reason, reply.reason) == ("cancelled", "deadline")
-        assert 0 < len(reply.token_ids) < 1000
-        assert 0.14 <= reply.timing.turnaround_s < PATIENCE / 4
+        for deadline in (0.15, 1.0, 5.0, 20.0):  # a busy machine may not come to a token at first
+            reply = a.ask(deadline=deadline, **LONG)
+            assert (reply.finish_reason, reply.reason) == ("cancelled", "deadline")
+            assert 0.9 * deadline <= reply.timing.turnaround_s < deadline + PATIENCE / 4
+            if reply.token_ids:
+                break
+        assert 0 < len(reply.token_ids) < 1000 * deadline
         assert a.ask(deadline=0, **LONG).reason == "deadline"
         assert a.ask(deadline=60, max_tokens=3).finish_reason == "length"
 
 
 def test_a_deadline_does_not_count_while_suspended(daemon: Daemon) -> None:
     with Writer(daemon) as a, Writer(daemon, "b") as b, daemon.connect() as person:
-        wanted = a.begin(deadline=1.0, **LONG)
+        wanted = a.begin(deadline=3.0, **LONG)
         a.read_tokens(wanted, 2)
         person.call(SuspendAgent(a.aid))
-        assert b.ask(deadline=1.1, **LONG).reason == "deadline"  # more than a second goes by
+        assert b.ask(deadline=3.1, **LONG).reason == "deadline"  # more than its time goes by
         assert agent(person, a.aid).state == "T" and info(daemon).requests == 1
         person.call(ResumeAgent(a.aid))
         reply = a.finish(wanted)
-        assert reply.reason == "deadline" and reply.timing.turnaround_s > 2.0
+        assert reply.reason == "deadline" and reply.timing.turnaround_s > 6.0
 
 
 def test_cancel_while_queued(daemon: Daemon) -> None:
@@ -313,7 +315,7 @@ def test_a_request_ends_at_once_while_its_core_restarts(daemon: Daemon) -> None:
     with Writer(daemon) as a:
         wanted = a.begin(**LONG)
         a.read_tokens(wanted, 3)
-        os.kill(core(daemon).pid, signal.SIGKILL)
+        kill_worker(daemon)
         second = a.submit("another", max_tokens=3)
         a.cancel(wanted)
         assert a.finish(wanted).finish_reason == "cancelled"
@@ -340,9 +342,9 @@ def clog(client: Client, person: Client) -> None:
 
 def test_a_reader_that_stops_reading_pauses_its_agent(daemon: Daemon) -> None:
     with Writer(daemon) as a, Writer(daemon, "b") as b, daemon.connect() as person:
-        wanted = a.begin(max_tokens=400)
-        a.read_tokens(wanted, 1)
         person.call(SuspendAgent(a.aid))  # else it might be done before its reader is stuck
+        wanted = a.begin(max_tokens=400)
+        until(lambda: info(daemon).requests == 1, "the request is taken")
         clog(a, person)
         person.call(ResumeAgent(a.aid))
 
@@ -558,7 +560,7 @@ def test_queues_are_bounded(make: Any) -> None:
         ({"temperature": float("inf")}, errno.EINVAL, "temperature"),
         ({"deadline": float("inf")}, errno.EINVAL, "deadline"),
         ({"min_p": float("nan")}, errno.EINVAL, "min_p"),
-        ({"prompt": "x" * 5000}, errno.ENOSPC, "4096"),
+        ({"prompt": "x" * 50_000}, errno.ENOSPC, "40960"),
     ],
 )
 def test_mistakes_are_named(
@@ -575,21 +577,21 @@ def test_mistakes_are_named(
 
 def test_waiting_and_turnaround_are_recorded(daemon: Daemon) -> None:
     with Writer(daemon) as a, Watcher(daemon, "request.") as watcher:
-        replies = [a.ask(max_tokens=30), a.ask("again " * 20, max_tokens=30)]
+        replies = [a.ask(max_tokens=400), a.ask("again " * 20, max_tokens=400)]
         ends = [watcher.await_event("request.end", aid=a.aid).data for _ in replies]
         usage = agent(a, a.aid).usage
         told = [h.data for h in a.call(QueryHistory(a.aid, "request.end"))]
         for reply, end in zip(replies, ends, strict=True):
             timing = reply.timing
-            assert 0 <= timing.waiting_s <= timing.first_token_s <= timing.turnaround_s < 20
-            # Thirty steps of a millisecond, but the kernel may come late to hear of the first ones.
+            assert 0 <= timing.waiting_s <= timing.first_token_s <= timing.turnaround_s < PATIENCE
+            # 400 steps of a millisecond, but the kernel may come late to hear of the first ones.
             assert timing.turnaround_s - timing.waiting_s >= 0.01
             assert end["waiting_s"] == timing.waiting_s
             assert end["turnaround_s"] == timing.turnaround_s
         assert sorted(t["id"] for t in told) == [reply.request for reply in replies]
         for total, name in ((usage.waiting_s, "waiting_s"), (usage.turnaround_s, "turnaround_s")):
             assert total == pytest.approx(sum(end[name] for end in ends), abs=1e-5)
-        assert usage.tokens_out == 60 and usage.tokens_in == len("Hello") + len("again ") * 20
+        assert usage.tokens_out == 800 and usage.tokens_in == len("Hello") + len("again ") * 20
 
 
 # Attach.

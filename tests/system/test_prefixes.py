@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from aiosd.abi.cores import AddCore, RemoveCore
 from aiosd.abi.inference import (
     ClrContext,
     Context,
@@ -77,10 +78,13 @@ def chat(agent: Writer, *turns: str, public: bool = False, tokens: int = 20) -> 
     return agent.finish(begin(agent, *turns, public=public, tokens=tokens))
 
 
-def begin(agent: Writer, *turns: str, public: bool = False, tokens: int = 20) -> int:
+def begin(
+    agent: Writer, *turns: str, public: bool = False, tokens: int = 20, core: str = "c"
+) -> int:
     roles = ["system", *["user", "assistant"] * len(turns)]
     messages = [Turn(role, turn) for role, turn in zip(roles, turns, strict=False)]
-    return agent.submit("", raw=False, messages=messages, max_tokens=tokens, public=public)
+    how = {"max_tokens": tokens, "public": public, "core": core}
+    return agent.submit("", raw=False, messages=messages, **how)
 
 
 def context(agent: Writer, cid: int) -> Context:
@@ -145,8 +149,11 @@ def test_many_that_come_at_once_compute_it_once(daemon: Daemon) -> None:
     with ExitStack() as stack:
         crowd = [stack.enter_context(Writer(daemon)) for _ in range(12)]
         alone = stack.enter_context(Writer(daemon))
+        person = stack.enter_context(daemon.connect())
+        slow = {"eog": 0.0, "prefill_ms": 80}  # the kernel is told of a chunk in time to say so
+        person.call(AddCore("fake", "slow", "fake", slots=4, n_ctx=4096, options=slow))
         asked = [
-            (agent, begin(agent, SYSTEM, f"You are number {n}.", public=True))
+            (agent, begin(agent, SYSTEM, f"You are number {n}.", public=True, core="slow"))
             for n, agent in enumerate(crowd)
         ]
         replies = [agent.finish(wanted) for agent, wanted in asked]
@@ -159,6 +166,7 @@ def test_many_that_come_at_once_compute_it_once(daemon: Daemon) -> None:
             reply = chat(alone, SYSTEM, f"You are number {n}.")
             assert reply.usage.cached_tokens == 0
             assert reply.token_ids == replies[n].token_ids
+        person.call(RemoveCore("slow"))
 
 
 def test_a_fork_shares_what_its_parent_holds(daemon: Daemon) -> None:

@@ -19,7 +19,7 @@ from aiosd.abi.inference import (
     ListSnapshots,
 )
 from aiosd.engine.snapshot import verify
-from tests.daemon import Daemon
+from tests.daemon import PATIENCE, Daemon
 from tests.system.agents import until
 from tests.system.writer import Watcher, Writer
 
@@ -46,7 +46,7 @@ def files(daemon: Daemon) -> list[Path]:
 
 
 def marks(daemon: Daemon) -> int:
-    with closing(sqlite3.connect(daemon.state_dir / "aios.db", timeout=20)) as db:
+    with closing(sqlite3.connect(daemon.state_dir / "aios.db", timeout=PATIENCE)) as db:
         found = db.execute("select count(*) from snapshots").fetchone()
         return int(found[0])
 
@@ -100,16 +100,16 @@ def test_snapshots_outlive_the_kernel(daemon: Daemon, number: int) -> None:
 
 def test_back_to_a_point_of_the_running_generation(daemon: Daemon) -> None:
     with Writer(daemon, "solo") as solo:
-        alone = solo.ask("Once upon", max_tokens=400)
+        alone = solo.ask("Once upon", max_tokens=2000)
     with Writer(daemon) as a, daemon.connect() as person:
         first = a.ask("Once", max_tokens=1)
         older = person.call(GenSnapshot(first.context))
         a.call(ClrContext(first.context))
-        wanted = a.begin("Once upon", max_tokens=400)
+        wanted = a.begin("Once upon", max_tokens=2000)
         a.read_tokens(wanted, 40)
         context = next(c for c in range(1, 9) if c not in (alone.context, first.context))
         mark = person.call(GenSnapshot(context, "early"))
-        assert 40 <= mark.tokens - len("Once upon") < 400 and older.id != mark.id
+        assert 40 <= mark.tokens - len("Once upon") < 2000 and older.id != mark.id
         a.read_tokens(wanted, 120)
         row = person.call(GenRestore(context, mark.id))
         assert row.busy
@@ -132,9 +132,9 @@ def test_an_older_point_is_refused_while_a_request_runs(daemon: Daemon) -> None:
 
 def test_a_point_within_a_generation_is_gone_on_from(daemon: Daemon) -> None:
     with Writer(daemon, "solo") as solo:
-        alone = solo.ask("Once upon", max_tokens=400)
+        alone = solo.ask("Once upon", max_tokens=1500)
     with Writer(daemon) as a, daemon.connect() as person:
-        wanted = a.begin("Once upon", max_tokens=400)
+        wanted = a.begin("Once upon", max_tokens=1500)
         a.read_tokens(wanted, 60)
         context = alone.context + 1
         mark = person.call(GenSnapshot(context))
@@ -143,7 +143,7 @@ def test_a_point_within_a_generation_is_gone_on_from(daemon: Daemon) -> None:
         a.ask(" something else", context=context, max_tokens=20)
         person.call(GenRestore(context, mark.id))
         said = mark.tokens - len("Once upon")
-        rest = a.ask("", context=context, max_tokens=400 - said)
+        rest = a.ask("", context=context, max_tokens=1500 - said)
         assert rest.token_ids == alone.token_ids[said:]
 
 

@@ -11,8 +11,9 @@ import pytest
 from aiosd.abi.inference import GenRestore, GenSnapshot, GetContext, ListContexts, ListSnapshots
 from aiosd.abi.process import Fork
 from aiosd.engine.snapshot import verify
-from tests.daemon import Daemon
-from tests.system.writer import Writer
+from tests.daemon import PATIENCE, Daemon
+from tests.system.agents import until
+from tests.system.writer import Writer, held, info
 
 CORE = """
 [[cores]]
@@ -41,7 +42,9 @@ def tell(daemon: Daemon, count: int, credentials: list[str] | None = None) -> li
     """Let some agents speak at once, in keyed streams; what each has said."""
     said = []
     writers = [Writer(daemon, f"w{i}") for i in range(count)]
-    wanted = [w.begin("word " * (8 + 9 * i), max_tokens=60) for i, w in enumerate(writers)]
+    with held(daemon):  # so that they are there together, and push each other out
+        wanted = [w.begin("word " * (8 + 9 * i), max_tokens=60) for i, w in enumerate(writers)]
+        until(lambda: info(daemon).requests == count, "all are there")
     for writer, ask in zip(writers, wanted, strict=True):
         said.append(writer.finish(ask).token_ids)
         writer.close()
@@ -81,7 +84,7 @@ def test_a_kernel_killed_while_it_takes_a_snapshot(
         with pytest.raises((OSError, EOFError)):
             a.call(GenSnapshot(context))
         credential = a.credential
-    assert daemon.process.wait(20) == daemon.stop() == -signal.SIGKILL and mark.exists()
+    assert daemon.process.wait(PATIENCE) == daemon.stop() == -signal.SIGKILL and mark.exists()
     daemon.start()
     with Writer(daemon, credential=credential) as a:
         assert a.call(ListSnapshots(context)) == []  # it was never acknowledged

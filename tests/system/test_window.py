@@ -32,7 +32,7 @@ from aiosd.abi.process import Fork, Kill
 from tests.daemon import Daemon
 from tests.system.agents import until
 from tests.system.test_generation import error_of
-from tests.system.writer import Watcher, Writer, core, info
+from tests.system.writer import Watcher, Writer, info, kill_worker
 
 WINDOW = 192
 FAKE = f"""
@@ -271,8 +271,7 @@ def test_it_equals_the_solo_run(daemon: Daemon, policy: str, temperature: float)
             if count % 3 == 0:
                 with daemon.connect() as person:
                     [row] = person.call(ListContexts(b.aid))
-                if pid := core(daemon, row.core).pid:  # 0: it is being started again just now
-                    os.kill(pid, signal.SIGKILL)
+                kill_worker(daemon, row.core)
         reply = b.finish(wanted)
         assert b.seen[wanted] == reply.token_ids == solo.token_ids
         assert reply.text == solo.text
@@ -390,8 +389,7 @@ def test_a_summary_changes_nothing_when_others_interfere(summing: Daemon) -> Non
             b.read_tokens(wanted, count)
             other.ask("somebody else " * 5, max_tokens=7)
         watcher.await_event("request.submit", internal=True)
-        if pid := core(summing).pid:
-            os.kill(pid, signal.SIGKILL)
+        kill_worker(summing)
         reply = b.finish(wanted)
         assert b.seen[wanted] == reply.token_ids == solo.token_ids
 
@@ -400,7 +398,7 @@ def test_a_summary_changes_nothing_when_others_interfere(summing: Daemon) -> Non
 def test_a_request_that_ends_while_it_is_summarized_leaves_nothing(
     state_dir: Path, runtime_dir: Path, kv_dir: Path, how: str
 ) -> None:
-    slow = SUMMING.replace("eog = 0.0", "eog = 0.0, step_ms = 20")
+    slow = SUMMING.replace("eog = 0.0", "eog = 0.0, step_ms = 100")
     with (
         Daemon(state_dir, runtime_dir, kv_dir, config=slow) as daemon,
         Writer(daemon) as a,
@@ -459,7 +457,7 @@ def test_a_context_takes_its_kv_along_and_the_class_goes_with_the_last(daemon: D
         second = a.ask("", context=first.context, max_tokens=258)
         assert first.token_ids + second.token_ids == alone.token_ids
         assert second.usage.cached_tokens >= 190
-        assert names(daemon) == ["c", "c@768", "stiff"], "nobody is on c@384 any more"
+        until(lambda: names(daemon) == ["c", "c@768", "stiff"], "nobody is on c@384 any more")
         a.call(ClrContext(alone.context))
         a.call(ClrContext(first.context))
         until(lambda: names(daemon) == ["c", "stiff"], "the classes are gone")
@@ -524,9 +522,10 @@ def test_agents_of_all_policies_equal_their_solo_runs(daemon: Daemon) -> None:
         return said
 
     async def bother(aids: dict[int, int], over: asyncio.Event) -> int:
-        rng, killed = random.Random(5), set[int]()
+        rng, killed, turns = random.Random(5), set[int](), 0
         async with aios.connect_async(daemon.socket) as person:
             while not over.is_set():
+                turns += 1
                 if aids:
                     aid = rng.choice(list(aids.values()))
                     with suppress(ProcessLookupError):
@@ -534,7 +533,7 @@ def test_agents_of_all_policies_equal_their_solo_runs(daemon: Daemon) -> None:
                         await person.ping()
                         await person.resume_agent(aid)
                 pid = rng.choice(await person.list_cores()).pid
-                if pid and len(killed) < 6 and pid not in killed and rng.random() < 0.02:
+                if pid and len(killed) < 6 and pid not in killed and turns % 20 == 5:
                     killed.add(pid)
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -543,12 +542,16 @@ def test_agents_of_all_policies_equal_their_solo_runs(daemon: Daemon) -> None:
     async def main() -> None:
         solo = [await tell(index, {}) for index in range(6)]
         aids: dict[int, int] = {}
-        over = asyncio.Event()
-        bothering = asyncio.create_task(bother(aids, over))
-        together = await asyncio.gather(*(tell(index, aids) for index in range(6)))
-        over.set()
-        assert await bothering > 0
-        assert together == solo
+        for _ in range(10):  # until a worker was killed, most often in the first round
+            over = asyncio.Event()
+            bothering = asyncio.create_task(bother(aids, over))
+            together = await asyncio.gather(*(tell(index, aids) for index in range(6)))
+            over.set()
+            killed = await bothering
+            assert together == solo
+            if killed:
+                return
+        raise AssertionError("no worker was killed")
 
     asyncio.run(main())
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 from aiosd.abi.inference import ExpContext, GetContext, ListContexts
 from tests.conftest import World
 from tests.daemon import Daemon
-from tests.system.writer import Writer, core
+from tests.system.writer import Writer, core, kill_worker
 
 WINDOW = 256
 REAL = f"""
@@ -26,7 +24,7 @@ n_ctx = {WINDOW}
 """
 STORY = "Once upon a time there was a small boat on a very wide sea, and in it sat a girl. " * 8
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.model, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +42,14 @@ def test_it_equals_the_solo_run(daemon: Daemon, policy: str) -> None:
     """Preempted, pushed out of its slot, and its worker killed, before and after the edge."""
     how: dict[str, Any] = {"temperature": 0.8, "seed": 4, "window": policy, "core": "c"}
     with Writer(daemon) as a:
-        a.sock.settimeout(200)  # the worker is being probed
+        a.sock.settimeout(600)  # the worker is being probed
         solo = a.ask(STORY, max_tokens=200, **how)
         now = a.call(GetContext(solo.context))
         assert (now.slid >= 1) if policy == "slide" else (now.core == "c@512")
         assert now.exact
     with Writer(daemon, "b") as b, Writer(daemon, "x") as x, Writer(daemon, "y") as y:
         for each in (b, x, y):
-            each.sock.settimeout(100)
+            each.sock.settimeout(300)
         wanted = b.begin(STORY, max_tokens=200, **how)
         for count in (20, 70, 110):
             b.read_tokens(wanted, count)
@@ -60,8 +58,7 @@ def test_it_equals_the_solo_run(daemon: Daemon, policy: str) -> None:
                 each.finish(asked)
         with daemon.connect() as person:
             [row] = person.call(ListContexts(b.aid))
-        if pid := core(daemon, row.core).pid:
-            os.kill(pid, signal.SIGKILL)
+        kill_worker(daemon, row.core)
         reply = b.finish(wanted)
         assert b.seen[wanted] == reply.token_ids == solo.token_ids
 
@@ -69,7 +66,7 @@ def test_it_equals_the_solo_run(daemon: Daemon, policy: str) -> None:
 def test_beyond_the_trained_length_by_yarn(daemon: Daemon) -> None:
     """The tokens are computed anew under scaled positions; the model still writes words."""
     with Writer(daemon) as a:
-        a.sock.settimeout(200)
+        a.sock.settimeout(600)
         reply = a.ask("The capital of France is", max_tokens=4, core="c")
         trained = core(daemon).n_ctx_train
         moved = a.call(ExpContext(reply.context, trained + 1, yarn=True))

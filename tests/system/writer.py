@@ -12,13 +12,20 @@ Tokens that a stream has brought are in `seen[wanted]`, each exactly once or a t
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import psutil
 
 from aiosd.abi.cores import Core, ListCores
 from aiosd.abi.inference import Chunk, Generation, LlmGenerate
 from aiosd.abi.process import RegisterAgent
 from aiosd.abi.system import Cancel, Event, Ping, Sysinfo, SystemInfo, Watch
 from tests.daemon import Client, Daemon, answer
+from tests.system.agents import until
 
 
 class Writer(Client):
@@ -128,3 +135,28 @@ def core(daemon: Daemon, name: str = "c") -> Core:
     with daemon.connect() as client:
         rows: list[Core] = client.call(ListCores())
     return next(row for row in rows if row.name == name)
+
+
+@contextmanager
+def held(daemon: Daemon, name: str = "c") -> Iterator[None]:
+    """Keep a core from computing: whatever is done meanwhile comes before its next token."""
+    until(lambda: core(daemon, name).state == "ready", "the core is ready")
+    pid = core(daemon, name).pid
+    os.kill(pid, signal.SIGSTOP)
+    worker = psutil.Process(pid)
+    until(lambda: worker.status() == psutil.STATUS_STOPPED, "its worker stands still")
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # it may have been killed with its kernel
+            os.kill(pid, signal.SIGCONT)
+
+
+def kill_worker(daemon: Daemon, name: str = "c") -> None:
+    """Kill a core's worker, if there is one just now: it may be starting, or the core gone."""
+    with daemon.connect() as client:
+        rows: list[Core] = client.call(ListCores())
+    pid = next((row.pid for row in rows if row.name == name), 0)
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
