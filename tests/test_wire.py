@@ -56,7 +56,7 @@ def test_a_frame_that_trickles_in_costs_linear_time() -> None:
     began = time.process_time()
     whole = [frame for i in range(0, len(stream), 16) for frame in frames.feed(stream[i : i + 16])]
     assert [len(frame) for frame in whole] == [2 << 20]
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 20
 
 
 def depth(value: Any) -> int:
@@ -90,7 +90,7 @@ def test_the_limits_of_nesting() -> None:
     wide = b"\xdd" + (1_000_000).to_bytes(4, "big") + b"\x90" * 1_000_000
     began = time.process_time()
     assert "more than 65536 values" in wire.nesting(wide)
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 5
 
 
 @given(st.integers(-(2**63), 2**64 - 1), st.integers(-(2**63), 2**64 - 1), st.binary(max_size=9))

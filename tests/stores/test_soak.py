@@ -15,7 +15,7 @@ from tests.soakstores import LIMITS
 MET = [name for name in POINTS if name.startswith(("memory", "storage"))]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_kills_amid_memory_storage_and_grants(
     state_dir: Path, runtime_dir: Path, kv_dir: Path
 ) -> None:
