@@ -274,7 +274,7 @@ def test_what_agents_get_beside_what_is_due(make: MakeDaemon) -> None:
             mine, other = person.call(ListAgents())  # at one moment
             assert (mine.aid, other.aid) == (a.aid, b.aid)
             assert mine.share + other.share <= 1.001
-            return abs(mine.share - 0.753) < 0.1 and abs(other.share - 0.247) < 0.1
+            return bool(abs(mine.share - 0.753) < 0.1 and abs(other.share - 0.247) < 0.1)
 
         until(even, "each has got its share")
         dues = [round(agent(person, w.aid).due, 3) for w in (a, b)]
