@@ -104,8 +104,12 @@ class Interactions:
             else:
                 asked = _redacted(asked, redaction, settings.text_limit)
                 reply = redaction.kept(reply, settings.text_limit)
-            _sound(db, lambda: _put(db, record, asked, reply, digests))
-            _sound(db, lambda: _prune(db, settings, PRUNED))
+
+            def put() -> int:
+                _put(db, record, asked, reply, digests)
+                return _prune(db, settings, PRUNED)
+
+            _sound(db, put)
             reach("interactions.row")
 
         return [write]
@@ -200,13 +204,12 @@ def _redacted(asked: _Asked, redaction: Redaction, most: int) -> _Asked:
 
 def _put(
     db: Connection, record: dict[str, Any], asked: _Asked, reply: str, digests: dict[str, str]
-) -> int:
+) -> None:
     size = len(asked.text.encode()) + len(reply.encode())
     values = {**record, "size": size, "digests": json.dumps(digests)}
     id = db.execute(_INSERT, values).fetchone()[0]
     turns = json.dumps(asked.turns)
     db.execute(_INSERT_TEXTS, (id, record["aid"], asked.text, turns, reply))
-    return int(id)
 
 
 def _prune(db: Connection, settings: Settings, most: int) -> int:
