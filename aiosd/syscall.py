@@ -172,7 +172,7 @@ class Dispatcher:
 
     # One request.
 
-    def handle(self, session: Session, payload: bytes) -> bytes | None:
+    def handle(self, session: Session, payload: bytes | bytearray) -> bytes | None:
         """Handle one frame's value: return the reply frame, or None when it comes later.
 
         Raises wire.FrameError when the value has no readable header.
@@ -204,7 +204,7 @@ class Dispatcher:
         entry.count(perf_counter() - began, failed)
         return reply
 
-    def _damaged(self, payload: bytes, error: Exception) -> bytes:
+    def _damaged(self, payload: bytes | bytearray, error: Exception) -> bytes:
         id, number = wire.salvage(payload)
         name = TABLE[number].name if number in TABLE else f"call {number}"
         return last(id, errno.EINVAL, f"{name}: damaged msgpack: {error}")
@@ -271,7 +271,7 @@ class Dispatcher:
 
     def _arguments(self, entry: Entry, body: msgspec.Raw) -> Call:
         """Return the decoded arguments; raise OSError."""
-        if entry.free and (wrong := wire.nesting(bytes(body))):
+        if entry.free and (wrong := wire.nesting(memoryview(body))):
             raise OSError(errno.EINVAL, f"{entry.call.name}: the body {wrong}; send less, flatter")
         try:
             args: Call = entry.decode(body)

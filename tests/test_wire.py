@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -23,10 +24,17 @@ values = st.recursive(
 )
 
 
-@given(st.lists(st.binary(max_size=50)), st.data())
+@pytest.mark.parametrize("long", [wire.LONG, 20, 1])
+@given(payloads=st.lists(st.binary(max_size=50)), data=st.data())
 def test_frames_do_not_depend_on_how_they_arrive(
-    payloads: list[bytes], data: st.DataObject
+    long: int, payloads: list[bytes], data: st.DataObject
 ) -> None:
+    with patch.object(wire, "LONG", long):
+        arrive(payloads, data)
+
+
+def arrive(payloads: list[bytes], data: st.DataObject) -> None:
+    """Cut frames from a stream that comes in pieces."""
     stream = b"".join(map(wire.frame, payloads))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
     frames = wire.Frames()

@@ -22,7 +22,7 @@ MAX_VALUES: Final = 65_536
 """Values that a freely nesting body may hold: walking it must not hold up the kernel."""
 
 LONG: Final = 1 << 18
-"""Bytes from which a body is walked without counting first."""
+"""Bytes from which a body is walked without counting first, and a frame has its own buffer."""
 
 HEADER: Final = 4
 
@@ -53,10 +53,11 @@ class Frames:
 
     `add` what arrived, then `take` complete values in order until None; `feed` does both. Raises
     FrameError when a length exceeds `limit`; after that the object is unusable. `limit` may be
-    changed between two takes.
+    changed between two takes. A large frame is gathered in a buffer of its own, which grows with
+    what has come and is what `take` gives: fresh copies cost more in page faults than in copying.
     """
 
-    __slots__ = ("_at", "_data", "_need", "_rest", "limit")
+    __slots__ = ("_at", "_data", "_large", "_need", "_rest", "_size", "limit")
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self.limit = limit
@@ -64,14 +65,20 @@ class Frames:
         self._at = 0
         self._rest = bytearray()  # an incomplete frame, waiting to be `_need` bytes long
         self._need = 0
+        self._large: bytearray | None = None  # a large frame's value, as far as it has come
+        self._size = 0  # bytes that it will have
 
     @property
     def pending(self) -> int:
         """Bytes held and not yet taken."""
-        return len(self._rest) + len(self._data) - self._at
+        return len(self._large or b"") + len(self._rest) + len(self._data) - self._at
 
     def add(self, data: bytes) -> None:
         """Append what arrived."""
+        if self._large is not None and len(self._large) < self._size:
+            more = self._size - len(self._large)
+            self._large += memoryview(data)[:more]
+            data = data[more:]
         if self._rest:
             self._rest += data
             if len(self._rest) < self._need:
@@ -83,8 +90,10 @@ class Frames:
         self._data = data
         self._at = 0
 
-    def take(self) -> bytes | None:
+    def take(self) -> bytes | bytearray | None:
         """Return the next complete frame's value, without the length; None when there is none."""
+        if self._large is not None:
+            return self._take_large()
         data, at = self._data, self._at
         start = at + HEADER
         if start <= len(data):
@@ -95,6 +104,10 @@ class Frames:
             if stop <= len(data):
                 self._at = stop
                 return data[start:stop]
+            if size >= LONG:
+                self._large, self._size = bytearray(data[start:]), size
+                self._data, self._at = b"", 0
+                return None
             self._need = HEADER + size
         else:
             self._need = HEADER
@@ -104,30 +117,38 @@ class Frames:
             self._at = 0
         return None
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def _take_large(self) -> bytearray | None:
+        if self._large is None or len(self._large) < self._size:
+            return None
+        whole, self._large = self._large, None
+        return whole
+
+    def feed(self, data: bytes) -> list[bytes | bytearray]:
         """Return the frames that `data` completes (values without the length)."""
         self.add(data)
-        frames = []
+        frames: list[bytes | bytearray] = []
         while (payload := self.take()) is not None:
             frames.append(payload)
         return frames
 
 
-def nesting(body: bytes) -> str:
+def nesting(body: bytes | memoryview) -> str:
     """Return what is wrong with how a body nests, as words for a sentence; "" when nothing is.
 
     For bodies whose type admits free nesting. Counting the bytes that could open a container is
     quick and almost always settles it; only then is the body walked, and never past MAX_VALUES.
     A long body is walked at once: what is long in it is mostly one value, passed in one step.
     """
-    if len(body) < LONG and len(body) - len(body.translate(None, _OPENERS)) <= MAX_DEPTH:
-        return ""
+    if len(body) < LONG:
+        body = bytes(body)
+        if len(body) - len(body.translate(None, _OPENERS)) <= MAX_DEPTH:
+            return ""
     if (depth := depth_of(body)) > MAX_DEPTH:
         return f"nests deeper than {MAX_DEPTH}"
     return "" if depth >= 0 else f"holds more than {MAX_VALUES} values"
 
 
-def depth_of(data: bytes) -> int:
+def depth_of(data: bytes | memoryview) -> int:
     """Return the nesting depth of one msgpack value, stopping at MAX_DEPTH + 1.
 
     A scan without recursion. Returns -1 when it meets more than MAX_VALUES values before that.
@@ -149,7 +170,7 @@ def depth_of(data: bytes) -> int:
     return depth
 
 
-def _children(data: bytes, i: int) -> tuple[int, int]:
+def _children(data: bytes | memoryview, i: int) -> tuple[int, int]:
     """Return how many values the one at data[i] holds, and where the next begins."""
     byte = data[i]
     if 0x80 <= byte <= 0x8F:
@@ -184,7 +205,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.decode
 
 
-def salvage(payload: bytes) -> tuple[int, int]:
+def salvage(payload: bytes | bytearray) -> tuple[int, int]:
     """Return id and number of a request whose body is damaged, so that it can be answered.
 
     Raises FrameError when the header is damaged as well.
