@@ -27,7 +27,7 @@ from typing import Any, Final, Protocol
 
 from aiosd.abi.accounts import AuditRecord
 from aiosd.abi.call import Call, Syscall
-from aiosd.rights import KERNEL, OVER, SELF, SHARED, Book, Party, Verdict
+from aiosd.rights import KERNEL, OVER, SELF, SHARED, Book, Party, Verdict, parse
 
 CACHED: Final = 65_536
 """Decisions about agents that are remembered."""
@@ -91,6 +91,8 @@ class Access:
         self.group_owner: dict[str, int] = {}
         self.on_expired: Callable[[list[Any]], None] = lambda grants: None
         self.witness: Witness = lambda kind, caller, target, data: None
+        self.epoch = 0
+        """Goes up whenever grants change: groups may be others."""
         self._cache: dict[tuple[int, str, int], Verdict] = {}
         self._clock = time.time
         self.set_policy(ask, grantors)
@@ -104,6 +106,7 @@ class Access:
     def changed(self) -> None:
         """Forget what was decided by the grants as they were."""
         self._cache.clear()
+        self.epoch += 1
         self._asking = bool(self._ask or self.book.asks)
 
     # -- the question of the dispatcher ---------------------------------------------------------
@@ -128,6 +131,11 @@ class Access:
             return self._asking and self._of_itself(caller, needs) is Verdict.ASK
         if needs not in KERNEL:
             raise self._refusal(f"{call.name}: no rule gives the capability {needs!r}")
+        subject = getattr(args, "subject", "") if needs == "admin" else ""
+        if subject and self.administers(caller, subject):
+            facts = _facts(call.name, needs, subject)
+            self.witness("access.allow", caller, 0, facts)
+            return False
         if needs == "admin" or (needs == "audit" and caller.aid):
             return self._of_kernel(caller, call)
         return False  # grant, audit of a person: the handler knows about what
@@ -212,6 +220,23 @@ class Access:
             return True
         objects = self._objects_of(object) | {"kernel"}
         return self._given(caller, "grant", objects) is Verdict.ALLOW
+
+    def administers(self, caller: Caller, subject: str) -> bool:
+        """Whether the caller may limit what a subject uses, without being told so by anybody.
+
+        A person may for what is his own, where `grantors` lets him grant on it, an agent for those
+        that descend from it: never for itself. Raises OSError(EINVAL) for what is no subject.
+        """
+        kind, name = parse(subject, "subject")
+        if not caller.aid:
+            return self.superuser(caller) or (
+                kind in ("agent", "group", "uid")
+                and self.grantors != "owner"
+                and self._owns(caller, subject)
+            )
+        assert self.kin is not None
+        below = kind == "agent" and self.known(int(name))
+        return below and caller.aid in self.kin.lineage(int(name))
 
     def covers(self, caller: Caller, capability: str, object: str) -> bool:
         """Whether a caller has a capability on an object, be it after asking."""

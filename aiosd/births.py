@@ -67,6 +67,7 @@ class Births:
         self._spawner = spawner
         self._access = access
         self.on_forked: list[Callable[[int, int], None]] = []
+        self.bear: Callable[[int, int], None] = _unlimited
         self._under_way: set[asyncio.Task[Started]] = set()
 
     async def close(self) -> None:
@@ -188,7 +189,11 @@ class Births:
         nice: int,
         birth_key: str = "",
     ) -> Process:
-        """Take a place in the table; EMFILE when there is none. Whoever asks has to fill it."""
+        """Take a place in the table. Whoever asks has to fill it.
+
+        Raises OSError: EMFILE when there is none, EDQUOT where a quota allows no more children.
+        """
+        self.bear(parent, uid)
         most = self._config().agents.max_agents
         if self._roster.living >= most:
             raise OSError(
@@ -380,6 +385,10 @@ class Births:
         if not who.switch:
             return self.workdir(aid)
         return who.home if os.path.isdir(who.home) else "/"
+
+
+def _unlimited(parent: int, uid: int) -> None:
+    """Everybody may have any number of children."""
 
 
 def _agent_path(config: Config) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aiosd import again
+from aiosd import again, charge
 from aiosd import window as windows
 from aiosd.abi.inference import Beam, Chunk, LlmGenerate, Recalled, Timing, TokenUsage
 from aiosd.abi.inference import Generation as Result
@@ -37,14 +37,14 @@ CATCH_UP: Final = 16  # tokens at which it goes on
 class Generation:
     """One request. Times are monotonic seconds; waiting and turnaround as the paper has them.
 
-    on_start, on_token (with the text that became final) and on_end tell its owner, once each
-    except on_token; on_full (with the text that would be final if it ended here) that there is no
-    room in its context to go on. goal: what its core was given to do last. preparing, kept, begun
-    and stored belong to the owner: the task that turns the request into tokens, the entry of its
-    key, and when its beginning and its end are on disk. known: of a request that an earlier kernel
-    began, the tokens that were on record; -1: of ours. certain: of how many tokens it is certain
-    that whoever read them under an earlier kernel read these very ones; -1: of all, since the core
-    promises it.
+    on_start, on_token (with the text that became final) and on_end tell its owner, once each except
+    on_token; on_full (with the text that would be final if it ended here) that there is no room in
+    its context to go on. goal: what its core was given to do last. most: tokens that its output may
+    have, 0: as many as fit. preparing, kept, begun and stored belong to the owner: the task that
+    turns the request into tokens, the entry of its key, and when its beginning and its end are on
+    disk. known: of a request that an earlier kernel began, the tokens that were on record; -1: of
+    ours. certain: of how many tokens it is certain that whoever read them under an earlier kernel
+    read these very ones; -1: of all, since the core promises it.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Generation:
         self.started = 0.0
         self.first_token = 0.0
         self.ended = 0.0
+        self.most = args.max_tokens
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.tokens: list[int] = []
@@ -313,6 +314,7 @@ class Generation:
                 prompt_tokens=self.prompt_tokens,
                 completion_tokens=len(self.tokens),
                 cached_tokens=self.cached_tokens,
+                dollars=charge.dollars(self),
             ),
             timing=self.timing(),
             context=self.context.cid,

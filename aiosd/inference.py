@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from aiosd import again, doing, leading, revival
+from aiosd import again, charge, doing, kv, leading, revival
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
 from aiosd.admission import Admission
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from aiosd.db import Database
     from aiosd.events import Events
     from aiosd.proc import ProcessTable
+    from aiosd.quota import Quotas
     from aiosd.recall import Recall
     from aiosd.syscall import Stream
 
@@ -70,6 +71,7 @@ class Inference:
         access: Access,
         cores: Cores,
         keys: Keys,
+        quotas: Quotas,
     ) -> None:
         self.journal = Journal(db)
         self._rids = Series(db, "request")
@@ -85,7 +87,8 @@ class Inference:
         self._table = table
         self._active: dict[int, dict[int, Generation]] = {}
         self._keys = keys
-        self._ledger = Ledger(table, self.journal, keys, config.history.keep_requests)
+        self._quotas = quotas
+        self._ledger = Ledger(table, self.journal, keys, quotas, config.history.keep_requests)
         self._leaving = False
         self._order = Order(cores, db, events, access)
         self._admission = Admission(config.agents)
@@ -194,8 +197,9 @@ class Inference:
     ) -> Generation:
         generation = self._generation(self._rids.take(), process.aid, args, context)
         self._enter(generation, kept, process.stopped)
+        reserved = self._quotas.open(generation.rid, process.aid, internal=context.window.internal)
         try:
-            generation.begun = self.journal.begin(generation.request(), context.record())
+            generation.begun = self.journal.begin(generation.request(), context.record(), *reserved)
         except OSError as error:  # the disk is too far behind: nothing begins
             generation.failed(error.errno or errno.EIO, error.strerror or str(error))
             return generation
@@ -251,6 +255,7 @@ class Inference:
         args = msgspec.msgpack.decode(row.args, type=abi.LlmGenerate)
         generation = self._generation(row.rid, row.aid, args, context)
         goal = generation.take_progress(row.submitted, row.progress)
+        self._quotas.resume(row.rid, row.aid)
         kept = None
         if row.key and not cancel:
             kept = self._keys.reopen((True, row.aid), "llm_generate", row.key, again.body(args))
@@ -266,6 +271,7 @@ class Inference:
         self._rids.check()
         mine = self._active.get(aid, {})
         self._admission.admit(aid, mine.values(), self.requests, self._order.flight)
+        self._quotas.admit(aid, "llm_generate")
 
     def _context(self, process: Process, args: abi.LlmGenerate) -> Context:
         """Return the context to work on: a fresh one, or the caller's own that it names."""
@@ -367,7 +373,11 @@ class Inference:
             await self._order.turn(generation, self._table.get(generation.aid).nice)
             await context.core.placement.settle(sequence)
             known = context.fingerprint
+            await self._afford(generation, len(read.tokens))
+            window = context.core.setup.n_ctx
             tokens = await self._room.enter(generation, read)
+            if context.core.setup.n_ctx > window:  # it moved to a larger one: more may come
+                await self._afford(generation, len(tokens))
             self._submit(generation, tokens, grammar, system)
             if context.fingerprint != known:  # by which core is on record before a token is sent
                 generation.begun = self.journal.flush() or generation.begun
@@ -396,6 +406,20 @@ class Inference:
             raise OSError(errno.EINVAL, "llm_generate: prompt: it has no tokens")
         return read
 
+    async def _afford(self, generation: Generation, new: int) -> None:
+        """Reserve what a request takes at worst, which is on disk when this returns.
+
+        new: tokens that it adds to its context. Raises OSError(EDQUOT).
+        """
+        default = self._table.get(generation.aid).max_tokens  # may change before it is submitted
+        generation.most = generation.args.max_tokens or default
+        amounts = charge.worst(generation, new)
+        lacking = self._quotas.lacking(generation.rid, "kv_bytes", amounts["kv_bytes"])
+        kv.make_room(self.contexts.of(generation.aid), lacking)
+        reserved = self._quotas.reserve(generation.rid, amounts, "llm_generate")
+        if reserved is not None:
+            await asyncio.shield(reserved)
+
     def _submit(
         self, generation: Generation, tokens: list[int], grammar: str, system: list[int]
     ) -> None:
@@ -420,7 +444,7 @@ class Inference:
         sampled = 0 if tokens else sequence.reopen(context.core.setup.grid)
         generation.cached_tokens = sequence.kv
         generation.prompt_tokens = length
-        wanted = args.max_tokens or process.max_tokens or window
+        wanted = generation.most or window
         sequence.tokens.extend(tokens)
         if system:
             sequence.public = common(sequence.tokens, system)
@@ -545,6 +569,8 @@ class Inference:
 
         They are on disk before it returns.
         """
+        held = sum(kv.held(context) for context in self.contexts.of(parent_aid))
+        self._quotas.may_hold(child_aid, {"kv_bytes": held}, "fork")
         for context in self.contexts.of(parent_aid):
             child = await self.contexts.copy(context, child_aid)
             if context.window.summarized:
@@ -565,6 +591,15 @@ class Inference:
         rate = self._rates.get(aid)
         rates = rate.value(time.monotonic()) if rate else 0.0
         return doing.activity(mine, contexts, rates, self._order.channel)
+
+    def kv_held(self, subject: str) -> int:
+        """Return the bytes of KV that idle contexts hold which count for a subject.
+
+        What those at work may take at worst is reserved.
+        """
+        covers = self._quotas.covers
+        idle = [context for context in self.contexts if not context.busy]
+        return sum(kv.held(each) for each in idle if covers(subject, each.sequence.aid))
 
     def running(self, context: Context) -> int:
         """Return the id of the request that works on a context, 0 for none."""

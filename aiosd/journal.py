@@ -130,15 +130,18 @@ class Journal:
 
     # Requests.
 
-    def begin(self, request: RequestRow, context: ContextRow) -> asyncio.Future[None]:
+    def begin(self, request: RequestRow, context: ContextRow, *more: Write) -> asyncio.Future[None]:
         """Enter a request with its context; the future is done when they are on disk.
 
-        Raises BlockingIOError when the disk is too far behind.
+        more: what else belongs to its beginning. Raises BlockingIOError when the disk is too far
+        behind.
         """
 
         def write(db: Connection) -> None:
             _put_context(db, context)
             db.execute(_OPEN, _request_values(request))
+            for part in more:
+                part(db)
             reach("journal.begin")
 
         return self._db.submit(write)

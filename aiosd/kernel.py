@@ -30,6 +30,7 @@ from aiosd import log as logs
 from aiosd.access import Access, Caller
 from aiosd.approvals import Approvals
 from aiosd.audit import Audit
+from aiosd.budgets import Budgets
 from aiosd.claim import Door, Lock
 from aiosd.config import Config
 from aiosd.cores.sequence import Sequence
@@ -42,6 +43,7 @@ from aiosd.machine import Machine
 from aiosd.messages import Messages
 from aiosd.notify import Notifier
 from aiosd.proc import ProcessTable
+from aiosd.quota import Quotas
 from aiosd.schema import MIGRATIONS
 from aiosd.server import Server
 from aiosd.snapshots import Snapshots
@@ -175,6 +177,9 @@ class Kernel:
         )
         self.table.on_settled(self.dispatcher.forget_agent)
         self.table.on_settled(self.approvals.agent_ended)
+        self.quotas = Quotas(self.db, self.access, self.events, self.config.history.keep_usage)
+        self.budgets = Budgets(self.quotas, self.db, self.access, self.audit)
+        self.table.on_birth(self.quotas.bear)
         self.machine = Machine(self.config, self.db, self.events, self.access)
         self.inference = Inference(
             self.config,
@@ -184,7 +189,11 @@ class Kernel:
             self.access,
             self.machine.cores,
             self.keys,
+            self.quotas,
         )
+        covers = self.quotas.covers
+        self.quotas.counts["kv_bytes"] = self.inference.kv_held
+        self.quotas.counts["children"] = partial(self.table.children, covers=covers)
         self.snapshots = Snapshots(
             self.config,
             self.db,
@@ -196,7 +205,9 @@ class Kernel:
         )
         self.table.listener = self.inference
         self.vault = Vault(partial(load_keys, self.config.encryption.key_file, os.environ))
-        self.stores = Stores(self.config, self.db, self.events, self.access, self.table, self.vault)
+        self.stores = Stores(
+            self.config, self.db, self.events, self.access, self.table, self.quotas, self.vault
+        )
         self.inference.recall = self.stores.recall
         self.dispatcher.remember = self.inference.journal.answer
         self.keys.discard = self.inference.journal.discard
@@ -205,7 +216,7 @@ class Kernel:
         self.table.on_settled(self.messages.agent_ended)
         self.table.channels += [self.approvals.waits_for, self.messages.waits_for]
         self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages)
-        self.dispatcher.bind(self.vault, self.snapshots)
+        self.dispatcher.bind(self.vault, self.snapshots, self.budgets)
         self.dispatcher.bind(*self.stores.managers)
 
     async def _recover(self) -> None:
@@ -216,10 +227,12 @@ class Kernel:
         self._undo.push_async_callback(self.table.close)
         await self.table.boot()
         await self.grants.prune()
+        await self.quotas.boot()  # what the last kernel had reserved counts
         await self.messages.boot()
         self._undo.push_async_callback(self.machine.cores.close)
         await self.machine.boot()  # cores begin to load; requests wait for them
         await self.inference.recover(self._adopt)  # contexts are there again, requests go on
+        await self.quotas.resolve()
         self._undo.push_async_callback(self.inference.leave)
 
     async def _adopt(self, sequences: dict[int, Sequence]) -> None:
@@ -268,6 +281,7 @@ class Kernel:
         self.dispatcher.max_inflight = config.kernel.max_inflight
         self.table.reload(config)
         self.inference.reload(config)
+        self.quotas.keep = config.history.keep_usage
         self.snapshots.reload(config)
         self.vault.reload()
         self.stores.reload(config)

@@ -1,7 +1,8 @@
 """The ledger: a request's end on disk, with all that it means, in one transaction.
 
-Its agent's totals, its record, its context as it leaves it, and the answer that is kept under its
-key: after a kill there is all of it or nothing, and what there is was not told to anybody before.
+Its agent's totals, what its quotas are charged, its record, its context as it leaves it, and the
+answer that is kept under its key: after a kill there is all of it or nothing, and what there is was
+not told to anybody before.
 
 What must hold: a disk that fails costs records, never an answer; whoever asked is answered.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from aiosd import charge
 from aiosd.again import Answer
 from aiosd.journal import Journal, Write, dropping, keeping
 from aiosd.roster import Note
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from aiosd.generation import Generation
     from aiosd.keys import Keys
     from aiosd.proc import ProcessTable
+    from aiosd.quota import Quotas
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +45,11 @@ _SWEEP: Final = (  # not by number: each kernel that is killed leaves a gap of n
 class Ledger:
     """Closes requests. keep: records that are kept, at most."""
 
-    def __init__(self, table: ProcessTable, journal: Journal, keys: Keys, keep: int) -> None:
+    def __init__(
+        self, table: ProcessTable, journal: Journal, keys: Keys, quotas: Quotas, keep: int
+    ) -> None:
         self.keep = keep
+        self._quotas = quotas
         self._table = table
         self._journal = journal
         self._keys = keys
@@ -51,7 +57,10 @@ class Ledger:
     def close(self, generation: Generation) -> None:
         """Make a request's end durable with all that it means: accounts, record, kept answer."""
         context, kept = generation.context, generation.kept
-        parts = [self._accounts(generation), *self._table.interactions.part(generation)]
+        settled = self._quotas.settle(
+            generation.rid, charge.spent(generation), charge.use(generation, self._table)
+        )
+        parts = [self._accounts(generation), settled, *self._table.interactions.part(generation)]
         answer = b""
         if kept is not None and generation.error is None:
             answer = msgspec.msgpack.encode(
@@ -97,6 +106,7 @@ class Ledger:
             cached=generation.cached_tokens,
             waiting_s=timing.waiting_s,
             turnaround_s=timing.turnaround_s,
+            dollars=charge.dollars(generation),
             note=Note("request.end", generation.aid, row),
         )
 

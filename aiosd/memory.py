@@ -196,7 +196,8 @@ class SemanticMemory:
 
     def _take(self, owner: Owner, count: int, size: int, call: str) -> None:
         limits = self._settings()
-        owner.memory.take(count, size, limits.records, limits.bytes, call)
+        most = owner.memory.most(limits.records, limits.bytes)
+        owner.memory.take(count, size, *most, call)
 
     async def _write(self) -> None:
         """Write what is waiting, and what comes meanwhile, a batch in each transaction."""

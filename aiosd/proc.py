@@ -109,6 +109,18 @@ class ProcessTable:
         """Have `tell(parent, child)` called in a fork; OSError when the child can't be."""
         self._births.on_forked.append(tell)
 
+    def on_birth(self, may: Callable[[int, int], None]) -> None:
+        """Have `may(parent, uid)` asked before each birth; OSError when it may not be."""
+        self._births.bear = may
+
+    def children(self, subject: str, covers: Callable[[str, int], bool]) -> int:
+        """Return how many agents live that count for a subject: of an agent, those below it.
+
+        covers: says whether an agent counts for it, itself included.
+        """
+        living = [process.aid for process in self._roster if process.ending is None]
+        return sum(subject != f"agent:{aid}" and covers(subject, aid) for aid in living)
+
     def reload(self, config: Config) -> None:
         """Take on a configuration that was read again."""
         self.config = config

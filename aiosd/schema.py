@@ -448,6 +448,51 @@ def sealed_blobs(db: Connection) -> None:
     db.execute("alter table blobs add column seal blob not null default x''")
 
 
+_QUOTAS = """
+create table limits (
+    subject text not null,
+    resource text not null,
+    setter text not null,
+    amount integer not null,                -- dollars in billionths
+    hard integer not null,
+    period real not null,                   -- seconds, 0: never ends
+    since real not null,
+    used integer not null,
+    primary key (subject, resource, setter)
+);
+create table reservations (
+    rid integer primary key,
+    aid integer not null,
+    subjects text not null,                 -- JSON: whom it is charged to
+    amounts text not null                   -- JSON: of each resource
+);
+create table usage (
+    day integer not null,                   -- days since 1970, UTC
+    aid integer not null,
+    uid integer not null,
+    line text not null,                     -- the agent with all its forebears: /1/5/9/
+    core text not null,
+    tool text not null,
+    tokens_in integer not null,
+    tokens_out integer not null,
+    nano integer not null,                  -- dollars in billionths
+    requests integer not null,
+    primary key (day, aid, core, tool)
+) without rowid;
+alter table owners add column line text not null default '';
+update owners set line = coalesce((
+    select '/' || case lineage when '[]' then ''
+        else replace(replace(trim(lineage, '[]'), ' ', ''), ',', '/') || '/' end || aid || '/'
+    from agents where aid = cast(owners.name as integer)), '/' || name || '/')
+where kind = 'agent';
+"""
+
+
+def quotas(db: Connection) -> None:
+    """Make the tables of limits, reservations and use; know the forebears of owners."""
+    db.executescript(_QUOTAS)
+
+
 MIGRATIONS: Final[list[Migration]] = [
     first_boot,
     keyed_births,
@@ -461,6 +506,7 @@ MIGRATIONS: Final[list[Migration]] = [
     audit_owed,
     interactions,
     sealed_blobs,
+    quotas,
 ]
 
 

@@ -89,6 +89,7 @@ Duration = Annotated[float, Meta(ge=0, le=1e9), parse_duration]
 Limit = Annotated[int, Meta(ge=-1, le=1 << 62), parse_size]
 Place = Annotated[str, PATH, AT_START]
 _Cost = Annotated[float, Meta(ge=0.001, le=1000)]
+_Price = Annotated[float, Meta(ge=0, le=1e6)]
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
 
 
@@ -133,6 +134,8 @@ class Sched(Section, frozen=True, kw_only=True):
 class Core(Section, frozen=True, kw_only=True):
     """One [[cores]]. n_ctx is tokens per slot, grid tokens per prefill chunk.
 
+    price_in and price_out: dollars per million tokens, of prompts and of output.
+
     threads 0: as many as processors. kv_k and kv_v: ggml types, or "auto" for the fastest exact
     setting. nice: of the worker process. options: the driver's own (for "fake").
     """
@@ -149,6 +152,8 @@ class Core(Section, frozen=True, kw_only=True):
     kv_v: str = "auto"
     exact: bool = True
     nice: Annotated[int, Meta(ge=0, le=19)] = 19
+    price_in: _Price = 0.0
+    price_out: _Price = 0.0
     options: dict[str, Any] = {}
 
 
@@ -210,8 +215,8 @@ class History(Section, frozen=True, kw_only=True):
 
     interactions: what is kept of requests and replies: their texts, digests of them, or nothing,
     and what there was goes. keep_interactions (rows), keep_bytes and keep_for: whichever is reached
-    first. redact: patterns struck out of a text before it is written. text_limit: bytes of a
-    request, and of a reply.
+    first. keep_usage: of what get_usage adds up. redact: patterns struck out of a text before it is
+    written. text_limit: bytes of a request, and of a reply.
     """
 
     keep_ended: Annotated[int, Meta(ge=0)] = 10_000
@@ -221,6 +226,7 @@ class History(Section, frozen=True, kw_only=True):
     keep_interactions: Annotated[int, Meta(ge=0)] = 100_000
     keep_bytes: Size = 256 << 20
     keep_for: Duration = 90 * 86400.0
+    keep_usage: Duration = 400 * 86400.0
     redact: Annotated[list[str], Meta(max_length=64), parse_patterns] = []
     text_limit: Annotated[int, Meta(ge=0, le=1 << 20), parse_size] = 64 << 10
 

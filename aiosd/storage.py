@@ -91,7 +91,7 @@ class Storage:
     async def sys_sto_alloc(self, caller: Caller, args: abi.StoAlloc) -> abi.StorageSpace:
         """Reserve bytes: the caller's own limit from now on; 0 gives the reservation back."""
         owner = await self._owners.find(caller, args.pool)
-        most, used = self._settings().bytes, owner.stored.bytes
+        most, used = owner.stored.most(0, self._settings().bytes)[1], owner.stored.bytes
         if args.size > most:
             raise OSError(
                 errno.EDQUOT,
@@ -175,7 +175,8 @@ class Storage:
         if upload.back is None:
             upload.counted = await self._find(owner.id, upload.place[2], 0) is None
             count = int(upload.counted)
-            owner.stored.take(count, 0, settings.objects, 0, "sto_write")
+            most = owner.stored.most(settings.objects, 0)
+            owner.stored.take(count, 0, *most, "sto_write")
             upload.back = lambda: owner.stored.give(count, upload.bytes)
         owner.stored.take(0, size, 0, self._limit(owner), "sto_write")
         upload.bytes += size
@@ -221,7 +222,7 @@ class Storage:
         return await self._shown(owner, written.version)
 
     def _limit(self, owner: Owner) -> int:
-        return owner.reserved or self._settings().bytes
+        return owner.reserved or owner.stored.most(0, self._settings().bytes)[1]
 
     # Reading.
 

@@ -14,6 +14,7 @@ knows vectors.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiosd.access import Access
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from aiosd.db import Database
     from aiosd.events import Events
     from aiosd.proc import ProcessTable
+    from aiosd.quota import Quotas
     from aiosd.vault import Vault
 
 
@@ -43,17 +45,23 @@ class Stores:
         events: Events,
         access: Access,
         table: ProcessTable,
+        quotas: Quotas,
         vault: Vault,
     ) -> None:
         self._config = config
         indexes = os.path.join(config.kernel.state_dir, "indexes")
         self.embedder = Embedder(indexes, lambda: self._config.memory, events)
         self.owners = Owners(db, access)
-        self.working = WorkingMemory(table, lambda: self._config.memory)
+        self.owners.keeper = quotas
+        self.working = WorkingMemory(table, quotas, lambda: self._config.memory)
         self.memory = SemanticMemory(db, self.owners, self.embedder, lambda: self._config.memory)
         self.library = Library(db, self.embedder, lambda: self._config.storage)
         self.storage = Storage(db, self.owners, self.library, vault, lambda: self._config.storage)
         self.recall = Recall(access, self.owners, self.memory, self.library)
+        quotas.prepare = self.owners.prepare
+        quotas.counts["working_bytes"] = self.working.held
+        for resource in ("memory_records", "memory_bytes", "storage_objects", "storage_bytes"):
+            quotas.counts[resource] = partial(self.owners.held, resource=resource)
         self.managers = (self.working, self.memory, self.storage, self.embedder)
 
     async def boot(self) -> None:

@@ -3,9 +3,9 @@
 mem_alloc, mem_write, mem_read and mem_clear answer at once, without a task or the disk: the one
 state of an agent that is not durable. A forked child gets a copy.
 
-What must hold: an agent holds no more than it reserved (working_default until mem_alloc), all
-agents together have reserved no more than working_total, and what an agent that has ended held is
-free again.
+What must hold: an agent holds no more than it reserved (working_default until mem_alloc, less where
+a quota leaves less), all agents together have reserved no more than working_total, and what an
+agent that has ended held is free again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from aiosd.settings import Memory
 
 if TYPE_CHECKING:
     from aiosd.proc import ProcessTable
+    from aiosd.quota import Quotas
 
 RECORD_COST: Final = 128
 """Bytes that a record counts beside its name and value: what the kernel needs to keep it."""
@@ -42,8 +43,9 @@ class _Space:
 class WorkingMemory:
     """The working memory of all agents. settings: gives the limits as they are now."""
 
-    def __init__(self, table: ProcessTable, settings: Callable[[], Memory]) -> None:
+    def __init__(self, table: ProcessTable, quotas: Quotas, settings: Callable[[], Memory]) -> None:
         self._table = table
+        self._quotas = quotas
         self._settings = settings
         self._spaces: dict[int, _Space] = {}
         self.reserved = 0  # bytes, the limits of all spaces
@@ -54,6 +56,11 @@ class WorkingMemory:
     def used(self) -> int:
         """Bytes that all agents' records count."""
         return sum(space.used for space in self._spaces.values())
+
+    def held(self, subject: str) -> int:
+        """Return the bytes that the agents which a subject stands for have reserved."""
+        covers = self._quotas.covers
+        return sum(space.limit for aid, space in self._spaces.items() if covers(subject, aid))
 
     def forget(self, aid: int) -> None:
         """Free what an agent held."""
@@ -67,7 +74,7 @@ class WorkingMemory:
         if source is None:
             return
         self.forget(child)
-        self._reserve(source.limit, "fork")
+        self._reserve(child, source.limit, "fork")
         space = self._spaces[child] = _Space(source.limit)
         space.records, space.used = dict(source.records), source.used
 
@@ -86,7 +93,7 @@ class WorkingMemory:
                 f"mem_alloc: {args.size} bytes are fewer than the {space.used} in use; "
                 "mem_clear some first",
             )
-        self._reserve(args.size - space.limit, "mem_alloc")
+        self._reserve(caller.aid, args.size - space.limit, "mem_alloc")
         space.limit = args.size
         return space.told()
 
@@ -97,6 +104,7 @@ class WorkingMemory:
         old = space.records.get(name)
         more = len(value) - len(old) if old is not None else _cost(name, value)
         if space.used + more > space.limit:
+            self._quotas.may_hold(caller.aid, {"working_bytes": more}, "mem_write")
             raise OSError(
                 errno.ENOMEM,
                 f"mem_write: {space.used} of {space.limit} bytes are in use, this record needs "
@@ -137,12 +145,16 @@ class WorkingMemory:
         space = self._spaces.get(caller.aid)
         if space is None:
             self._table.get(caller.aid)
-            limit = self._settings().working_default
-            self._reserve(limit, call)
+            limit, room = self._settings().working_default, None
+            if self._quotas.active:
+                room = self._quotas.room(caller.aid, "working_bytes")
+            limit = limit if room is None else min(limit, room)
+            self._reserve(caller.aid, limit, call)
             space = self._spaces[caller.aid] = _Space(limit)
         return space
 
-    def _reserve(self, size: int, call: str) -> None:
+    def _reserve(self, aid: int, size: int, call: str) -> None:
+        self._quotas.may_hold(aid, {"working_bytes": size}, call)
         total = self._settings().working_total
         if size > 0 and self.reserved + size > total:
             raise OSError(

@@ -169,3 +169,24 @@ def test_who_may_grant(access: Access, grantors: str) -> None:
     assert not access.may_grant(agent(3), "agent:2")
     give(access, "uid:1001", "grant", "agent:2")
     assert access.may_grant(person(1001), "agent:2")
+
+
+def test_who_may_limit_what_others_use(access: Access) -> None:
+    access.group_owner["team"] = 1000
+    mine = ("agent:2", "agent:4", "uid:1000", "group:team")
+    for subject in (*mine, "agent:5", "uid:1001", "group:other"):
+        assert access.administers(person(0), subject) and access.administers(person(900), subject)
+        assert access.administers(person(1000), subject) == (subject in mine)
+    for subject in ("agent:2", "agent:5", "uid:1000", "group:team"):
+        assert not access.administers(agent(2), subject)  # never itself, nor what it belongs to
+    assert access.administers(agent(2), "agent:4") and not access.administers(agent(4), "agent:2")
+    set_quota = BY_NAME["set_quota"]
+    args = set_quota.args("agent:5", "tokens", 1)
+    with pytest.raises(PermissionError):
+        access.permit(person(1000), set_quota, args)
+    give(access, "uid:1000", "admin", "kernel")
+    assert access.permit(person(1000), set_quota, args) is False
+    access.set_policy((), "owner")
+    assert not access.administers(person(1000), "agent:2")
+    with pytest.raises(OSError, match="is not agent:AID"):
+        access.administers(person(1000), "agent:x")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from aiosd.abi.call import Call, Count, Key, Limit, Name, Record, syscall
+from aiosd.abi.call import Call, Count, Key, Limit, Record, syscall
 
 Subject = Annotated[
     str, Meta(min_length=1, max_length=64, description="agent:AID, group:NAME or uid:UID")
@@ -147,7 +147,11 @@ class DecryptData(Call, frozen=True):
 
 
 class Quota(Record, frozen=True):
-    """One limit of a subject: what it counts, how far it is used, when it resets."""
+    """One limit of a subject: what it counts, how far it is used, when it resets.
+
+    reserved: by requests in flight, at worst. resets: Unix time, 0 never; period: seconds. by: who
+    set it, root standing for the daemon's owner too.
+    """
 
     subject: str
     resource: str
@@ -156,25 +160,50 @@ class Quota(Record, frozen=True):
     used: float
     reserved: float
     resets: float
+    period: float = 0.0
+    by: str = ""
 
 
 @syscall(148, reply=list[Quota], errors="ESRCH")
 class GetQuota(Call, frozen=True):
-    """Return the limits that bind a subject; empty: the caller."""
+    """Return the limits that bind a subject; empty: the caller.
+
+    An agent is bound by its own limits and by those of its forebears, its uid and its groups.
+    """
 
     subject: Annotated[str, Meta(max_length=64)] = ""
 
 
-@syscall(149, reply=Quota, needs="admin")
+@syscall(149, reply=Quota, errors="ESRCH ENOENT EDQUOT", needs="admin")
 class SetQuota(Call, frozen=True):
-    """Set a limit for a subject."""
+    """Set a limit for a subject: an agent with all that descends from it, a group, or a uid.
+
+    Who may: root and the daemon's owner; a person for his uid, his agents and his groups; an agent
+    for those below it, never for itself. Limits that several set on one thing all hold. A hard
+    limit refuses with EDQUOT, a soft one is told as the event quota.over.
+    """
 
     subject: Subject
-    resource: Name
+    resource: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$",
+            description="tokens, dollars, requests (used up), concurrent, children, kv_bytes,"
+            " working_bytes, memory_records, memory_bytes, storage_objects, storage_bytes (held)",
+        ),
+    ]
     limit: Annotated[float, Meta(ge=0)]
     hard: bool = True
-    period: Annotated[float, Meta(ge=0, description="seconds until it resets; 0: never")] = 0.0
+    period: Annotated[
+        float,
+        Meta(ge=0, description="seconds until it resets, up to 366 days; 0: never"),
+    ] = 0.0
     key: Key = ""
+    remove: Annotated[bool, Meta(description="take the caller's limit away, root: anybody's")] = (
+        False
+    )
 
 
 class UsageRow(Record, frozen=True):
@@ -193,7 +222,10 @@ class UsageRow(Record, frozen=True):
 
 @syscall(150, reply=list[UsageRow], errors="ESRCH")
 class GetUsage(Call, frozen=True):
-    """Break down what was used, by core, tool and time."""
+    """Break down what was used, by core, tool and time; of an agent with all that descends from it.
+
+    What requests in flight use is not in it yet. Days are UTC's, and count whole.
+    """
 
     subject: Annotated[str, Meta(max_length=64)] = ""
     since: Annotated[float, Meta(ge=0)] = 0.0

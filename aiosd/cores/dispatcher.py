@@ -26,6 +26,7 @@ from aiosd.config import Core as CoreConfig
 from aiosd.config import Sched as SchedConfig
 from aiosd.cores import slotclass
 from aiosd.cores.local import Listener, LocalCore
+from aiosd.cores.price import Price
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.tiers import Tiers
 from aiosd.engine.protocol import CoreSetup
@@ -342,6 +343,7 @@ class Cores:
             self._listener,
             self._secret,
         )
+        core.price = Price(config.price_in, config.price_out)
         core.standing.parties = _parties(self.sched)
         core.sharing.public_limit = self._config.context.public_limit
         self._cores[config.name] = core

@@ -22,6 +22,7 @@ import msgspec
 
 from aiosd import sched
 from aiosd.cores.placement import Placement
+from aiosd.cores.price import Price
 from aiosd.cores.rate import Rate
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.sharing import Sharing
@@ -84,6 +85,7 @@ class LocalCore:
         self.name = name
         self._secret = secret
         self.setup = setup
+        self.price = Price()
         self.policy = policy
         self.state = "loading"
         self.error = ""

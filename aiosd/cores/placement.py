@@ -257,6 +257,12 @@ class Placement:
             self._writing.setdefault(sequence.cid, deque()).append("")
             sequence.place = Place.LEAVING
 
+    def let_go(self, sequence: Sequence) -> None:
+        """Give up an idle sequence's KV wherever it is, but for what a name keeps."""
+        self.leave(sequence)
+        for snapshot in [s for s in sequence.snapshots if not s.named]:
+            self._give_up(sequence, snapshot.path)
+
     def copy_snapshot(self, source: Sequence, target: Sequence) -> None:
         """Let a second sequence start from the first one's snapshots: the files are shared."""
         for old in source.snapshots:

@@ -1381,6 +1381,8 @@ class SyncCalls:
     def get_quota(self, *, subject: str = "") -> list[Quota]:
         """Return the limits that bind a subject; empty: the caller.
 
+        An agent is bound by its own limits and by those of its forebears, its uid and its groups.
+
         Raises OSError with ESRCH.
         """
         answer: list[Quota] = self._call(GetQuota(subject=subject))
@@ -1395,12 +1397,23 @@ class SyncCalls:
         hard: bool = True,
         period: float = 0.0,
         key: str = "",
+        remove: bool = False,
     ) -> Quota:
-        """Set a limit for a subject.
+        """Set a limit for a subject: an agent with all that descends from it, a group, or a uid.
+
+        Who may: root and the daemon's owner; a person for his uid, his agents and his groups; an
+            agent
+        for those below it, never for itself. Limits that several set on one thing all hold. A
+        hard
+        limit refuses with EDQUOT, a soft one is told as the event quota.over.
 
         subject: agent:AID, group:NAME or uid:UID.
-        resource: letters, digits, . _ : -.
-        period: seconds until it resets; 0: never.
+        resource: tokens, dollars, requests (used up), concurrent, children, kv_bytes,
+            working_bytes, memory_records, memory_bytes, storage_objects, storage_bytes (held).
+        period: seconds until it resets, up to 366 days; 0: never.
+        remove: take the caller's limit away, root: anybody's.
+
+        Raises OSError with ESRCH, ENOENT, EDQUOT.
         """
         answer: Quota = self._call(SetQuota(
             subject=subject,
@@ -1409,6 +1422,7 @@ class SyncCalls:
             hard=hard,
             period=period,
             key=key or new_key(),
+            remove=remove,
         ))
         return answer
 
@@ -1420,7 +1434,10 @@ class SyncCalls:
         by: str = "core",
         limit: int = 1000,
     ) -> list[UsageRow]:
-        """Break down what was used, by core, tool and time.
+        """Break down what was used, by core, tool and time; of an agent with all that descends from
+        it.
+
+        What requests in flight use is not in it yet. Days are UTC's, and count whole.
 
         by: core, tool or day.
         limit: at most this many, 1 to 10000.
@@ -2753,6 +2770,8 @@ class AsyncCalls:
     async def get_quota(self, *, subject: str = "") -> list[Quota]:
         """Return the limits that bind a subject; empty: the caller.
 
+        An agent is bound by its own limits and by those of its forebears, its uid and its groups.
+
         Raises OSError with ESRCH.
         """
         answer: list[Quota] = await self._call(GetQuota(subject=subject))
@@ -2767,12 +2786,23 @@ class AsyncCalls:
         hard: bool = True,
         period: float = 0.0,
         key: str = "",
+        remove: bool = False,
     ) -> Quota:
-        """Set a limit for a subject.
+        """Set a limit for a subject: an agent with all that descends from it, a group, or a uid.
+
+        Who may: root and the daemon's owner; a person for his uid, his agents and his groups; an
+            agent
+        for those below it, never for itself. Limits that several set on one thing all hold. A
+        hard
+        limit refuses with EDQUOT, a soft one is told as the event quota.over.
 
         subject: agent:AID, group:NAME or uid:UID.
-        resource: letters, digits, . _ : -.
-        period: seconds until it resets; 0: never.
+        resource: tokens, dollars, requests (used up), concurrent, children, kv_bytes,
+            working_bytes, memory_records, memory_bytes, storage_objects, storage_bytes (held).
+        period: seconds until it resets, up to 366 days; 0: never.
+        remove: take the caller's limit away, root: anybody's.
+
+        Raises OSError with ESRCH, ENOENT, EDQUOT.
         """
         answer: Quota = await self._call(SetQuota(
             subject=subject,
@@ -2781,6 +2811,7 @@ class AsyncCalls:
             hard=hard,
             period=period,
             key=key or new_key(),
+            remove=remove,
         ))
         return answer
 
@@ -2792,7 +2823,10 @@ class AsyncCalls:
         by: str = "core",
         limit: int = 1000,
     ) -> list[UsageRow]:
-        """Break down what was used, by core, tool and time.
+        """Break down what was used, by core, tool and time; of an agent with all that descends from
+        it.
+
+        What requests in flight use is not in it yet. Days are UTC's, and count whole.
 
         by: core, tool or day.
         limit: at most this many, 1 to 10000.
