@@ -35,6 +35,7 @@ PARTS: Final = {
     "contexts": ("mem", "ctx", "snapshot", "restore"),
     "store": ("store",),
     "rights": ("grant", "revoke", "grants", "approve", "audit"),
+    "quota": ("quota",),
     "simulate": ("simulate",),
     "system": ("info", "watermark", "syscall", "man"),
     "demo": ("demo",),

@@ -21,8 +21,10 @@ from aios.calls import AsyncCalls
 from aios.link import Begin, Exchange, Link, Open, Pause, Plan, Step, exit_code
 from aios.place import inherited, socket_path
 from aios.session import Finish, InFlight, Session
+from aios.spending import named, tightest
 from aios.streams import AsyncStream
 from aiosd.abi import wire
+from aiosd.abi.accounts import Quota, UsageRow
 from aiosd.abi.call import Call
 from aiosd.abi.process import Interaction
 from aiosd.abi.system import Welcome
@@ -256,6 +258,19 @@ class AsyncKernel(AsyncCalls):
             finish=finish, request=request, before=before, limit=limit,
         )  # fmt: skip
         return interactions(rows)
+
+    async def quota(self, subject: str = "") -> dict[str, Quota]:
+        """Return, by resource, the hard limit that leaves the caller (or a subject) least.
+
+        An empty dict: nothing is limited. `get_quota` has all limits, soft ones too.
+        """
+        return tightest(await self.get_quota(subject=subject))
+
+    async def usage(
+        self, subject: str = "", *, by: str = "core", since: float = 0.0
+    ) -> dict[str, UsageRow]:
+        """Return what the caller (or a subject) has used, by core, tool or day (UTC)."""
+        return named(await self.get_usage(subject=subject, since=since, by=by, limit=10_000), by)
 
     def __await__(self) -> Generator[Any, None, Self]:
         yield from self._attached().__await__()

@@ -27,8 +27,10 @@ from aios.calls import SyncCalls
 from aios.link import Begin, Exchange, Link, Open, Pause, Plan, Step, exit_code
 from aios.place import inherited, socket_path
 from aios.session import Finish, InFlight, Session
+from aios.spending import named, tightest
 from aios.streams import Stream
 from aiosd.abi import wire
+from aiosd.abi.accounts import Quota, UsageRow
 from aiosd.abi.call import Call
 from aiosd.abi.process import Interaction
 from aiosd.abi.system import Welcome
@@ -375,6 +377,19 @@ class Kernel(SyncCalls):
             finish=finish, request=request, before=before, limit=limit,
         )  # fmt: skip
         return interactions(rows)
+
+    def quota(self, subject: str = "") -> dict[str, Quota]:
+        """Return, by resource, the hard limit that leaves the caller (or a subject) least.
+
+        An empty dict: nothing is limited. `get_quota` has all limits, soft ones too.
+        """
+        return tightest(self.get_quota(subject=subject))
+
+    def usage(
+        self, subject: str = "", *, by: str = "core", since: float = 0.0
+    ) -> dict[str, UsageRow]:
+        """Return what the caller (or a subject) has used, by core, tool or day (UTC)."""
+        return named(self.get_usage(subject=subject, since=since, by=by, limit=10_000), by)
 
     def __enter__(self) -> Self:
         return self

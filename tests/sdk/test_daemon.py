@@ -55,6 +55,30 @@ def test_the_history_of_what_was_asked(daemon: Daemon) -> None:
         assert asyncio.run(ask()) == [one]
 
 
+def test_what_is_left_and_what_was_used(daemon: Daemon) -> None:
+    with aios.connect(name="math") as kernel, aios.connect(credential=None) as person:
+        me = f"agent:{kernel.aid}"
+        assert kernel.quota() == {} and kernel.usage() == {}
+        person.set_quota(subject=me, resource="tokens", limit=30, period=3600)
+        person.set_quota(subject=me, resource="tokens", limit=5, hard=False)
+        uid = f"uid:{person.welcome.uid}"
+        person.set_quota(subject=uid, resource="tokens", limit=100)
+        person.set_quota(subject=me, resource="tokens", limit=30, period=3600)
+        kernel.llm_generate("hello", raw=True, max_tokens=20)
+        row = kernel.quota()["tokens"]
+        assert (row.subject, row.used, row.reserved, row.by) == (me, 25, 0, "root")
+        with pytest.raises(OSError, match="6 more tokens are more than the 5"):
+            kernel.llm_generate("hello", raw=True, max_tokens=1)
+        assert kernel.usage()["fake"].tokens_out == 20
+
+        async def ask() -> tuple[set[str], int]:
+            async with aios.connect_async(credential=None) as other:
+                used = await other.usage(me, by="day")
+                return set(await other.quota(me)), sum(day.tokens_in for day in used.values())
+
+        assert asyncio.run(ask()) == ({"tokens"}, 5)
+
+
 def test_generate_continue_and_forget(daemon: Daemon) -> None:
     with aios.connect(name="math") as kernel:
         first = kernel.llm_generate("What is 17 * 23?", max_tokens=8, temperature=0)
