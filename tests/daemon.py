@@ -10,6 +10,7 @@ Every wait has a deadline; none is a sleep.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -141,6 +142,8 @@ class Daemon:
     def await_notice(self, wanted: str) -> None:
         """Return when the daemon has sent a notice with this line."""
         while True:
+            ready, _, _ = select.select([self._notify], [], [], PATIENCE)
+            assert ready, f"no {wanted} within {PATIENCE} s: {self.log.read_text()}"
             notice = self._notify.recv(4096).decode()
             self.notices.append(notice)
             if wanted in notice.splitlines():

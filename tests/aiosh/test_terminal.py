@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import time
@@ -121,30 +122,34 @@ def test_a_job_that_ended_is_announced(shell: Terminal) -> None:
 
 
 def test_completion_of_commands_options_signals_and_live_agents(shell: Terminal) -> None:
-    complete(shell, "sch", "ed")
-    complete(shell, " --quan", "tum")
+    complete(shell, "", "sch", "ed")
+    complete(shell, "sched", " --quan", "tum")
     shell.press(" 33\r")
     shell.expect("quantum 33 tokens")
     shell.expect(r"aios\(0\)> ")
     shell.press(SLEEPER + " &\r")
     shell.expect(r"aios\(1\)> ")
     (agent,) = agents()
-    complete(shell, "susp", "end")
-    complete(shell, " sle", "eper")
+    complete(shell, "", "susp", "end")
+    complete(shell, "suspend", " sle", "eper")
     shell.press("\r")
     wait_for(lambda: [agent.state for agent in agents()] == ["T"])
-    complete(shell, "kill -CO", "NT")
-    complete(shell, " ", str(agent.aid))
+    shell.see(r"suspend sleeper\n(?s:.*)aios\(1\)>\s*\Z")
+    complete(shell, "", "kill -CO", "NT")
+    complete(shell, "kill -CONT", " ", str(agent.aid))
     shell.press("\r")
     wait_for(lambda: [agent.state for agent in agents()] == ["S"])
 
 
-def complete(shell: Terminal, typed: str, rest: str) -> None:
-    """Type the beginning of a word, and Tab; wait for the rest of it to be drawn."""
+def complete(shell: Terminal, before: str, typed: str, rest: str) -> None:
+    """Type the beginning of a word, and Tab; wait for the rest of it on the line.
+
+    Not anywhere: below the line the words are offered that could follow.
+    """
     shell.press(typed)
-    shell.expect(typed.strip() + r"(?s:.)*" if typed.strip() else "")
+    shell.see(r"aios\(\d\)> " + re.escape((before + typed).rstrip()))
     shell.press(TAB)
-    shell.expect(rest)
+    shell.see(r"aios\(\d\)> " + re.escape(before + typed + rest))
 
 
 def test_history_is_kept_private_and_searched(tmp_path: Path) -> None:
