@@ -15,7 +15,7 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -303,7 +303,7 @@ class LocalCore:
     def submit(self, sequence: Sequence) -> None:
         """Schedule a settled sequence whose goal and sink have been set."""
         assert sequence.goal is not None and sequence.settled
-        sequence.deaths, sequence.furthest = 0, 0
+        sequence.deaths, sequence.furthest, sequence.foreseen = 0, 0, False
         sequence.asked(time.monotonic())
         self.sharing.enter(sequence)
         if not sequence.holds:
@@ -446,6 +446,8 @@ class LocalCore:
         match event:
             case protocol.Step():
                 self._on_step(event)
+            case protocol.Begun():
+                self._foresee(event.cids)
             case protocol.Lost():
                 self._on_lost(event)
             case protocol.Found():
@@ -529,6 +531,19 @@ class LocalCore:
             if self._worker is not None:
                 self._worker.kill(f"reported what can't be: {error}")
         self._rate.add(len(step.tokens), now)
+        self._foresee(cid for cid, kind, *_ in step.computed if kind != PREFILL)
+
+    def _foresee(self, cids: Iterable[int]) -> None:
+        """Charge the decode step that the worker is at by now, with these sequences.
+
+        What is planned from it takes effect between two steps: a quantum then ends with its last
+        token, not one later.
+        """
+        for cid in cids:
+            sequence = self.placement.sequences.get(cid)
+            if sequence is not None and sequence.decoding and cid in self.policy.running:
+                sequence.foreseen = True
+                self.policy.charge(cid, 0, 1)
         self._schedule()
 
     def _searched(self, cid: int, rows: int) -> None:
@@ -573,6 +588,8 @@ class LocalCore:
         count = end - start
         prefill, decode = (count, 0) if kind == PREFILL else (0, count)
         self.tokens_in += prefill
+        if decode and sequence.foreseen:
+            sequence.foreseen, decode = False, decode - 1
         if cid in self.policy:
             self.policy.charge(cid, prefill, decode)
         self.standing.computed(sequence.aid, count, began)

@@ -83,6 +83,7 @@ class Sequence:
     deaths: workers that died under it since it last made progress (a kill counts little).
     width: slots that it takes, or is about to take: more than one for a beam search. searched: how
     many rows that search has computed, since it was taken up; furthest: the most of any time.
+    foreseen: whether its next decode step is charged already (LocalCore._foresee).
     used: when it was last at work (monotonic seconds), gap: seconds that usually pass until it is
     again. note: what became of its KV last, when something had to be computed again. restoring: the
     file that the worker has yet to read. public: leading positions whose tokens are no secret;
@@ -114,6 +115,14 @@ class Sequence:
     width: int = 1
     searched: int = 0
     furthest: int = 0
+    foreseen: bool = False
+
+    @property
+    def decoding(self) -> bool:
+        """Whether the worker's next step computes a token of it that is new and not foreseen."""
+        if self.foreseen or self.goal is None or self.goal.beams > 1:
+            return False
+        return self.place is Place.LIVE and 0 < self.kv == self.slot_kv == len(self.tokens) - 1
 
     def record(self, kind: int, start: int, end: int, grid: int) -> bool:
         """Note that positions start to end have been computed; False when that was on record.

@@ -177,6 +177,7 @@ class Loop:
         decoding.sort(key=lambda s: s.slot)
         self._shift(decoding)
         rows = [Row(s.slot, s.tokens[s.kv], s.cells, s.kv + 1 == len(s.tokens)) for s in decoding]
+        self._tell_first(decoding)
         try:
             self._runner.decode(rows)
         except OSError as e:
@@ -193,6 +194,14 @@ class Loop:
                 draws.append((row, sequence))
         self._search(seats)
         self._report(computed, self._sample(draws), began)
+
+    def _tell_first(self, decoding: list[Sequence | Seat]) -> None:
+        """Tell of sequences that decode for the first time since they were admitted."""
+        first = [s for s in decoding if isinstance(s, Sequence) and not s.decoded]
+        if first:
+            self._send(p.Begun([s.cid for s in first]))
+        for sequence in first:
+            sequence.decoded = True
 
     def _search(self, seats: list[tuple[int, Seat]]) -> None:
         """Let branches see what may follow them, and searches go on that have seen all."""

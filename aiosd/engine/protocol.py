@@ -373,6 +373,12 @@ class Beam(msgspec.Struct, frozen=True, array_like=True):
     finish: str
 
 
+class Begun(msgspec.Struct, frozen=True, array_like=True, tag="begun"):
+    """A decode step begins that is the first of these sequences since they were admitted."""
+
+    cids: list[int]
+
+
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     """One batch: runs computed (sequence, kind, start, end), tokens sampled, its time.
 
@@ -469,7 +475,7 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
 
 Answer = Tokens | Pieces | Compiled | Detected | Refused
 Moved = Parked | Evicted | Saved | Kept | Restored | Placed
-Event = Loaded | Failed | Answer | Step | Found | Moved | Lost
+Event = Loaded | Failed | Answer | Begun | Step | Found | Moved | Lost
 
 encode_command = msgspec.msgpack.Encoder().encode
 encode_event = encode_command

@@ -46,6 +46,7 @@ class Sequence:
         self.order = order
         self.slot = slot
         self.running = True
+        self.decoded = False  # since it was admitted
         self.shifted: Slide | None = None  # a shift that waits for the decode that completes it
         self._gone = runs.gone(admit.history)
         self._work = deque(run for run in admit.work if run.end > run.start)

@@ -10,13 +10,13 @@ nobody is charged for them.
   at once by the counters alone.
 - The more requests there are, the shorter quanta get, so that everyone has a turn while a slot
   computes `period`; but not below SHORTEST, for a switch takes 2 or 3 ms and a step of 8 takes 28.
-  With 32 agents on 8 slots and the default period quanta are 3 tokens: in windows of two seconds
+  With 32 agents on 8 slots and the default period quanta are 4 tokens: in windows of two seconds
   all have then received the same (Jain's index 0.99), at a seventh of the throughput (simulated at
-  measured costs; quanta of 64 take 1 %, and are as even over half a minute only). On a real core a
-  step that has begun goes on when a quantum ends, which makes turns a token longer.
+  measured costs; quanta of 64 take 1 %, and are as even over half a minute only).
 - At the end of its quantum a request gives way to one whose group, agent or request (whichever
-  they differ in first) is behind it. One that has just come need not wait for that: it takes the
-  slot of one that it would be behind even when it had had its quantum.
+  they differ in first) is behind it, or has had as much: equals take turns. One that has just come
+  need not wait for that: it takes the slot of one that it would be behind even when it had had its
+  quantum.
 - Whoever comes back after having had nothing to do is behind by no more than `credit`, and so is
   whoever runs all the time and is still behind (it can't use more than a slot).
 - A request that others wait for is queued with each of their agents as well as with its own, under
@@ -51,7 +51,7 @@ CREDIT: Final = 256
 NOBODY: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 PERIOD: Final = 12
-SHORTEST: Final = 3
+SHORTEST: Final = 4
 """Tokens of a quantum, unless `quantum` is less."""
 
 _TURN: Final = 1 << 20  # of a rank: what the group's counter is worth, against the agent's
@@ -454,7 +454,10 @@ class Fair(Policy):
                 yield id
 
     def _is_behind(self, entry: _Entry, agent: Node, other: int, advance: float) -> bool:
-        """Whether a queued task is behind a running one, even if it had `advance` more."""
+        """Whether a queued task is behind a running one, even if it had `advance` more.
+
+        Of two that have had the same the one that waits is behind: so equals take turns.
+        """
         running = self._entries[other]
         payer = self._payer(running)
         lead = self._lead(running, payer)
@@ -462,8 +465,8 @@ class Fair(Policy):
         for mine, its, ahead in zip(agent.path(), payer.path(), lead, strict=False):
             if mine is not its:
                 own = seat.share if mine is agent else mine.share
-                return mine.virtual + advance * own < ahead
-        return seat.virtual + advance < lead[-1]
+                return mine.virtual + advance * own <= ahead
+        return seat.virtual + advance <= lead[-1]
 
     def _turns(self, node: Node) -> list[tuple[int, float]]:
         """The queued ids below a node, as they would start, and what a token of each counts."""

@@ -367,7 +367,7 @@ def test_more_sequences_than_slots_are_refused(start: Start) -> None:
 def test_requests_are_tokenized_while_the_device_is_busy(start: Start) -> None:
     worker = start(fake_setup(step_ms=400, eog=0.0))
     worker.admit(sequence(1, 10, most=3))
-    worker.wait(p.Step)
+    worker.wait(p.Begun)
     worker.send(p.Tokenize(1, "hi", "", False, False))
     worker.send(p.Tokenize(2, "", "[]", False, False))
     first = worker.receive()
