@@ -147,11 +147,11 @@ def test_what_is_waited_for_inherits(make: MakeDaemon, policy: str, awaited: boo
         lowly = stack.enter_context(Writer(daemon, credential=slow.credential))
         others = [stack.enter_context(Writer(daemon, f"w{n}")) for n in range(3)]
         watcher = stack.enter_context(Watcher(daemon, "request.end"))
-        first, request = begun(lowly, max_tokens=120)
+        first, request = begun(lowly, max_tokens=300)
         with held(daemon):
             person.call(SetPriority(urgent.aid, -10))
             person.call(SetPriority(slow.aid, 10))
-            wanted = {w: w.submit(max_tokens=200) for w in others}
+            wanted = {w: w.submit(max_tokens=400) for w in others}
             if awaited:
                 last = urgent.submit(after=[request], max_tokens=2)
             count = 4 + awaited
@@ -162,7 +162,7 @@ def test_what_is_waited_for_inherits(make: MakeDaemon, policy: str, awaited: boo
             assert len(urgent.finish(last).token_ids) == 2
         else:
             assert ends[-1] == slow.aid
-        assert len(lowly.finish(first).token_ids) == 120
+        assert len(lowly.finish(first).token_ids) == 300
         for writer, one in wanted.items():
             writer.finish(one)
 
