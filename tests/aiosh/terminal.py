@@ -67,9 +67,9 @@ class Terminal:
                 return match
             self._read(deadline, pattern)
 
-    def see(self, pattern: str) -> None:
-        """Read until the screen as a whole shows a pattern."""
-        deadline = time.monotonic() + PATIENCE
+    def see(self, pattern: str, seconds: float = PATIENCE) -> None:
+        """Read until the screen as a whole shows a pattern; AssertionError when it never does."""
+        deadline = time.monotonic() + seconds
         while re.search(pattern, self.screen.text()) is None:
             self._read(deadline, pattern)
 
