@@ -1,8 +1,8 @@
 """Inference: llm_generate, for all agents.
 
-Takes a request through its rooms: is the caller an agent, may it queue, on which core and context,
-what are its tokens; then the core has it until it ends. Also hears from the process table what
-becomes of agents, and passes it on to their generations.
+Takes a request through its rooms: is the caller an agent, may it queue; `preparation.py` finds what
+it works on and what its tokens are; then the core has it until it ends. Also hears from the process
+table what becomes of agents, and passes it on to their generations.
 
 What must hold: every request that was taken is answered once, or its connection is gone; requests
 that wait are bounded per agent and in total; a keyed request is computed once, however often it is
@@ -16,11 +16,13 @@ import asyncio
 import errno
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from aiosd import again, charge, doing, kv, leading, revival
+from aiosd import again, doing, kv, revival
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
 from aiosd.admission import Admission
@@ -29,15 +31,15 @@ from aiosd.config import Config
 from aiosd.context import Context, Contexts
 from aiosd.cores.dispatcher import Cores
 from aiosd.cores.rate import Rate
-from aiosd.engine.prompt import common
-from aiosd.engine.protocol import Goal, Sampling, Tokens
-from aiosd.generation import Generation, check, unbuilt
+from aiosd.engine.protocol import Goal
+from aiosd.generation import Generation
 from aiosd.journal import Journal, RequestRow
 from aiosd.keys import Kept, Keys
 from aiosd.killpoint import reach
 from aiosd.ledger import Ledger
 from aiosd.order import Order
 from aiosd.originals import Originals
+from aiosd.preparation import Preparation
 from aiosd.process import ASLEEP, Activity, Process
 from aiosd.room import Room
 from aiosd.series import Series
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
     from aiosd.events import Events
     from aiosd.proc import ProcessTable
     from aiosd.quota import Quotas
-    from aiosd.recall import Recall
     from aiosd.syscall import Stream
 
 log = logging.getLogger(__name__)
@@ -81,8 +82,6 @@ class Inference:
         )
         self.cores = cores
         self.requests = 0  # generations in flight
-        self.recall: Recall  # given by the kernel before the first request
-        self._config = config
         self._events = events
         self._table = table
         self._active: dict[int, dict[int, Generation]] = {}
@@ -96,6 +95,9 @@ class Inference:
         self._audience = Audience(table)
         self._originals = Originals(db, config.context.keep_originals)
         self._room = Room(cores, self.contexts, events, self._originals, self._think)
+        self.preparation = Preparation(
+            table, cores, self.contexts, self._room, self._order, quotas, config.context.policy
+        )
         self.managers = (self, self.contexts, self._audience, self._room)
 
     async def boot(self) -> None:
@@ -129,10 +131,10 @@ class Inference:
 
     def reload(self, config: Config) -> None:
         """Take on the limits of a configuration that was read again."""
-        self._config = config
         self._ledger.keep = config.history.keep_requests
         self._admission.limits = config.agents
         self.contexts.max_per_agent = config.context.max_per_agent
+        self.preparation.policy = config.context.policy
         self._originals.keep = config.context.keep_originals
 
     # llm_generate.
@@ -141,9 +143,7 @@ class Inference:
         self, caller: Caller, args: abi.LlmGenerate, stream: Stream
     ) -> abi.Generation:
         """Generate text for the calling agent."""
-        check(args)
-        unbuilt(args)
-        self.recall.check(caller, args)
+        self.preparation.check(caller, args)
         if not caller.aid:
             raise OSError(
                 errno.ESRCH,
@@ -185,7 +185,7 @@ class Inference:
         """Take a request on: find its core and context, enter it in the books, and begin."""
         try:
             self._admit(process.aid)
-            context = self._context(process, args)
+            context = self.preparation.context(process, args)
         except OSError:
             if kept is not None:
                 self._keys.drop(kept)
@@ -273,51 +273,10 @@ class Inference:
         self._admission.admit(aid, mine.values(), self.requests, self._order.flight)
         self._quotas.admit(aid, "llm_generate")
 
-    def _context(self, process: Process, args: abi.LlmGenerate) -> Context:
-        """Return the context to work on: a fresh one, or the caller's own that it names."""
-        if not args.context:
-            core = self.cores.choose(args.core, args.needs)
-            policy = args.window or self._config.context.policy
-            return self.contexts.create(core, process.aid, process.uid, process.nice, policy)
-        if args.window:
-            text = "llm_generate: window: it is for a fresh context; set_context changes another's"
-            raise OSError(errno.EINVAL, text)
-        context = self.contexts.get(args.context)
-        if context.sequence.aid != process.aid:
-            raise PermissionError(
-                errno.EPERM,
-                f"llm_generate: context {context.cid} belongs to agent {context.sequence.aid}; "
-                "fork gives a copy of an agent's contexts",
-            )
-        self._come_home(context)
-        if context.busy:
-            raise OSError(
-                errno.EBUSY, f"llm_generate: context {context.cid} is at work on another request"
-            )
-        if args.core and args.core not in (context.core.name, context.core.base):
-            raise OSError(
-                errno.EINVAL,
-                f"llm_generate: context {context.cid} is on core {context.core.name!r}",
-            )
-        if not context.core.accepting:
-            context.core.check()
-            raise OSError(
-                errno.ENODEV,
-                f"llm_generate: context {context.cid} is on core {context.core.name}, which is "
-                "draining; use a fresh context on another one",
-            )
-        return context
-
-    def _come_home(self, context: Context) -> None:
-        """Move a context whose core was removed to the one that has its name now, if any."""
-        home = self.cores.find(context.core.name)
-        if home is not None and home is not context.core:
-            self.contexts.move(context, home)
-
     async def _go_on(self, generation: Generation, goal: Goal) -> None:
         """Give a request that has been on its core before to it again, once there is room."""
         context = generation.context
-        try:
+        with _ending(generation):
             await context.core.ready()
             context.core.check()
             goal = await self._room.go_on(generation, goal)
@@ -327,11 +286,6 @@ class Inference:
             sequence.sink = generation
             context.core.submit(sequence)
             self.journal.touch(generation)
-        except OSError as error:
-            generation.failed(error.errno or errno.EIO, error.strerror or str(error))
-        except Exception as error:
-            log.exception("request %d can't go on", generation.rid)
-            generation.broken(error)
 
     def _full(self, generation: Generation, tail: str) -> None:
         """A generation has used the last cell of its window: it ends, or room is made."""
@@ -355,114 +309,19 @@ class Inference:
             await self._go_on(generation, goal)
 
     async def _prepare(self, generation: Generation) -> None:
-        """Turn the request into tokens and give it to its core; an error ends it.
+        """Give a request to its core once all is known that this takes; an error ends it.
 
         A task of its own, which the request's end cancels: the caller of a request that is
         cancelled meanwhile is answered at once.
         """
-        context, args = generation.context, generation.args
-        sequence = context.sequence
-        try:
-            grammar = await self._grammar(context, args)
-            if args.recall:
-                args, generation.recalled = await self.recall.add(
-                    sequence.uid, generation.aid, args
-                )
-            read = await self._tokens(context, args)
-            system = [] if sequence.tokens else await leading.system(context.core, args)
-            await self._order.turn(generation, self._table.get(generation.aid).nice)
-            await context.core.placement.settle(sequence)
-            known = context.fingerprint
-            await self._afford(generation, len(read.tokens))
-            window = context.core.setup.n_ctx
-            tokens = await self._room.enter(generation, read)
-            if context.core.setup.n_ctx > window:  # it moved to a larger one: more may come
-                await self._afford(generation, len(tokens))
-            self._submit(generation, tokens, grammar, system)
+        context = generation.context
+        known = context.fingerprint
+        with _ending(generation):
+            await self.preparation.goal(generation)
+            context.core.submit(context.sequence)
+            self.journal.touch(generation)
             if context.fingerprint != known:  # by which core is on record before a token is sent
                 generation.begun = self.journal.flush() or generation.begun
-        except OSError as error:
-            generation.failed(error.errno or errno.EIO, error.strerror or str(error))
-        except Exception as error:
-            log.exception("request %d can't go on", generation.rid)
-            generation.broken(error)
-
-    async def _grammar(self, context: Context, args: abi.LlmGenerate) -> str:
-        """Return the grammar that a request's output must follow, "" when there is none."""
-        if args.schema is None and not args.grammar:
-            return ""
-        schema = "" if args.schema is None else msgspec.json.encode(args.schema).decode()
-        return await context.core.compile(args.grammar, schema)
-
-    async def _tokens(self, context: Context, args: abi.LlmGenerate) -> Tokens:
-        """Return the tokens that a request adds to its context; none when it only goes on."""
-        if not args.prompt and not args.messages:
-            await context.core.ready()
-            return Tokens(0, [])
-        messages = msgspec.json.encode(args.messages).decode() if args.messages else ""
-        follow = bool(context.sequence.tokens)
-        read = await context.core.read(args.prompt, messages, args.raw, follow)
-        if not read.tokens:
-            raise OSError(errno.EINVAL, "llm_generate: prompt: it has no tokens")
-        return read
-
-    async def _afford(self, generation: Generation, new: int) -> None:
-        """Reserve what a request takes at worst, which is on disk when this returns.
-
-        new: tokens that it adds to its context. Raises OSError(EDQUOT).
-        """
-        default = self._table.get(generation.aid).max_tokens  # may change before it is submitted
-        generation.most = generation.args.max_tokens or default
-        amounts = charge.worst(generation, new)
-        lacking = self._quotas.lacking(generation.rid, "kv_bytes", amounts["kv_bytes"])
-        kv.make_room(self.contexts.of(generation.aid), lacking)
-        reserved = self._quotas.reserve(generation.rid, amounts, "llm_generate")
-        if reserved is not None:
-            await asyncio.shield(reserved)
-
-    def _submit(
-        self, generation: Generation, tokens: list[int], grammar: str, system: list[int]
-    ) -> None:
-        """Append the new tokens to the context and schedule it; system: what leading.py found."""
-        context, args, process = (
-            generation.context,
-            generation.args,
-            self._table.get(generation.aid),
-        )
-        context.core.check()
-        if args.beams > context.core.setup.slots:
-            raise OSError(
-                errno.EINVAL,
-                f"llm_generate: beams: {args.beams} take as many slots, core {context.core.name} "
-                f"has {context.core.setup.slots}; ask for fewer, or give the core more",
-            )
-        generation.fit()
-        sequence, window = context.sequence, context.core.setup.n_ctx
-        length = len(sequence.tokens) + len(tokens)
-        if not length:
-            raise OSError(errno.EINVAL, "llm_generate: the context is empty; give a prompt")
-        sampled = 0 if tokens else sequence.reopen(context.core.setup.grid)
-        generation.cached_tokens = sequence.kv
-        generation.prompt_tokens = length
-        wanted = generation.most or window
-        sequence.tokens.extend(tokens)
-        if system:
-            sequence.public = common(sequence.tokens, system)
-        sequence.nice = process.nice
-        sequence.sink = generation
-        generation.goal = sequence.goal = Goal(
-            prompt_len=length,
-            max_tokens=wanted,
-            sampling=_sampling(args),
-            stop=list(args.stop),
-            sampled=sampled,
-            grammar=grammar,
-            beams=args.beams,
-            before=context.window.before,
-            slide=self._room.slide(context),
-        )
-        context.core.submit(sequence)
-        self.journal.touch(generation)
 
     async def _read(self, generation: Generation, seen: int, stream: Stream) -> None:
         """Send a generation's tokens as they come, no faster than the reader takes them."""
@@ -610,20 +469,13 @@ class Inference:
         return list(self._active.get(aid, {}).values())
 
 
-def _sampling(args: abi.LlmGenerate) -> Sampling:
-    """Return how a request wants its tokens chosen."""
-    return Sampling(
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        min_p=args.min_p,
-        seed=args.seed,
-        frequency_penalty=args.frequency_penalty,
-        presence_penalty=args.presence_penalty,
-        repeat_penalty=args.repeat_penalty,
-        penalty_window=args.penalty_window,
-        logit_bias=args.logit_bias,
-        min_tokens=args.min_tokens,
-        logprobs=args.logprobs,
-        watermark=args.watermark,
-    )
+@contextmanager
+def _ending(generation: Generation) -> Iterator[None]:
+    """Let an error end a request."""
+    try:
+        yield
+    except OSError as error:
+        generation.failed(error.errno or errno.EIO, error.strerror or str(error))
+    except Exception as error:
+        log.exception("request %d can't go on", generation.rid)
+        generation.broken(error)

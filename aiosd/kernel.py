@@ -208,7 +208,7 @@ class Kernel:
         self.stores = Stores(
             self.config, self.db, self.events, self.access, self.table, self.quotas, self.vault
         )
-        self.inference.recall = self.stores.recall
+        self.inference.preparation.recall = self.stores.recall
         self.dispatcher.remember = self.inference.journal.answer
         self.keys.discard = self.inference.journal.discard
         self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)

@@ -1,0 +1,221 @@
+"""Preparation: what a request needs before its core can have it.
+
+    preparation.check(caller, args)                 # may it be asked?
+    context = preparation.context(process, args)    # what does it work on?
+    await preparation.goal(generation)              # what are its tokens, what is to be done?
+
+Then the context holds the prompt, and the sequence the goal to submit.
+
+What must hold: a context changes between two turns of the event loop or not at all, so that the
+journal never sees half of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aiosd import charge, kv, leading
+from aiosd.abi import inference as abi
+from aiosd.access import Caller
+from aiosd.context import Context, Contexts
+from aiosd.cores.dispatcher import Cores
+from aiosd.engine.prompt import common
+from aiosd.engine.protocol import Goal, Sampling, Tokens
+from aiosd.generation import Generation, check, unbuilt
+from aiosd.order import Order
+from aiosd.process import Process
+from aiosd.room import Room
+
+if TYPE_CHECKING:
+    from aiosd.proc import ProcessTable
+    from aiosd.quota import Quotas
+    from aiosd.recall import Recall
+
+
+class Preparation:
+    """Prepares requests. policy: of the windows of fresh contexts, where a request says nothing."""
+
+    def __init__(
+        self,
+        table: ProcessTable,
+        cores: Cores,
+        contexts: Contexts,
+        room: Room,
+        order: Order,
+        quotas: Quotas,
+        policy: str,
+    ) -> None:
+        self.recall: Recall  # given by the kernel before the first request
+        self.policy = policy
+        self._table = table
+        self._cores = cores
+        self._contexts = contexts
+        self._room = room
+        self._order = order
+        self._quotas = quotas
+
+    def check(self, caller: Caller, args: abi.LlmGenerate) -> None:
+        """Refuse what can't be done, or is not the caller's to ask; raises OSError."""
+        check(args)
+        unbuilt(args)
+        self.recall.check(caller, args)
+
+    def context(self, process: Process, args: abi.LlmGenerate) -> Context:
+        """Return the context to work on: a fresh one, or the caller's own that it names.
+
+        Raises OSError for a core or a context that can't be had.
+        """
+        if not args.context:
+            core = self._cores.choose(args.core, args.needs)
+            policy = args.window or self.policy
+            return self._contexts.create(core, process.aid, process.uid, process.nice, policy)
+        if args.window:
+            text = "llm_generate: window: it is for a fresh context; set_context changes another's"
+            raise OSError(errno.EINVAL, text)
+        context = self._contexts.get(args.context)
+        if context.sequence.aid != process.aid:
+            raise PermissionError(
+                errno.EPERM,
+                f"llm_generate: context {context.cid} belongs to agent {context.sequence.aid}; "
+                "fork gives a copy of an agent's contexts",
+            )
+        self._come_home(context)
+        if context.busy:
+            raise OSError(
+                errno.EBUSY, f"llm_generate: context {context.cid} is at work on another request"
+            )
+        if args.core and args.core not in (context.core.name, context.core.base):
+            raise OSError(
+                errno.EINVAL,
+                f"llm_generate: context {context.cid} is on core {context.core.name!r}",
+            )
+        if not context.core.accepting:
+            context.core.check()
+            raise OSError(
+                errno.ENODEV,
+                f"llm_generate: context {context.cid} is on core {context.core.name}, which is "
+                "draining; use a fresh context on another one",
+            )
+        return context
+
+    def _come_home(self, context: Context) -> None:
+        """Move a context whose core was removed to the one that has its name now, if any."""
+        home = self._cores.find(context.core.name)
+        if home is not None and home is not context.core:
+            self._contexts.move(context, home)
+
+    async def goal(self, generation: Generation) -> None:
+        """Turn a request into tokens of its context and a goal, once those it comes after ended.
+
+        Its sequence can be submitted then, in the same turn of the event loop. Raises OSError.
+        """
+        context, args = generation.context, generation.args
+        sequence = context.sequence
+        grammar = await self._grammar(context, args)
+        if args.recall:
+            args, generation.recalled = await self.recall.add(sequence.uid, generation.aid, args)
+        read = await self._tokens(context, args)
+        system = [] if sequence.tokens else await leading.system(context.core, args)
+        await self._order.turn(generation, self._table.get(generation.aid).nice)
+        await context.core.placement.settle(sequence)
+        await self._afford(generation, len(read.tokens))
+        window = context.core.setup.n_ctx
+        tokens = await self._room.enter(generation, read)
+        if context.core.setup.n_ctx > window:  # it moved to a larger one: more may come
+            await self._afford(generation, len(tokens))
+        self._set(generation, tokens, grammar, system)
+
+    async def _grammar(self, context: Context, args: abi.LlmGenerate) -> str:
+        """Return the grammar that a request's output must follow, "" when there is none."""
+        if args.schema is None and not args.grammar:
+            return ""
+        schema = "" if args.schema is None else msgspec.json.encode(args.schema).decode()
+        return await context.core.compile(args.grammar, schema)
+
+    async def _tokens(self, context: Context, args: abi.LlmGenerate) -> Tokens:
+        """Return the tokens that a request adds to its context; none when it only goes on."""
+        if not args.prompt and not args.messages:
+            await context.core.ready()
+            return Tokens(0, [])
+        messages = msgspec.json.encode(args.messages).decode() if args.messages else ""
+        follow = bool(context.sequence.tokens)
+        read = await context.core.read(args.prompt, messages, args.raw, follow)
+        if not read.tokens:
+            raise OSError(errno.EINVAL, "llm_generate: prompt: it has no tokens")
+        return read
+
+    async def _afford(self, generation: Generation, new: int) -> None:
+        """Reserve what a request takes at worst, which is on disk when this returns.
+
+        new: tokens that it adds to its context. Raises OSError(EDQUOT).
+        """
+        default = self._table.get(generation.aid).max_tokens  # may change before it is submitted
+        generation.most = generation.args.max_tokens or default
+        amounts = charge.worst(generation, new)
+        lacking = self._quotas.lacking(generation.rid, "kv_bytes", amounts["kv_bytes"])
+        kv.make_room(self._contexts.of(generation.aid), lacking)
+        reserved = self._quotas.reserve(generation.rid, amounts, "llm_generate")
+        if reserved is not None:
+            await asyncio.shield(reserved)
+
+    def _set(
+        self, generation: Generation, tokens: list[int], grammar: str, system: list[int]
+    ) -> None:
+        """Append new tokens to the context and say what to do; system: what leading.py found."""
+        context, args = generation.context, generation.args
+        process = self._table.get(generation.aid)
+        context.core.check()
+        if args.beams > context.core.setup.slots:
+            raise OSError(
+                errno.EINVAL,
+                f"llm_generate: beams: {args.beams} take as many slots, core {context.core.name} "
+                f"has {context.core.setup.slots}; ask for fewer, or give the core more",
+            )
+        generation.fit()
+        sequence, window = context.sequence, context.core.setup.n_ctx
+        length = len(sequence.tokens) + len(tokens)
+        if not length:
+            raise OSError(errno.EINVAL, "llm_generate: the context is empty; give a prompt")
+        sampled = 0 if tokens else sequence.reopen(context.core.setup.grid)
+        generation.cached_tokens = sequence.kv
+        generation.prompt_tokens = length
+        wanted = generation.most or window
+        sequence.tokens.extend(tokens)
+        if system:
+            sequence.public = common(sequence.tokens, system)
+        sequence.nice = process.nice
+        sequence.sink = generation
+        generation.goal = sequence.goal = Goal(
+            prompt_len=length,
+            max_tokens=wanted,
+            sampling=_sampling(args),
+            stop=list(args.stop),
+            sampled=sampled,
+            grammar=grammar,
+            beams=args.beams,
+            before=context.window.before,
+            slide=self._room.slide(context),
+        )
+
+
+def _sampling(args: abi.LlmGenerate) -> Sampling:
+    """Return how a request wants its tokens chosen."""
+    return Sampling(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        seed=args.seed,
+        frequency_penalty=args.frequency_penalty,
+        presence_penalty=args.presence_penalty,
+        repeat_penalty=args.repeat_penalty,
+        penalty_window=args.penalty_window,
+        logit_bias=args.logit_bias,
+        min_tokens=args.min_tokens,
+        logprobs=args.logprobs,
+        watermark=args.watermark,
+    )
