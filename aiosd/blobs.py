@@ -1,31 +1,24 @@
-"""Blobs: bytes kept under their SHA-256, in a directory or in whatever else is a `Backend`.
+"""Blobs: bytes kept under a key that begins with their SHA-256, in a back end.
 
-    draft = backend.draft(); draft.write(part); blob = draft.commit()    # or draft.discard()
-    reader = backend.open(blob.digest); reader.read(offset, size); reader.close()
+    draft = backend.draft(); draft.write(part); blob = draft.finish()
+    key = draft.commit()                                 # or draft.discard()
+    reader = backend.open(key); reader.read(offset, size); reader.close()
 
-Everything here blocks and is called in threads. A back end is found by its name in `BACKENDS`;
-another one is a class with the methods of `Backend`, made from the [storage] settings.
+Everything here blocks and is called in threads. backends.py knows the back ends by name: blobdir.py
+is the one in directories, remote.py what those beyond a network have in common.
 
-What must hold: a blob is there whole or not at all, whatever kills the kernel or the machine: it is
-written under another name, synced, renamed, and the directory synced. Each piece of PIECE bytes has
-a checksum of its own, so that a part of a large blob is verified without reading all of it.
+What must hold: once `commit` has returned, the blob is there whatever is killed; before, nothing
+refers to it. Each piece of PIECE bytes has a checksum of its own, so that a part of a large blob is
+verified without reading all of it.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
-import secrets
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 import xxhash
-
-from aiosd.settings import Storage
 
 PIECE: Final = 1 << 20
 """Bytes with a checksum of their own."""
@@ -37,20 +30,25 @@ SUM: Final = 8
 class Blob:
     """What is known of stored bytes. sums: the checksums of its pieces, one after the other.
 
-    seal: of encrypted ones what sealing.py keeps of them, else empty.
+    seal: of encrypted ones what sealing.py keeps of them, else empty. place: the back end that has
+    them and their key there, as NAME:KEY.
     """
 
     digest: str
     size: int
     sums: bytes
     seal: bytes = b""
+    place: str = ""
 
 
 class Reader(Protocol):
     """An open blob; it can be read to its end whatever happens to the blob meanwhile."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return bytes; fewer only at the end."""
+        """Return bytes; fewer only at the end. offset is a multiple of PIECE, size at most that.
+
+        Raises OSError: FileNotFoundError when they are gone, ETIMEDOUT, EIO, EACCES.
+        """
 
     def close(self) -> None:
         """Let go of it."""
@@ -65,236 +63,38 @@ class Draft(Protocol):
         """Append; raises OSError (ENOSPC, ...)."""
 
     def finish(self) -> Blob:
-        """Make what was written durable, still under no digest, and return what it is."""
+        """Make what was written durable, still under no key, and return what it is."""
 
-    def commit(self) -> None:
-        """Put it in its place, durably. After `finish`."""
+    def commit(self) -> str:
+        """Put it in its place, durably, and return its key. After `finish`."""
 
     def discard(self) -> None:
         """Remove it. Idempotent."""
 
 
 class Backend(Protocol):
-    """Where blobs are kept. Raises OSError; FileNotFoundError for a digest that is not there."""
-
-    def prepare(self) -> None:
-        """Make ready at boot; remove drafts that an earlier kernel left."""
+    """Where blobs are kept. Raises OSError; FileNotFoundError for a key that is not there."""
 
     def draft(self) -> Draft:
         """Begin a blob."""
 
-    def open(self, digest: str) -> Reader:
+    def open(self, key: str) -> Reader:
         """Open a blob."""
 
-    def delete(self, digest: str) -> None:
-        """Remove a blob; nothing when it is not there."""
+    def delete(self, key: str) -> None:
+        """Remove a blob, or what there is of it; nothing when it is not there."""
 
-    def digests(self) -> Iterator[str]:
-        """Yield all that is there."""
+    def all(self) -> Iterator[str]:
+        """Yield all that is there, whole or not."""
 
     def free(self) -> int:
         """Return how many bytes there is room for."""
 
-    def cold(self, digest: str) -> bool:
-        """Whether it is kept where seldom used blobs are."""
-
-    def cool(self, digest: str) -> None:
-        """Move it there."""
-
-    def warm(self, digest: str) -> None:
-        """Move it back."""
-
-
-class Directory:
-    """Blobs as files dir/ab/cdef..., the seldom used ones in a second directory of that kind."""
-
-    def __init__(self, settings: Storage) -> None:
-        self._hot = Path(settings.dir)
-        self._cold = Path(settings.cold_dir) if settings.cold_dir else None
-        self._drafts = self._hot / "drafts"
-
-    def prepare(self) -> None:
-        """Make the directories, and remove drafts."""
-        for place in (self._hot, self._cold, self._drafts):
-            if place is not None:
-                place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for place in (self._drafts, *([self._cold] if self._cold else [])):
-            for left in place.glob("*.part"):
-                left.unlink(missing_ok=True)
-
-    def draft(self) -> FileDraft:
-        """Begin a file beside the others."""
-        return FileDraft(self._drafts / f"{secrets.token_hex(8)}.part", self._place)
-
-    def open(self, digest: str) -> FileReader:
-        """Open a file, wherever it is."""
-        try:
-            return FileReader(_path(self._hot, digest))
-        except FileNotFoundError:
-            if self._cold is None:
-                raise
-            return FileReader(_path(self._cold, digest))
-
-    def delete(self, digest: str) -> None:
-        """Unlink the file."""
-        for root in (self._hot, self._cold):
-            if root is not None:
-                _path(root, digest).unlink(missing_ok=True)
-
-    def digests(self) -> Iterator[str]:
-        """Yield the digests of all files."""
-        for root in (self._hot, self._cold):
-            for file in root.glob("??/*") if root is not None else ():
-                if len(file.name) == 62:
-                    yield file.parent.name + file.name
-
-    def free(self) -> int:
-        """Return the bytes free for the kernel's user."""
-        found = os.statvfs(self._hot)
-        return found.f_bavail * found.f_frsize
-
-    def cold(self, digest: str) -> bool:
-        """Whether only the second directory has it."""
-        return self._cold is not None and not _path(self._hot, digest).exists()
-
-    def cool(self, digest: str) -> None:
-        """Copy to the second directory, then unlink."""
-        if self._cold is not None:
-            _move(_path(self._hot, digest), self._cold, digest)
-
-    def warm(self, digest: str) -> None:
-        """Copy back, then unlink."""
-        if self._cold is not None:
-            _move(_path(self._cold, digest), self._hot, digest)
-
-    def _place(self, draft: Path, digest: str) -> None:
-        _rename(draft, _path(self._hot, digest))
-        if self._cold is not None:
-            _path(self._cold, digest).unlink(missing_ok=True)
-
-
-class FileDraft:
-    """A file that is being written, and its digest and checksums so far."""
-
-    def __init__(self, path: Path, place: Callable[[Path, str], None]) -> None:
-        self.size = 0
-        self._path = path
-        self._place = place
-        self._digest = hashlib.sha256()
-        self._sums = bytearray()
-        self._piece = xxhash.xxh3_64()
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-
-    def write(self, data: bytes) -> None:
-        """Append to the file."""
-        view = memoryview(data)
-        self._digest.update(view)
-        self._sum(view)
-        while view:
-            view = view[os.write(self._file, view) :]
-
-    def _sum(self, view: memoryview) -> None:
-        while view:
-            part = view[: PIECE - self.size % PIECE]
-            self._piece.update(part)
-            self.size += len(part)
-            if not self.size % PIECE:
-                self._end_piece()
-            view = view[len(part) :]
-
-    def _end_piece(self) -> None:
-        self._sums += self._piece.intdigest().to_bytes(SUM, "little")
-        self._piece.reset()
-
-    def finish(self) -> Blob:
-        """Sync the file."""
-        if self.size % PIECE:
-            self._end_piece()
-        os.fsync(self._file)
-        os.close(self._file)
-        self._file = -1
-        self._name = self._digest.hexdigest()
-        return Blob(self._name, self.size, bytes(self._sums))
-
-    def commit(self) -> None:
-        """Rename it to its digest."""
-        self._place(self._path, self._name)
-
-    def discard(self) -> None:
-        """Close and unlink it."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-        self._path.unlink(missing_ok=True)
-
-
-class FileReader:
-    """An open file."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Read at a place."""
-        return os.pread(self._file, size, offset)
-
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
-
-
-BACKENDS: Final[dict[str, Callable[[Storage], Backend]]] = {"directory": Directory}
-
-
-def make(settings: Storage) -> Backend:
-    """Return the back end that the settings name. Raises OSError(EINVAL)."""
-    if settings.backend not in BACKENDS:
-        known = ", ".join(BACKENDS)
-        raise OSError(errno.EINVAL, f"storage.backend: {settings.backend!r}; there are {known}")
-    return BACKENDS[settings.backend](settings)
+        """Let go of what it holds."""
 
 
 def good(blob: Blob, number: int, piece: bytes) -> bool:
     """Whether a piece is what was written."""
     wanted = blob.sums[number * SUM : (number + 1) * SUM]
     return xxhash.xxh3_64_intdigest(piece).to_bytes(SUM, "little") == wanted
-
-
-def _path(root: Path, digest: str) -> Path:
-    return root / digest[:2] / digest[2:]
-
-
-def _rename(source: Path, target: Path) -> None:
-    """Rename durably: the directory is synced, and where it is new the one above it too."""
-    try:
-        target.parent.mkdir(mode=0o700)
-        _sync(target.parent.parent)
-    except FileExistsError:
-        pass
-    os.replace(source, target)
-    _sync(target.parent)
-
-
-def _move(source: Path, root: Path, digest: str) -> None:
-    """Copy a file to another root, durably, and unlink it."""
-    partial = root / f"{digest}.part"
-    try:
-        with source.open("rb") as old, partial.open("wb") as new:
-            while data := old.read(PIECE):
-                new.write(data)
-            new.flush()
-            os.fsync(new.fileno())
-        _rename(partial, _path(root, digest))
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
-    source.unlink()
-
-
-def _sync(directory: Path) -> None:
-    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -493,6 +493,14 @@ def quotas(db: Connection) -> None:
     db.executescript(_QUOTAS)
 
 
+def places(db: Connection) -> None:
+    """Keep of each blob which back end has it; name this store to those that others use too."""
+    db.execute("alter table blobs add column place text not null default ''")
+    db.execute("update blobs set place = 'directory:' || digest")
+    db.execute("create table store (name text not null)")
+    db.execute("insert into store values (lower(hex(randomblob(8))))")
+
+
 MIGRATIONS: Final[list[Migration]] = [
     first_boot,
     keyed_births,
@@ -507,6 +515,7 @@ MIGRATIONS: Final[list[Migration]] = [
     interactions,
     sealed_blobs,
     quotas,
+    places,
 ]
 
 

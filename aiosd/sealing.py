@@ -158,9 +158,9 @@ class SealedDraft:
         self._put(last=True)
         return replace(self._draft.finish(), seal=self._seal.keep(self._digest.digest()))
 
-    def commit(self) -> None:
+    def commit(self) -> str:
         """Put it in its place."""
-        self._draft.commit()
+        return self._draft.commit()
 
     def discard(self) -> None:
         """Remove it."""

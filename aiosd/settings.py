@@ -295,16 +295,39 @@ class Memory(Section, frozen=True, kw_only=True):
     options: Annotated[dict[str, Any], AT_START] = {}
 
 
+class S3(Section, frozen=True, kw_only=True):
+    """[storage.s3]: a bucket. endpoint: its server's URL, "" for that of the region.
+
+    key_file: where the keys are, unless the environment or systemd gives them.
+    """
+
+    bucket: Annotated[str, AT_START] = ""
+    endpoint: Annotated[str, Meta(pattern=r"^(https?://[^@]+)?$"), AT_START] = ""
+    region: Annotated[str, AT_START] = "us-east-1"
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._/-]*$"), AT_START] = "aios"
+    key_file: Place = ""
+
+
+class Postgres(Section, frozen=True, kw_only=True):
+    """[storage.postgres]: a database. url: without the password, which password_file may hold."""
+
+    url: Annotated[str, AT_START] = ""
+    table: Annotated[str, Meta(pattern=r"^[a-z_][a-z0-9_]{0,39}$"), AT_START] = "aios_blobs"
+    password_file: Place = ""
+
+
 class Storage(Section, frozen=True, kw_only=True):
     """[storage]: objects that outlive agents. bytes and objects: of one owner.
 
     backend: where blobs are kept. dir and cold_dir: of the back end "directory"; a blob that was
     not read for cold_after, or the longest unused beyond hot_limit (0: none), moves to cold_dir.
-    encrypt: whose objects are encrypted at rest: nobody's ("off"), "all", or those of some owners.
-    index_limit: bytes of a text that sto_search covers. sweep: between two rounds of cleaning up.
+    timeout: for one request to a server. encrypt: whose objects are encrypted at rest: nobody's
+    ("off"), "all", or those of some owners. index_limit: bytes of a text that sto_search covers.
+    sweep: between two rounds of cleaning up.
     """
 
     backend: Annotated[str, AT_START] = "directory"
+    timeout: Annotated[float, Meta(ge=0.1, le=1e6), parse_duration, AT_START] = 30.0
     dir: Place = ""
     cold_dir: Place = ""
     cold_after: Duration = 30 * 86400.0
@@ -316,6 +339,8 @@ class Storage(Section, frozen=True, kw_only=True):
     index_limit: Size = 4 << 20
     upload_timeout: Duration = 600.0
     sweep: Duration = 600.0
+    s3: S3 = S3()
+    postgres: Postgres = Postgres()
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -18,22 +18,24 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from aiosd import blobs, metadata, pieces, versions
+from aiosd import metadata, pieces, versions
 from aiosd.abi import storage as abi
 from aiosd.access import Caller
-from aiosd.blobs import PIECE, Backend
+from aiosd.backends import LOCAL, Backends
+from aiosd.blobs import PIECE, Blob, Draft
 from aiosd.keys import answerer
 from aiosd.killpoint import reach
 from aiosd.owners import Owner, Owners
 from aiosd.sealing import STEP, Sealing
 from aiosd.settings import Storage as Settings
 from aiosd.uploads import Place, Upload, Uploads
-from aiosd.versions import Entry, Version
+from aiosd.versions import Entered, Entry, Version
 
 if TYPE_CHECKING:
-    from aiosd.db import Connection, Database
+    from aiosd.db import Database
     from aiosd.library import Library
     from aiosd.session import Stream
     from aiosd.vault import Vault
@@ -44,6 +46,10 @@ log = logging.getLogger(__name__)
 
 NAME_BYTES: Final = 1024
 THREADS: Final = 4
+REMOTE_THREADS: Final = 16
+MANY: Final = 10_000
+LEFT: Final = 600.0
+"""Seconds that bytes elsewhere outlast those that took their place: who reads them has so long."""
 LOCKS: Final = 64
 
 
@@ -63,18 +69,23 @@ class Storage:
         self._library = library
         self._settings = settings
         self._sealing = Sealing(vault, settings)
-        self._backend: Backend = blobs.make(settings())
-        self._pool = ThreadPoolExecutor(THREADS, "aiosd-blobs")
-        self._uploads = Uploads(self._backend, self._run)
+        self._backends = Backends(settings())
+        threads = REMOTE_THREADS if self._backends.remote else THREADS
+        self._pool = ThreadPoolExecutor(threads, "aiosd-blobs")
+        self._uploads = Uploads(self._backends.draft, self._run)
         self._locks = [asyncio.Lock() for _ in range(LOCKS)]
         self._used: dict[str, float] = {}  # digest -> when read, not on disk yet
+        self._left: list[tuple[float, str, str]] = []  # when, digest, place: others took theirs
+        self._orphans = True  # whether to look for what nobody knows
         self._sweeping: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         library.read = self.head
 
     async def boot(self) -> None:
         """Make the back end ready and begin to look after it."""
-        await self._run(self._backend.prepare)
+        (store,) = (await self._rows("select name from store", ()))[0]
+        await self._run(self._backends.prepare, store)
+        await self._find_older()
         self._sweeping = asyncio.get_running_loop().create_task(self._look_after())
 
     async def close(self) -> None:
@@ -85,6 +96,16 @@ class Storage:
         await self._uploads.drop_all()
         await self._note_use()
         await asyncio.to_thread(self._pool.shutdown)
+        await asyncio.to_thread(self._backends.close)
+
+    async def _find_older(self) -> None:
+        """Make ready the back ends that still have blobs of ours, or say what is wrong."""
+        sql = "select distinct substr(place, 1, instr(place, ':') - 1) from blobs"
+        for (name,) in await self._rows(sql, ()):
+            try:
+                self._backends.use(name)
+            except OSError as error:
+                log.warning("objects whose bytes are in %r can't be read: %s", name, error.strerror)
 
     # Writing.
 
@@ -102,7 +123,7 @@ class Storage:
                 errno.EDQUOT,
                 f"sto_alloc: {args.size} bytes are fewer than the {used} in use; delete some first",
             )
-        if args.size - used > await self._run(self._backend.free):
+        if args.size - used > await self._run(self._backends.free):
             raise OSError(errno.ENOSPC, "sto_alloc: the disk has less room than that; free some")
         sql = "update owners set reserved = ? where id = ?"
         await self._db.write(lambda db: db.execute(sql, (args.size, owner.id)).rowcount)
@@ -199,15 +220,7 @@ class Storage:
             key,
             self._settings().keep_versions,
         )
-        try:
-            async with self._lock(blob.digest):
-                await self._run(draft.commit)
-                reach("storage.placed")
-                written = await self._db.write(lambda db: versions.enter(db, wanted))
-        except BaseException:
-            with suppress(OSError):
-                await self._collect(blob.digest)
-            raise
+        written = await self._place(draft, blob, wanted)
         reach("storage.answer")
         self._uploads.forget(upload)
         owner.stored.give(int(upload.counted) - int(written.fresh), written.freed)
@@ -220,6 +233,26 @@ class Storage:
             self._wake.set()
         self._library.changed(owner.id)
         return await self._shown(owner, written.version)
+
+    async def _place(self, draft: Draft, blob: Blob, wanted: Entry) -> Entered:
+        """Put a finished draft's bytes in their place, and enter the version that has them."""
+        place = f"{LOCAL}:{blob.digest}"
+        try:
+            async with self._lock(blob.digest):
+                place = self._backends.place(await self._run(draft.commit))
+                reach("storage.placed")
+                wanted = replace(wanted, blob=replace(blob, place=place))
+                old = await self._db.read(lambda db: versions.place_of(db, blob.digest))
+                written = await self._db.write(lambda db: versions.enter(db, wanted))
+        except BaseException:
+            with suppress(OSError):
+                await self._clear(blob.digest, place)
+            raise
+        if written.repeated:
+            self._left.append((0.0, blob.digest, place))
+        elif old not in ("", place):
+            self._left.append((time.time() + LEFT, blob.digest, old))
+        return written
 
     def _limit(self, owner: Owner) -> int:
         return owner.reserved or owner.stored.most(0, self._settings().bytes)[1]
@@ -262,7 +295,7 @@ class Storage:
         if blob is None:
             raise pieces.damaged(found, "its bytes are not on record")
         try:
-            reader = await self._run(self._backend.open, blob.digest)
+            reader = await self._run(self._backends.open, blob.place)
         except FileNotFoundError:
             raise pieces.damaged(found, "its bytes are missing") from None
         try:
@@ -272,6 +305,8 @@ class Storage:
                 piece = await self._run(pieces.read, reader, blob, number, found, seal)
                 at = number * step
                 yield piece[max(0, start - at) : end - at]
+        except FileNotFoundError:
+            raise pieces.damaged(found, "its bytes are missing") from None
         finally:
             self._run_soon(reader.close)
         self._used[blob.digest] = time.time()
@@ -347,12 +382,10 @@ class Storage:
 
     async def _look_after(self) -> None:
         """Clean up at boot, and then every `sweep` seconds or when something was let go."""
-        orphans = True
         while True:
             self._wake.clear()  # first: what is let go during the sweep is for the next one
             try:
-                await self._sweep(orphans)
-                orphans = False
+                await self._sweep()
             except OSError as error:
                 log.warning("storage can't be cleaned up: %s", error)
             try:
@@ -361,7 +394,7 @@ class Storage:
             except TimeoutError:
                 pass
 
-    async def _sweep(self, orphans: bool) -> None:
+    async def _sweep(self) -> None:
         await self._uploads.expire(self._settings().upload_timeout)
         await self._note_use()
         unreferenced = (
@@ -370,42 +403,59 @@ class Storage:
         )
         for (digest,) in await self._rows(unreferenced, ()):
             await self._collect(digest)
-        if orphans:
-            known = {row[0] for row in await self._rows("select digest from blobs", ())}
-            for digest in await self._run(lambda: list(self._backend.digests())):
-                if digest not in known:
-                    await self._collect(digest)
+        await self._clear_left()
+        if self._orphans:
+            known = {row[0] for row in await self._rows("select place from blobs", ())}
+            for place in await self._run(lambda: list(self._backends.places())):
+                if place not in known:
+                    await self._clear(_digest(place), place)
+            self._orphans = False
         if self._settings().cold_dir:
             await self._tier()
 
     async def _collect(self, digest: str) -> None:
         """Delete a blob that nothing refers to."""
-        sql = (
-            "delete from blobs where digest = ?1"
-            " and not exists (select 1 from versions where digest = ?1)"
-        )
-        referred = "select 1 from versions where digest = ?"
-
-        def forget(db: Connection) -> bool:
-            db.execute(sql, (digest,))
-            return db.execute(referred, (digest,)).fetchone() is None
-
         async with self._lock(digest):
-            if await self._db.write(forget):
+            if place := await self._db.write(lambda db: versions.forget(db, digest)):
                 reach("storage.forgotten")
-                await self._run(self._backend.delete, digest)
+                await self._delete(place)
+
+    async def _clear(self, digest: str, place: str) -> None:
+        """Delete bytes that are not, or no longer, a blob's."""
+        async with self._lock(digest):
+            if await self._db.read(lambda db: versions.place_of(db, digest)) != place:
+                await self._delete(place)
+        await self._collect(digest)
+
+    async def _delete(self, place: str) -> None:
+        try:
+            await self._run(self._backends.delete, place)
+        except OSError:
+            self._orphans = True  # they are found again
+            raise
+
+    async def _clear_left(self) -> None:
+        now = time.time()
+        due = [left for left in self._left if left[0] <= now]
+        self._left = [left for left in self._left if left[0] > now]
+        if len(self._left) > MANY:  # they will be found
+            self._left, self._orphans = [], True
+        for _, digest, place in due:
+            await self._clear(digest, place)
 
     async def _tier(self) -> None:
         """Move blobs between the two directories by age and use."""
         settings = self._settings()
-        rows = await self._rows("select digest, size, used from blobs order by used", ())
-        cold = await self._run(lambda: {row[0] for row in rows if self._backend.cold(row[0])})
+        files = self._backends.local
+        sql = "select digest, size, used from blobs where place = ? || digest order by used"
+        rows = await self._rows(sql, (f"{LOCAL}:",))
+        cold = await self._run(lambda: {row[0] for row in rows if files.cold(row[0])})
         hot = [row for row in rows if row[0] not in cold]
         leave = leaving(hot, time.time(), settings.cold_after, settings.hot_limit)
-        moves = [(self._backend.cool, digest) for digest in leave]
+        moves = [(files.cool, digest) for digest in leave]
         come = [row for row in rows if row[0] in cold and row[2] > time.time() - settings.sweep * 2]
         if not settings.hot_limit:
-            moves += [(self._backend.warm, row[0]) for row in come]
+            moves += [(files.warm, row[0]) for row in come]
         for move, digest in moves:
             async with self._lock(digest):
                 await self._run(move, digest)
@@ -499,3 +549,8 @@ def leaving(hot: list[tuple[Any, ...]], now: float, cold_after: float, hot_limit
         found.append(digest)
         total -= size
     return found
+
+
+def _digest(place: str) -> str:
+    """Return the SHA-256 with which the key of a place begins."""
+    return place.partition(":")[2].partition("-")[0]

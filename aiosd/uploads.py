@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from aiosd.blobs import Backend, Draft
+from aiosd.blobs import Draft
 from aiosd.sealing import Seal, SealedDraft
 
 log = logging.getLogger(__name__)
@@ -75,10 +75,10 @@ class Upload:
 
 
 class Uploads:
-    """All writes under way. run: calls what blocks in a thread."""
+    """All writes under way. begin: makes a draft. run: calls what blocks in a thread."""
 
-    def __init__(self, backend: Backend, run: Callable[..., Awaitable[Any]]) -> None:
-        self._backend = backend
+    def __init__(self, begin: Callable[[], Draft], run: Callable[..., Awaitable[Any]]) -> None:
+        self._begin = begin
         self._run = run
         self._open: dict[Place, Upload] = {}
         self._single: set[Upload] = set()
@@ -116,7 +116,7 @@ class Uploads:
     async def draft(self, upload: Upload) -> Draft:
         """Return where an upload's bytes go. Under its lock."""
         if upload.draft is None:
-            plain = await self._run(self._backend.draft)
+            plain = await self._run(self._begin)
             upload.draft = SealedDraft(plain, upload.seal) if upload.seal else plain
         return upload.draft
 

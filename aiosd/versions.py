@@ -121,9 +121,26 @@ def past(db: Connection, owner: int, name: str, limit: int) -> list[Version]:
 
 def blob_of(db: Connection, version: Version) -> Blob | None:
     """Return what is known of a version's bytes."""
-    sql = "select digest, size, sums, seal from blobs where digest = ?"
+    sql = "select digest, size, sums, seal, place from blobs where digest = ?"
     row = db.execute(sql, (version.digest,)).fetchone()
     return Blob(*row) if row else None
+
+
+def place_of(db: Connection, digest: str) -> str:
+    """Return the place of a blob; "" when it is not on record."""
+    row = db.execute("select place from blobs where digest = ?", (digest,)).fetchone()
+    return row[0] if row else ""
+
+
+def forget(db: Connection, digest: str) -> str:
+    """Take a blob that no version refers to off the record; return its place, "" if it stays."""
+    place = place_of(db, digest)
+    gone = db.execute(
+        "delete from blobs where digest = ?1"
+        " and not exists (select 1 from versions where digest = ?1)",
+        (digest,),
+    ).rowcount
+    return place if gone else ""
 
 
 # Changing.
@@ -153,9 +170,9 @@ def enter(db: Connection, wanted: Entry) -> Entered:
 def _put(db: Connection, id: int, version: int, wanted: Entry) -> None:
     blob = wanted.blob
     db.execute(
-        "insert into blobs (digest, size, sums, used, seal) values (?, ?, ?, ?, ?)"
-        " on conflict (digest) do update set used = excluded.used",
-        (blob.digest, blob.size, blob.sums, wanted.created, blob.seal),
+        "insert into blobs (digest, size, sums, used, seal, place) values (?, ?, ?, ?, ?, ?)"
+        " on conflict (digest) do update set used = excluded.used, place = excluded.place",
+        (blob.digest, blob.size, blob.sums, wanted.created, blob.seal, blob.place),
     )
     db.execute(
         "insert into versions values (?, ?, ?, ?, ?, ?, ?, ?)",
