@@ -30,7 +30,7 @@ slots = 4
 n_ctx = 8192
 options = {eog = 0.0, step_ms = 1}
 """
-SLOW = (CORE % "d").replace("eog = 0.0", "eog = 0.0, step_ms = 50")
+SLOW = (CORE % "d").replace("step_ms = 1", "step_ms = 50")
 HISTORY = "[history]\n%s\n"
 
 Start = Callable[..., Daemon]
