@@ -8,8 +8,9 @@ their prompts are 20 to 1,000 tokens long.
 How: tests/bench/work/mixed.toml. For turnaround it is played under both policies in turns. For
 fairness the agents' prompts are computed first, then all go on at once under fair, and the windows
 count that begin when all have got a token and end before the first has got all; prompts are charged
-as replies are, but a slice of one is more than an agent's share of two seconds. Quanta are 2 tokens
-then (left alone they are 3, as 32 agents share 8 slots: a little less even, and a little faster).
+as replies are, but a slice of one is more than an agent's share of two seconds. Quanta are 1 token
+then, as an agent gets only 7 or 8 in two seconds (left alone they are 4, as 32 agents share 8
+slots: less even, and faster).
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ async def _fairness(kernel: Kernel, work: Workload, salt: int) -> tuple[list[flo
         read_ = await asyncio.gather(
             *(players.stream(a, 1, prompt=t) for a, t in zip(work.agents, texts, strict=True))
         )
-        await players.chief.set_sched(policy="fair", quantum=2)
+        await players.chief.set_sched(policy="fair", quantum=1)
         went_on = await asyncio.gather(
             *(
                 players.stream(agent, REPLY, context=context)
