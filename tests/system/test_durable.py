@@ -308,7 +308,8 @@ def test_a_deadline_counts_on(daemon: Daemon) -> None:
     with Writer(daemon, credential=credential) as a:
         reply = a.ask("tell", stream=True, **ask)
         assert (reply.finish_reason, reply.reason) == ("cancelled", "deadline")
-        assert 4.0 <= reply.timing.turnaround_s < PATIENCE and len(reply.token_ids) >= 9
+        # Timers count in milliseconds, so the end may come one early.
+        assert 3.99 <= reply.timing.turnaround_s < PATIENCE and len(reply.token_ids) >= 9
 
 
 def test_a_core_that_is_not_there_is_said(daemon: Daemon) -> None:
