@@ -42,7 +42,7 @@ bench: setup-bench
 KILLS ?= 1000
 
 soak: setup-dev
-	$(BIN)/python -m tests.soak $(KILLS) $(ARGS)
+	$(BIN)/python -u -m tests.soak $(KILLS) $(ARGS)
 
 man: setup-run
 	$(BIN)/python -m aiosd.abi.manual man/man2

@@ -1,10 +1,14 @@
 """Kills without end: `make soak KILLS=1000`, and a short one among the tests.
 
-    python -m tests.soak [KILLS [SEED]]
+    python -m tests.soak [KILLS [SEED [SECONDS]]]
+
+It prints how far it has come every 50 kills, and goes on no longer than SECONDS (0: as long as it
+takes): a long soak can be done in parts, each with a seed of its own.
 
 Agents stream generations, each in the context of the one before, and are reniced and suspended;
 memory holds the KV of a few. Keepers write, change, read and delete texts and objects, their own
-and a group's (tests/soakstores.py); a person grants and revokes (tests/soakrights.py). Meanwhile
+and a group's (tests/soakstores.py); a person grants and revokes (tests/soakrights.py); spenders
+generate under limits that are raised as they are used up (tests/soakquotas.py). Meanwhile
 the kernel and its worker are killed: at random moments, and at every kill point in turn
 (aiosd/killpoint.py). After each kill the database is looked into, and in the end everything is
 counted.
@@ -24,19 +28,23 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
 import aios
 from aiosd.killpoint import POINTS, VARIABLE
 from tests.daemon import PATIENCE, Daemon
+from tests.soakquotas import PRICES, Budget, Spender
 from tests.soakrights import Rights
 from tests.soakstores import LIMITS, POOL, Keeper, left_over
 from tests.soakstores import look as look_at_stores
 
-CORE: Final = """
+CORE: Final = (
+    """
 [sched]
 policy = "fair"
 [agents]
@@ -48,13 +56,17 @@ slots = 3
 n_ctx = 2048
 options = {step_ms = 1, prefill_ms = 2, eog = 0.003}
 """
+    + PRICES
+)
 RAM: Final = "ram_limit = 400_000\n"
 """What [context] has besides: room for a few contexts, the others go to disk."""
 
 AGENTS: Final = 6
 KEEPERS: Final = 3
+SPENDERS: Final = 2
 TURNS: Final = 3
 TOKENS: Final = 90
+EVERY: Final = 50  # kills between two lines that say how far it has come
 ARMED_S: Final = 4.0  # seconds that a kernel has to come to its kill point
 RECONNECT: Final = 120.0
 
@@ -71,17 +83,21 @@ class Soak:
         seed: int,
         agents: int = AGENTS,
         keepers: int = 0,
+        spenders: int = 0,
         turn: Sequence[str] = tuple(POINTS),
     ) -> None:
         self.daemon = daemon
-        self.kills = 0
+        self.kills = self.worker_kills = 0
         self.answered: dict[int, int] = {}  # tokens of each request that was answered
         self.logged: list[int] = []
         self.forked: list[int] = []
         self.usage: dict[int, list[int]] = {}  # requests and tokens of each agent
         self.rights = Rights()
+        self.budget = Budget()
         self.points: dict[str, int] = {}  # how often each kill point was died at
+        self._mark = daemon.state_dir / "mark"  # there once a process has died at a point
         self.keepers = [Keeper(n, seed + n, lambda: daemon.process.pid) for n in range(keepers)]
+        self.spenders = [Spender(n, seed + n, self.budget) for n in range(spenders)]
         self._rng = random.Random(seed)
         self._turn = list(turn)
         self._agents = agents
@@ -90,26 +106,35 @@ class Soak:
         self._over = False
         self._marks = 0
 
-    async def run(self, kills: int, points: Sequence[str] = ()) -> None:
-        """Kill at these points, then so many times at random.
+    async def run(self, kills: int, points: Sequence[str] = (), seconds: float = inf) -> None:
+        """Kill at these points, then so many times at random, though no longer than that.
 
         Raises AssertionError when something does not hold.
         """
+        end = time.monotonic() + seconds
         for index in range(self._agents):
             self._solo[index] = await self._story(index)
         agents = [asyncio.create_task(self._live(index)) for index in range(self._agents)]
         agents.append(asyncio.create_task(self._grant()))
         agents += [asyncio.create_task(self._keep(keeper)) for keeper in self.keepers]
+        agents += [asyncio.create_task(self._spend(spender)) for spender in self.spenders]
         try:
-            for point in points:
-                await self._moment(agents)
-                await self._kill_at(point, most=3, seconds=PATIENCE)
+            for point in points:  # whoever takes up what one leaves dies at the next
+                await self._arm(point, most=3)
+                await self._await_death(point, PATIENCE)
                 self._look()
+                self._check(agents)
+            if points:
+                await asyncio.to_thread(self.daemon.start)
             kills += self.kills
-            while self.kills < kills:
+            told = self.kills
+            while self.kills < kills and time.monotonic() < end:
                 await self._moment(agents)
                 await self._kill()
                 self._look()
+                if self.kills >= told + EVERY:
+                    told = self.kills
+                    print(f"{self}; all holds", flush=True)
         finally:
             self._over = True
             self.rights.step()
@@ -121,6 +146,16 @@ class Soak:
             if isinstance(result, BaseException):
                 raise result
         await self._count()
+
+    def __str__(self) -> str:
+        kept = sum(keeper.done for keeper in self.keepers)
+        spent = sum(len(spender.answered) for spender in self.spenders)
+        return (
+            f"{self.kills} kills ({self.worker_kills} of workers, {sum(self.points.values())} at "
+            f"{len(self.points)} points): {len(self.answered)} requests, {kept} deeds of keepers, "
+            f"{len(self.rights.given)} grants, {spent} requests within limits and "
+            f"{sum(self.budget.refused.values())} beyond"
+        )
 
     # The agents.
 
@@ -145,8 +180,13 @@ class Soak:
             await self._connect("") as person,
         ):
             await person.grant(f"agent:{kernel.aid}", "member", f"group:{POOL}")
+            await self.budget.limit_keepers(person)
             await keeper.live(kernel, over)
             await keeper.count(kernel)
+
+    async def _spend(self, spender: Spender) -> None:
+        async with await self._connect(spender.tag) as kernel, await self._connect("") as person:
+            await spender.live(kernel, person, lambda: self._over)
 
     async def _story(self, index: int) -> list[list[int]]:
         """Be one agent: some requests in one context, and a note about each."""
@@ -215,12 +255,16 @@ class Soak:
         """Let some work be done, and bother an agent; one that failed ends the run."""
         bother = asyncio.create_task(self._bother())
         await asyncio.wait([bother, *agents], return_when=asyncio.FIRST_COMPLETED)
-        done, _ = await asyncio.wait(
-            agents, timeout=self._rng.random() * 0.6, return_when=asyncio.FIRST_COMPLETED
-        )
-        for task in done:
-            task.result()
+        pause = self._rng.random() * 0.6
+        await asyncio.wait(agents, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+        self._check(agents)
         await bother
+
+    def _check(self, agents: list[asyncio.Task[None]]) -> None:
+        """Raise what one of them has raised; none ends before the others."""
+        for task in agents:
+            if task.done():
+                task.result()
 
     async def _bother(self) -> None:
         """Renice some agent, suspend it and let it go on."""
@@ -236,7 +280,7 @@ class Soak:
 
     async def _kill(self) -> None:
         deeds = [self._kill_worker, self._kill_kernel, self._kill_at_next]
-        weights = [3 if self._agents else 0, 4, 3]
+        weights = [3 if self._agents or self.spenders else 0, 4, 3]
         await self._rng.choices(deeds, weights)[0]()
 
     async def _kill_worker(self) -> None:
@@ -246,6 +290,7 @@ class Soak:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 self.kills += 1
+                self.worker_kills += 1
 
     async def _kill_kernel(self) -> None:
         await asyncio.to_thread(self.daemon.stop, signal.SIGKILL)
@@ -257,29 +302,30 @@ class Soak:
         self._turn.append(point)
         await self._kill_at(point)
 
-    async def _kill_at(self, point: str, most: int = 12, seconds: float = ARMED_S) -> None:
-        """Restart the kernel so that it dies at a point, and once more.
-
-        most: times that it may come by before. seconds: after which it dies in any case.
-        """
-        await asyncio.to_thread(self.daemon.stop, signal.SIGKILL)
-        mark = self.daemon.state_dir / "mark"
-        mark.unlink(missing_ok=True)
-        self.daemon.environ[VARIABLE] = f"{point}:{self._rng.randint(1, most)}:{mark}"
-        await asyncio.to_thread(self.daemon.launch)
-        if await asyncio.to_thread(self._dies, seconds):
-            self.points[point] = self.points.get(point, 0) + 1
-        del self.daemon.environ[VARIABLE]
-        self.kills += 2
-        await asyncio.to_thread(self.daemon.stop, signal.SIGKILL)
+    async def _kill_at(self, point: str) -> None:
+        """Restart the kernel so that it dies at a point, or after a while; and once more."""
+        await self._arm(point, most=12)
+        await self._await_death(point, ARMED_S)
         await asyncio.to_thread(self.daemon.start)
 
-    def _dies(self, seconds: float) -> bool:
-        try:
-            self.daemon.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+    async def _arm(self, point: str, most: int) -> None:
+        """Have a kernel that dies at a point. most: times that it may come by before."""
+        if self.daemon.process.poll() is None:
+            self.kills += 1
+        await asyncio.to_thread(self.daemon.stop, signal.SIGKILL)
+        self._mark.unlink(missing_ok=True)
+        self.daemon.environ[VARIABLE] = f"{point}:{self._rng.randint(1, most)}:{self._mark}"
+        await asyncio.to_thread(self.daemon.launch)
+
+    async def _await_death(self, point: str, seconds: float) -> None:
+        """Return when it has died; it is killed when that takes too long, or its worker died."""
+        with suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self.daemon.process.wait, seconds)
+        if self._mark.exists():
+            self.points[point] = self.points.get(point, 0) + 1
+        del self.daemon.environ[VARIABLE]
+        self.kills += 1
+        await asyncio.to_thread(self.daemon.stop, signal.SIGKILL)
 
     # What must hold.
 
@@ -294,14 +340,20 @@ class Soak:
             keeper.look(self._rows)
         if self.keepers:
             look_at_stores(self._rows, self.daemon.state_dir / "blobs")
+            self.budget.look_at_held(self._rows, [keeper.owner for keeper in self.keepers])
+        self.budget.look(self._rows, [spender.aid for spender in self.spenders if spender.aid])
+        for spender in self.spenders:
+            spender.look(self._rows)
         answered, logged = dict(self.answered), list(self.logged)
+        spenders = {spender.aid for spender in self.spenders}
         both = self._rows(_REQUESTS)  # at one moment, while others are ending
-        found = [row for *row, kept in both if not kept]
+        found = [row for aid, *row, kept in both if not kept and aid not in spenders]
         ended = {id: tokens for id, tokens, finish in found if finish in ("stop", "length")}
         assert len(ended) == len(found), "a request was not ended by its agent"
         missing = answered.items() - ended.items()
         assert not missing, f"answered (request, tokens) {missing}, on record {len(ended)}"
-        assert sorted(id for id, *_, kept in both if kept) == sorted(ended), "the history differs"
+        kept = sorted(id for _, id, *_, old in both if old)
+        assert kept == sorted(id for _, id, *_, old in both if not old), "the history differs"
         marks = [n for (n,) in self._rows(_MARKS)]
         assert len(marks) == len(set(marks)), "an entry is in the history twice"
         assert set(logged) <= set(marks), "an entry that was acknowledged is not in the history"
@@ -311,10 +363,14 @@ class Soak:
         self._look()
         if self.keepers:
             left_over(self._rows, self.daemon.state_dir / "blobs")
-        count = self._rows("select count(*) from requests")[0][0]
-        assert count == len(self.answered), "a request was run that nobody got an answer of"
+        for spender in self.spenders:
+            spender.count(self._rows)
+        spenders = {spender.aid for spender in self.spenders}
+        ran = [id for aid, id in self._rows("select aid, id from requests") if aid not in spenders]
+        assert len(ran) == len(self.answered), "a request was run that nobody got an answer of"
         async with await self._connect("") as person:
             await self.rights.count(person)
+            await self.budget.count(person, self._rows)
             assert await person.list_contexts() == []
             rows = {
                 aid: (await person.list_agents(aid=aid, all=True))[0].usage for aid in self.usage
@@ -328,8 +384,8 @@ class Soak:
 
 
 _REQUESTS: Final = (
-    "select id, completion_tokens, finish, 0 from requests"
-    " union all select rid, 0, '', 1 from interactions"
+    "select aid, id, completion_tokens, finish, 0 from requests"
+    " union all select aid, rid, 0, '', 1 from interactions"
 )
 _MARKS: Final = "select json_extract(data, '$.n') from events where kind like '%mark'"
 
@@ -341,7 +397,7 @@ def squeezed(daemon: Daemon) -> Daemon:
     return daemon
 
 
-def main(kills: int = 1000, seed: int = 1) -> None:
+def main(kills: int = 1000, seed: int = 1, seconds: int = 0) -> None:
     """Run the soak in directories of its own."""
     with tempfile.TemporaryDirectory(prefix="aios-soak-", dir="/tmp") as base:
         places = [Path(base) / name for name in ("state", "run", "kv")]
@@ -349,13 +405,13 @@ def main(kills: int = 1000, seed: int = 1) -> None:
             place.mkdir(mode=0o700)
         state, run, kv = places
         with squeezed(Daemon(state, run, kv, config=CORE + LIMITS)) as daemon:
-            soak = Soak(daemon, seed, keepers=KEEPERS)
-            asyncio.run(soak.run(kills))
+            soak = Soak(daemon, seed, keepers=KEEPERS, spenders=SPENDERS)
+            asyncio.run(soak.run(kills, seconds=seconds or inf))
         left = [str(path) for path in (*run.rglob("*"), *kv.rglob("*"))]
         assert not left, f"files leaked: {left}"
-    kept = sum(keeper.done for keeper in soak.keepers)
-    print(f"{soak.kills} kills, {len(soak.answered)} requests, {kept} deeds of keepers")
-    print(f"at points: {soak.points}")
+    print(f"{soak}; all holds in the end, seed {seed}")
+    print(f"at points: {soak.points}, not met: {sorted(POINTS.keys() - soak.points.keys())}")
+    print(f"refused: {dict(soak.budget.refused)}")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,13 @@ sweep = "200ms"
 """What keepers often come up against."""
 
 POOL: Final = "club"
+TOGETHER: Final = {
+    "memory_records": 60,
+    "memory_bytes": 80_000,
+    "storage_objects": 18,
+    "storage_bytes": 5_000_000,
+}
+"""What quotas allow keepers and pool together; of the pool they take the place of LIMITS."""
 PART: Final = 200_000
 NAMES: Final = 5
 
@@ -242,10 +249,11 @@ class Keeper:
 
 def look(rows: Rows, blobs: Path) -> None:
     """Nobody holds more than the limits, and all bytes that are referred to are there and right."""
-    for count, size in rows("select count(*), sum(size) from memories group by owner"):
-        assert count <= RECORDS and size <= BYTES, f"{count} records of {size} bytes"
-    for count, size in rows(_HELD):
-        assert count <= OBJECTS and size <= STORED, f"{count} objects of {size} bytes"
+    most = {"agent": (RECORDS, BYTES, OBJECTS, STORED), "pool": tuple(TOGETHER.values())}
+    for kind, count, size in rows(_REMEMBERED):
+        assert count <= most[kind][0] and size <= most[kind][1], f"{count} records of {size} bytes"
+    for kind, count, size in rows(_HELD):
+        assert count <= most[kind][2] and size <= most[kind][3], f"{count} objects of {size} bytes"
     for digest, size in rows("select distinct digest, size from versions"):
         try:
             data = (blobs / digest[:2] / digest[2:]).read_bytes()
@@ -285,7 +293,10 @@ _VERSIONS: Final = (
     " join objects as o on o.id = v.object join owners as w on w.id = o.owner"
     " where o.name like '%s/%%' order by v.version"
 )
+_REMEMBERED: Final = (
+    "select kind, count(*), sum(size) from memories join owners on owners.id = owner group by owner"
+)
 _HELD: Final = (
-    "select count(distinct object), sum(size) from versions join objects on id = object"
-    " group by owner"
+    "select kind, count(distinct object), sum(size) from versions"
+    " join objects on objects.id = object join owners on owners.id = owner group by owner"
 )
