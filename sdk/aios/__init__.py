@@ -8,6 +8,7 @@
 
 `connect` gives a blocking `Kernel`, `connect_async` an `AsyncKernel` for asyncio; both have every
 system call as a method of the same name. The kernel's errors arrive as OSError subclasses.
+`aios.tools` makes tools of functions.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from aiosd.abi.system import CallStatistics, Event, Pong, SystemInfo, Welcome
 from aiosd.abi.tools import Tool, ToolResult
 
 if TYPE_CHECKING:
+    from aios import tools as tools
     from aios.aio import AsyncKernel, connect_async
 
 __all__ = [
@@ -118,7 +120,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Bring in the asynchronous face when it is first asked for: asyncio takes long to import."""
+    """Bring in what is seldom needed when it is first asked for: asyncio takes long to import."""
+    if name == "tools":
+        import aios.tools
+
+        return aios.tools
     if name not in ("AsyncKernel", "connect_async"):
         raise AttributeError(f"module 'aios' has no attribute {name!r}")
     from aios import aio
