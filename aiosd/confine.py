@@ -1,0 +1,226 @@
+"""What runs first inside a tool's box: takes rights away from itself, then becomes the tool.
+
+    python -I confine.py FD
+
+FD holds the order that `sandbox.start` wrote, in marshal's format (both ends are one Python). The
+layers come in an order in which each still lets the next be put on: cgroup, limits, the listening
+socket of the proxy, no_new_privs, Landlock, seccomp. Then the program: executed, or, where it is a
+module for this very Python, run in place, which saves a second start of the interpreter.
+
+What must hold: nothing of the tool runs unless every layer of the order is on. The kernel hears
+on the report's descriptor: "+" and an end, and the program runs, or "+errno message" or "errno
+message", and it does not.
+
+Standard library only, and as little of it as can be: this is on the way of every cold call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import marshal
+import os
+import sys
+from typing import Any, NoReturn
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
+PR_SET_SECCOMP = 22
+SECCOMP_MODE_FILTER = 2
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every machine
+RULE_PATH_BENEATH, RULE_NET_PORT = 1, 2
+CONNECT_TCP = 2
+ON_FILES = 0b1100_0000_0000_0111  # the Landlock rights that a file, not a directory, can have
+SETUP_FAILED = 126
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    """Confine this process as the order says, then run the program. Returns when a module did."""
+    order = _read(int(sys.argv[1]))
+    doing = ""
+    try:
+        for step, act in (
+            ("enter its cgroup", _enter_cgroups),
+            ("set its limits", _set_limits),
+            ("reach its proxy", _listen),
+            ("give up new privileges", _no_new_privs),
+            ("put on Landlock", _landlock),
+            ("place its descriptors", _place_descriptors),
+            ("put on seccomp", _seccomp),
+            ("enter its workspace", _change_directory),
+            ("see its kernel", _check_kernel),
+        ):
+            doing = step
+            act(order)
+    except (OSError, ValueError) as error:
+        _fail(order["report"], f"cannot {doing}", error)
+    _run(order)
+
+
+def _read(fd: int) -> dict[str, Any]:
+    with open(fd, "rb") as file:
+        order: dict[str, Any] = marshal.loads(file.read())
+    return order
+
+
+def _fail(report: int, what: str, error: OSError | ValueError) -> NoReturn:
+    code = getattr(error, "errno", None) or 22
+    text = getattr(error, "strerror", None) or str(error)
+    os.write(report, f"{code} the box {what}: {text}".encode(errors="replace")[:4000])
+    os._exit(SETUP_FAILED)
+
+
+def _enter_cgroups(order: dict[str, Any]) -> None:
+    for fd in order["cgroups"]:
+        os.write(fd, b"0")
+        os.close(fd)
+    os.nice(order["nice"])
+    if order["leash"]:  # without a namespace that ends with it
+        _check(_libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0))
+
+
+def _set_limits(order: dict[str, Any]) -> None:
+    import resource
+
+    for kind, soft, hard in order["limits"]:
+        most = resource.getrlimit(kind)[1]
+        if most == resource.RLIM_INFINITY:
+            most = max(soft, hard)
+        resource.setrlimit(kind, (min(soft, most), min(hard, most)))
+
+
+def _listen(order: dict[str, Any]) -> None:
+    """Open the proxy's port in this network namespace, and hand it out to the kernel."""
+    control = order["control"]
+    if control < 0:
+        return
+    import _socket
+
+    with _closing(_socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        order["port"] = listening.getsockname()[1]
+        with _closing(_socket.socket(fileno=control)) as channel:
+            rights = listening.fileno().to_bytes(4, sys.byteorder)
+            channel.sendmsg([b"l"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+    proxy = f"http://127.0.0.1:{order['port']}"
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        order["env"][name] = proxy
+
+
+class _closing:
+    """contextlib.closing, without importing contextlib."""
+
+    def __init__(self, thing: Any) -> None:
+        self._thing = thing
+
+    def __enter__(self) -> Any:
+        return self._thing
+
+    def __exit__(self, *_: object) -> None:
+        self._thing.close()
+
+
+def _no_new_privs(order: dict[str, Any]) -> None:
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def _landlock(order: dict[str, Any]) -> None:
+    rules = order["landlock"]
+    if rules is None:
+        return
+    attributes, files, net = rules
+    ruleset = _check(_libc.syscall(CREATE_RULESET, attributes, len(attributes), 0))
+    for path, rights in files:
+        _allow(ruleset, path, rights)
+    if net and order["control"] >= 0:
+        rule = CONNECT_TCP.to_bytes(8, sys.byteorder) + order["port"].to_bytes(8, sys.byteorder)
+        _check(_libc.syscall(ADD_RULE, ruleset, RULE_NET_PORT, rule, 0))
+    _check(_libc.syscall(RESTRICT_SELF, ruleset, 0))
+    os.close(ruleset)
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    """Allow rights beneath a path; what does not exist needs no rule."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return
+    if os.fstat(fd).st_mode & 0o170000 != 0o040000:
+        rights &= ON_FILES
+    rule = rights.to_bytes(8, sys.byteorder) + fd.to_bytes(4, sys.byteorder)
+    _check(_libc.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, 0))
+    os.close(fd)
+
+
+def _place_descriptors(order: dict[str, Any]) -> None:
+    for target, source in order["fds"].items():
+        os.dup2(source, target, inheritable=True)
+        os.close(source)
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
+def _seccomp(order: dict[str, Any]) -> None:
+    code = order["seccomp"]
+    if code:
+        program = _Program(len(code) // 8, code)
+        _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0))
+
+
+def _change_directory(order: dict[str, Any]) -> None:
+    os.chdir(order["cwd"])
+
+
+def _check_kernel(order: dict[str, Any]) -> None:
+    """End when the kernel died while the box was built: nothing else would end it."""
+    try:
+        os.read(order["lifeline"], 1)
+    except BlockingIOError:
+        os.close(order["lifeline"])
+        return
+    os._exit(SETUP_FAILED)
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _run(order: dict[str, Any]) -> None:
+    argv, env, report = order["argv"], order["env"], order["report"]
+    if order["module"]:
+        os.write(report, b"+")
+        os.close(report)
+        _run_module(order["path"], argv, env)
+        return
+    os.set_inheritable(report, False)
+    if order["path"]:
+        env["PYTHONPATH"] = ":".join([env.get("PYTHONPATH", ""), *order["path"]]).strip(":")
+    os.write(report, b"+")
+    try:
+        os.execvpe(argv[0], argv, env)
+    except OSError as error:
+        _fail(report, f"cannot execute {argv[0]}", error)
+
+
+def _run_module(path: list[str], argv: list[str], env: dict[str, str]) -> None:
+    """Be `python -m MODULE ARGUMENT...`, but for the working directory in sys.path."""
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:0] = [place for place in env.get("PYTHONPATH", "").split(":") if place] + path
+    sys.argv = argv[2:]  # its first is set by runpy
+    import runpy
+
+    runpy.run_module(argv[2], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
