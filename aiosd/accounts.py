@@ -114,22 +114,25 @@ def reserving(reservations: Iterable[Reservation]) -> Write:
 def settling(rid: int, charges: Sequence[tuple[Limit, int]], use: Use | None, now: float) -> Write:
     """Return what ends a reservation: its row goes, what was spent is charged, use is counted."""
     rows = [(limit.since, amount, limit.since, *limit.name) for limit, amount in charges]
-    used = None
-    if use is not None:
-        day = int(now // DAY)
-        used = (
-            day, use.aid, use.uid, use.line, use.core, use.tool,
-            use.tokens_in, use.tokens_out, use.nano, use.requests,
-        )  # fmt: skip
+    day = int(now // DAY)
 
     def write(db: Connection) -> None:
         db.execute("delete from reservations where rid = ?", (rid,))
         db.conn.executemany(_CHARGE, rows)
-        if used is not None:
-            db.execute(_USED, used)
+        if use is not None:
+            count(db, use, day)
         reach("quota.settle")
 
     return write
+
+
+def count(db: Connection, use: Use, day: int) -> None:
+    """Add what was used to a day's sums. day: since 1970, UTC."""
+    values = (
+        day, use.aid, use.uid, use.line, use.core, use.tool,
+        use.tokens_in, use.tokens_out, use.nano, use.requests,
+    )  # fmt: skip
+    db.execute(_USED, values)
 
 
 # Reading.
@@ -176,9 +179,10 @@ def usage(db: Connection, asked: Question) -> list[UsageRow]:
     """Return what was used, one row for each core, tool or day."""
     where, values = _whose(asked)
     column = {"core": "core", "tool": "tool", "day": "day"}[asked.by]
+    of = {"core": "tool = ''", "tool": "tool != ''", "day": "1"}[asked.by]
     rows = db.execute(
         f"select {column}, min(day), max(day), sum(tokens_in), sum(tokens_out), sum(nano),"
-        f" sum(requests) from usage where day >= ? and {where} group by {column}"
+        f" sum(requests) from usage where day >= ? and {where} and {of} group by {column}"
         f" order by {column} limit ?",
         (int(asked.since // DAY), *values, asked.limit),
     ).fetchall()

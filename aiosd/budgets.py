@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -42,8 +42,12 @@ ROOT: Final = "root"
 BY: Final = ("core", "tool", "day")
 
 
+async def _all_settled() -> None:
+    """What is used is written at once."""
+
+
 class Budgets:
-    """The calls about quotas and accounts."""
+    """The calls about quotas and accounts. settle: has what was used written, if it is not yet."""
 
     def __init__(self, quotas: Quotas, db: Database, access: Access, audit: Log) -> None:
         self._quotas = quotas
@@ -51,6 +55,7 @@ class Budgets:
         self._access = access
         self._debts = Debts(db, audit)
         self._under_way: set[asyncio.Future[Any]] = set()
+        self.settle: Callable[[], Awaitable[None]] = _all_settled
 
     # Setting.
 
@@ -246,6 +251,7 @@ class Budgets:
             uid=int(name) if kind == "uid" else -1,
             roots=self._roots(name) if kind == "group" else frozenset(),
         )
+        await self.settle()
         return await self._db.read(lambda db: accounts.usage(db, asked))
 
     def _roots(self, group: str) -> frozenset[int]:

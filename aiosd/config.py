@@ -194,7 +194,7 @@ def make_dirs(config: Config) -> None:
     gid = grp.getgrnam(kernel.group).gr_gid if kernel.group else -1
     for place in (kernel.state_dir, config.context.kv_dir):
         _make_dir(Path(place), -1)
-    inner = [Path(kernel.state_dir, name) for name in ("agents", "work", "indexes")]
+    inner = [Path(kernel.state_dir, name) for name in ("agents", "work", "indexes", "tools")]
     if Path(config.storage.dir).parent == Path(kernel.state_dir):
         inner.append(Path(config.storage.dir))
     for inside in inner:
@@ -404,6 +404,11 @@ def _resolve(config: Config, environ: Mapping[str, str], system: bool) -> Config
     agents = replace(config.agents, path=_agent_path(config.agents.path, environ, system))
     context = replace(config.context, kv_dir=kv_dir)
     storage = replace(config.storage, dir=config.storage.dir or os.path.join(state_dir, "blobs"))
+    tools = replace(
+        config.tools,
+        path=config.tools.path or [str(default_file(environ, system).parent / "tools")],
+        secrets_file=config.tools.secrets_file or os.path.join(state_dir, "secrets.toml"),
+    )
     return replace(
         config,
         kernel=kernel,
@@ -411,6 +416,7 @@ def _resolve(config: Config, environ: Mapping[str, str], system: bool) -> Config
         agents=agents,
         encryption=encryption,
         storage=storage,
+        tools=tools,
     )
 
 

@@ -51,6 +51,7 @@ from aiosd.spawn import Spawner
 from aiosd.stores import Stores
 from aiosd.syscall import Dispatcher
 from aiosd.system import VERSION, About, System
+from aiosd.tools import ToolManager
 from aiosd.vault import Vault, load_keys
 
 log = logging.getLogger(__name__)
@@ -216,7 +217,19 @@ class Kernel:
         self.table.on_settled(self.messages.agent_ended)
         self.table.channels += [self.approvals.waits_for, self.messages.waits_for]
         self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages)
-        self.dispatcher.bind(self.vault, self.snapshots, self.budgets)
+        self.tools = ToolManager(
+            lambda: self.config,
+            self.db,
+            self.access,
+            self.table,
+            self.audit,
+            self.events,
+            self.keys,
+        )
+        self.table.on_settled(self.tools.agent_ended)
+        self.table.channels.append(self.tools.waits_for)
+        self.budgets.settle = self.tools.book.settle
+        self.dispatcher.bind(self.vault, self.snapshots, self.budgets, self.tools)
         self.dispatcher.bind(*self.stores.managers)
 
     async def _recover(self) -> None:
@@ -226,6 +239,8 @@ class Kernel:
         self._undo.push_async_callback(self.inference.close)
         self._undo.push_async_callback(self.table.close)
         await self.table.boot()
+        self._undo.push_async_callback(self.tools.close)
+        await self.tools.boot()
         await self.grants.prune()
         await self.quotas.boot()  # what the last kernel had reserved counts
         await self.messages.boot()
@@ -285,6 +300,7 @@ class Kernel:
         self.snapshots.reload(config)
         self.vault.reload()
         self.stores.reload(config)
+        self.tools.reload()
         self.access.set_policy(config.access.ask, config.access.grantors)
         self.machine.reload(config)
         self.server.max_connections = config.kernel.max_connections

@@ -501,6 +501,26 @@ def places(db: Connection) -> None:
     db.execute("insert into store values (lower(hex(randomblob(8))))")
 
 
+_TOOLS: Final = """
+create table tools (
+    name text primary key,
+    declaration text not null               -- JSON
+) without rowid;
+create table tool_calls (                   -- that may have had an effect, and no answer yet
+    owner text not null,
+    key text not null,
+    tool text not null,
+    begun real not null,                    -- Unix time
+    primary key (owner, key)
+) without rowid;
+"""
+
+
+def tools(db: Connection) -> None:
+    """Make the tables of registered tools, and of calls whose end is not known yet."""
+    db.executescript(_TOOLS)
+
+
 MIGRATIONS: Final[list[Migration]] = [
     first_boot,
     keyed_births,
@@ -516,6 +536,7 @@ MIGRATIONS: Final[list[Migration]] = [
     sealed_blobs,
     quotas,
     places,
+    tools,
 ]
 
 

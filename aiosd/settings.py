@@ -343,6 +343,31 @@ class Storage(Section, frozen=True, kw_only=True):
     postgres: Postgres = Postgres()
 
 
+class Tools(Section, frozen=True, kw_only=True):
+    """[tools]: what may be called, and how much of it at a time.
+
+    path: directories of manifests. packages: which entry points of installed packages are served,
+    by name, with * for any. max_running: calls at a time, of all agents; max_queue: that wait.
+    concurrent: of one agent and tool, where the tool says nothing. max_timeout: seconds that any
+    call may take. kill_timeout: from TERM to KILL. max_warm: hosts kept for the next call; idle:
+    how long. workspace_limit: bytes of one agent's workspace. settings: by tool, what it finds in
+    its environment.
+    """
+
+    path: Annotated[list[str], PATH] = []
+    packages: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    max_running: Annotated[int, Meta(ge=1, le=4096)] = 64
+    max_queue: Annotated[int, Meta(ge=0, le=1 << 16)] = 1024
+    concurrent: Annotated[int, Meta(ge=1, le=4096)] = 32
+    max_timeout: Duration = 600.0
+    kill_timeout: Duration = 2.0
+    max_warm: Annotated[int, Meta(ge=0, le=4096)] = 32
+    idle: Duration = 60.0
+    workspace_limit: Size = 256 << 20
+    secrets_file: Place = ""
+    settings: dict[str, dict[str, str]] = {}
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole configuration, every path absolute."""
 
@@ -358,3 +383,4 @@ class Config(Section, frozen=True, kw_only=True):
     encryption: Encryption = Encryption()
     memory: Memory = Memory()
     storage: Storage = Storage()
+    tools: Tools = Tools()

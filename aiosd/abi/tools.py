@@ -10,7 +10,12 @@ from aiosd.abi.call import Call, Key, Name, Record, syscall
 
 
 class Tool(Record, frozen=True):
-    """A declared tool. input and output are JSON Schemas."""
+    """A declared tool. input and output are JSON Schemas.
+
+    needs: what its sandbox lets in, as "network:HOST", "read:PATH", "write:PATH", "secret:NAME".
+    limits: by name, 0 for none. source: who declared it. kind: json, text, image or file. running,
+    queued and warm: calls at this moment, and hosts that wait for one.
+    """
 
     name: str
     version: str
@@ -20,10 +25,22 @@ class Tool(Record, frozen=True):
     needs: list[str]
     limits: dict[str, float]
     source: str
+    kind: str = "json"
+    idempotent: bool = False
+    exclusive: str = ""
+    isolation: str = "full"
+    running: int = 0
+    queued: int = 0
+    warm: int = 0
 
 
 class ToolResult(Record, frozen=True):
-    """What a tool call gave: its validated result and what the sandbox saw."""
+    """What a tool call gave: its validated result and what the sandbox saw.
+
+    stdout, stderr: what it printed beside its result. artefacts: files that it left, by their names
+    in `workspace`, a directory of this machine. seconds: from its start to its end; waiting_s:
+    before it. digest: SHA-256 of the result as JSON. warm: its process had been there before.
+    """
 
     value: Any
     stdout: str
@@ -31,11 +48,27 @@ class ToolResult(Record, frozen=True):
     exit_code: int
     seconds: float
     artefacts: list[str]
+    workspace: str = ""
+    waiting_s: float = 0.0
+    digest: str = ""
+    warm: bool = False
+    metrics: dict[str, float] = {}
 
 
-@syscall(130, reply=ToolResult, errors="ENOENT EINVAL ETIMEDOUT EDQUOT", needs="tool")
+@syscall(
+    130,
+    reply=ToolResult,
+    errors="ENOENT EINVAL ETIMEDOUT EDQUOT EREMOTEIO EPROTO EMSGSIZE ENODEV ENOKEY ENOTSUP",
+    needs="tool",
+)
 class ExecuteTool(Call, frozen=True):
-    """Run a declared tool with validated arguments in its sandbox."""
+    """Run a declared tool with validated arguments in its sandbox.
+
+    It waits while as many calls run as may, and for what the tool needs for itself alone; EAGAIN
+    beyond the tool's rate says when to come back. EREMOTEIO: the tool failed or died; EPROTO: its
+    result is not what it declared; EMSGSIZE: too much output; ENODEV, ENOKEY, ENOTSUP: what it
+    needs is missing here, with the cure. timeout counts from the call, waiting included.
+    """
 
     name: Name
     arguments: Annotated[dict[str, Any], Meta(max_length=256)] = {}
@@ -55,9 +88,14 @@ class DescribeTool(Call, frozen=True):
     name: Name
 
 
-@syscall(133, reply=Tool, errors="EEXIST", needs="admin")
+@syscall(133, reply=Tool, errors="EEXIST ENOENT ENOSPC", needs="admin")
 class RegisterTool(Call, frozen=True):
-    """Declare a tool."""
+    """Declare a tool for good, or take one away that was declared so.
+
+    The declaration has the fields of a manifest (aios-tools(7)); to remove, its name is enough.
+    """
 
     declaration: Annotated[dict[str, Any], Meta(max_length=64)]
     key: Key = ""
+    replace: Annotated[bool, Meta(description="in place of the registered one")] = False
+    remove: bool = False

@@ -1250,10 +1250,19 @@ class SyncCalls:
     ) -> ToolResult:
         """Run a declared tool with validated arguments in its sandbox.
 
+        It waits while as many calls run as may, and for what the tool needs for itself alone;
+        EAGAIN
+        beyond the tool's rate says when to come back. EREMOTEIO: the tool failed or died; EPROTO:
+            its
+        result is not what it declared; EMSGSIZE: too much output; ENODEV, ENOKEY, ENOTSUP: what
+            it
+        needs is missing here, with the cure. timeout counts from the call, waiting included.
+
         name: letters, digits, . _ : -.
         timeout: seconds; none: the tool's own.
 
-        Raises OSError with ENOENT, EINVAL, ETIMEDOUT, EDQUOT.
+        Raises OSError with ENOENT, EINVAL, ETIMEDOUT, EDQUOT, EREMOTEIO, EPROTO, EMSGSIZE,
+        ENODEV, ENOKEY, ENOTSUP.
         """
         answer: ToolResult = self._call(ExecuteTool(
             name=name,
@@ -1278,12 +1287,29 @@ class SyncCalls:
         answer: Tool = self._call(DescribeTool(name=name))
         return answer
 
-    def register_tool(self, declaration: Mapping[str, Any], *, key: str = "") -> Tool:
-        """Declare a tool.
+    def register_tool(
+        self,
+        declaration: Mapping[str, Any],
+        *,
+        key: str = "",
+        replace: bool = False,
+        remove: bool = False,
+    ) -> Tool:
+        """Declare a tool for good, or take one away that was declared so.
 
-        Raises OSError with EEXIST.
+        The declaration has the fields of a manifest (aios-tools(7)); to remove, its name is
+        enough.
+
+        replace: in place of the registered one.
+
+        Raises OSError with EEXIST, ENOENT, ENOSPC.
         """
-        answer: Tool = self._call(RegisterTool(declaration=dict(declaration), key=key or new_key()))
+        answer: Tool = self._call(RegisterTool(
+            declaration=dict(declaration),
+            key=key or new_key(),
+            replace=replace,
+            remove=remove,
+        ))
         return answer
 
     def grant(
@@ -2639,10 +2665,19 @@ class AsyncCalls:
     ) -> ToolResult:
         """Run a declared tool with validated arguments in its sandbox.
 
+        It waits while as many calls run as may, and for what the tool needs for itself alone;
+        EAGAIN
+        beyond the tool's rate says when to come back. EREMOTEIO: the tool failed or died; EPROTO:
+            its
+        result is not what it declared; EMSGSIZE: too much output; ENODEV, ENOKEY, ENOTSUP: what
+            it
+        needs is missing here, with the cure. timeout counts from the call, waiting included.
+
         name: letters, digits, . _ : -.
         timeout: seconds; none: the tool's own.
 
-        Raises OSError with ENOENT, EINVAL, ETIMEDOUT, EDQUOT.
+        Raises OSError with ENOENT, EINVAL, ETIMEDOUT, EDQUOT, EREMOTEIO, EPROTO, EMSGSIZE,
+        ENODEV, ENOKEY, ENOTSUP.
         """
         answer: ToolResult = await self._call(ExecuteTool(
             name=name,
@@ -2667,12 +2702,29 @@ class AsyncCalls:
         answer: Tool = await self._call(DescribeTool(name=name))
         return answer
 
-    async def register_tool(self, declaration: Mapping[str, Any], *, key: str = "") -> Tool:
-        """Declare a tool.
+    async def register_tool(
+        self,
+        declaration: Mapping[str, Any],
+        *,
+        key: str = "",
+        replace: bool = False,
+        remove: bool = False,
+    ) -> Tool:
+        """Declare a tool for good, or take one away that was declared so.
 
-        Raises OSError with EEXIST.
+        The declaration has the fields of a manifest (aios-tools(7)); to remove, its name is
+        enough.
+
+        replace: in place of the registered one.
+
+        Raises OSError with EEXIST, ENOENT, ENOSPC.
         """
-        answer: Tool = await self._call(RegisterTool(declaration=dict(declaration), key=key or new_key()))
+        answer: Tool = await self._call(RegisterTool(
+            declaration=dict(declaration),
+            key=key or new_key(),
+            replace=replace,
+            remove=remove,
+        ))
         return answer
 
     async def grant(

@@ -1,0 +1,275 @@
+"""A tool's process: started in its box (or bare, where the operator says so), heard, and ended.
+
+    process = await start(spec)          # spec says what to run, and in which box
+    process.stdout.take(); process.stderr.take()
+    status = await process.exited
+    await process.end(grace)             # TERM, then KILL to the whole tree
+
+What must hold: what a process writes is read as it comes and kept up to a limit, so that neither
+it nor the kernel waits for the other; `on_flood` hears when there is more. After `end` nothing of
+the process is left, and no descriptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from aiosd import proctree
+
+FD: Final = "{fd}"
+BOXED_FD: Final = 3
+CHUNK: Final = 1 << 16
+REAP_S: Final = 10.0
+"""Seconds after SIGKILL within which a process is gone."""
+
+
+class Boxed(Protocol):
+    """A process that was started, as the sandbox gives it."""
+
+    pid: int
+    exited: asyncio.Future[int]
+
+    async def ready(self) -> None:
+        """Return when the program runs; raises OSError when it can't be run so."""
+
+    def terminate(self) -> None:
+        """Ask all of it to end."""
+
+    def kill_tree(self) -> None:
+        """Kill all of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What is to be run. box None: without sandbox. limit: bytes of stdout, and of stderr, kept.
+
+    fd: a descriptor that it inherits, -1 for none; its number is put where argv has FD.
+    """
+
+    tool: str
+    argv: tuple[str, ...]
+    environ: Mapping[str, str]
+    workspace: str
+    limit: int
+    box: Any = None
+    fd: int = -1
+
+
+class Pipe:
+    """What comes out of one pipe. Belongs to the event loop's thread."""
+
+    def __init__(self, fd: int, limit: int, on_flood: Callable[[], None]) -> None:
+        self.flooded = False
+        self._fd = fd
+        self._limit = limit
+        self._on_flood = on_flood
+        self._kept = bytearray()
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(fd, False)
+        self._loop.add_reader(fd, self._read)
+
+    def take(self) -> bytes:
+        """Return what has come since the last time, all that is in the pipe included."""
+        self._read()
+        kept, self._kept = bytes(self._kept), bytearray()
+        self.flooded = False
+        return kept
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _read(self) -> None:
+        while self._fd >= 0:
+            try:
+                data = os.read(self._fd, CHUNK)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+                return
+            room = self._limit - len(self._kept)
+            self._kept += data[:room]
+            if len(data) > room:
+                if not self.flooded:
+                    self.flooded = True
+                    self._on_flood()
+                return
+
+
+class Process:
+    """A running tool. exited: its status, 128+n when signal n ended it."""
+
+    def __init__(self, boxed: Boxed, stdout: int, stderr: int, stdin: int, limit: int) -> None:
+        self._boxed = boxed
+        self.exited = boxed.exited
+        self.pid = boxed.pid
+        self.on_flood: Callable[[], None] = lambda: None
+        self.stdout = Pipe(stdout, limit, self._flooded)
+        self.stderr = Pipe(stderr, limit, self._flooded)
+        self._stdin = stdin
+        self._left = memoryview(b"")
+        self._loop = asyncio.get_running_loop()
+
+    def feed(self, data: bytes) -> None:
+        """Write its standard input as fast as it reads, then close it."""
+        self._left = memoryview(data)
+        os.set_blocking(self._stdin, False)
+        self._loop.add_writer(self._stdin, self._write)
+        self._write()
+
+    async def end(self, grace: float = 0.0) -> None:
+        """End it, with all that it started: TERM, after `grace` seconds KILL. Closes everything."""
+        try:
+            if grace and not self.exited.done():
+                self._boxed.terminate()
+                await asyncio.wait({self.exited}, timeout=grace)
+        finally:
+            self._boxed.kill_tree()
+            await asyncio.wait({self.exited}, timeout=REAP_S)
+            self.close()
+
+    def close(self) -> None:
+        """Close the kernel's ends."""
+        self._close_stdin()
+        self.stdout.close()
+        self.stderr.close()
+
+    def _flooded(self) -> None:
+        self.on_flood()
+
+    def _write(self) -> None:
+        while self._left:
+            try:
+                self._left = self._left[os.write(self._stdin, self._left) :]
+            except BlockingIOError:
+                return
+            except OSError:  # it doesn't want to know
+                break
+        self._close_stdin()
+
+    def _close_stdin(self) -> None:
+        if self._stdin >= 0:
+            self._loop.remove_writer(self._stdin)
+            os.close(self._stdin)
+            self._stdin = -1
+
+
+async def start(spec: Spec, *, stdin: bool) -> Process:
+    """Start a program; from the main thread, as PR_SET_PDEATHSIG wants it.
+
+    stdin: whether it is fed; else it finds the end at once. Raises OSError that names the tool.
+    """
+    with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+        out_read, out_write = _pipe(ours, theirs)
+        err_read, err_write = _pipe(ours, theirs)
+        if stdin:
+            in_read, in_write = _pipe(theirs, ours)
+        else:
+            in_read, in_write = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1
+            theirs.callback(os.close, in_read)
+        try:
+            boxed = _start(spec, in_read, out_write, err_write)
+        except OSError as error:
+            raise _named(spec, error) from None
+        ours.pop_all()
+        process = Process(boxed, out_read, err_read, in_write, spec.limit)
+    try:
+        await boxed.ready()
+    except OSError as error:
+        await process.end()
+        raise _named(spec, error) from None
+    except BaseException:
+        await asyncio.shield(process.end())
+        raise
+    return process
+
+
+def _named(spec: Spec, error: OSError) -> OSError:
+    """Return an error of the system as one of the tool."""
+    reason = error.strerror or str(error)
+    name = f": {error.filename}" if error.filename else ""
+    return OSError(error.errno or errno.EIO, f"tool {spec.tool}: can't be run: {reason}{name}")
+
+
+def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple[int, int]:
+    """Return the two ends of a pipe; each stack closes its own."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    reading.callback(os.close, read)
+    writing.callback(os.close, write)
+    return read, write
+
+
+def _start(spec: Spec, stdin: int, stdout: int, stderr: int) -> Boxed:
+    if spec.box is None:
+        return _Bare(spec, stdin, stdout, stderr)
+    sandbox: Any = import_module("aiosd.sandbox")  # loaded with the first tool that needs it
+    fds = {BOXED_FD: spec.fd} if spec.fd >= 0 else {}
+    box = msgspec.structs.replace(spec.box, argv=_numbered(spec.argv, BOXED_FD))
+    boxed: Boxed = sandbox.start(box, fds=fds, stdin=stdin, stdout=stdout, stderr=stderr)
+    return boxed
+
+
+def _numbered(argv: tuple[str, ...], fd: int) -> tuple[str, ...]:
+    return tuple(str(fd) if word == FD else word for word in argv)
+
+
+class _Bare:
+    """A program without a box, in a session of its own."""
+
+    def __init__(self, spec: Spec, stdin: int, stdout: int, stderr: int) -> None:
+        self._process = subprocess.Popen(
+            _numbered(spec.argv, spec.fd),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=[spec.fd] if spec.fd >= 0 else [],
+            cwd=spec.workspace,
+            env=dict(spec.environ),
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[int] = self._loop.create_future()
+        self._pidfd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    async def ready(self) -> None:
+        """It runs: Popen has seen to that."""
+
+    def terminate(self) -> None:
+        """Send it and all below it SIGTERM."""
+        if self._process.returncode is None:
+            proctree.signal_tree(self.pid, signal.SIGTERM)
+            self._process.terminate()
+
+    def kill_tree(self) -> None:
+        """Kill it, all below it, and what is left of its session."""
+        if self._process.returncode is None:
+            proctree.kill_tree(self.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        status = self._process.wait()
+        proctree.kill_session(self.pid)
+        if not self.exited.done():
+            self.exited.set_result(status if status >= 0 else 128 - status)

@@ -1,0 +1,238 @@
+"""One call of a tool: what it is given, what came of it, and how a program carries it out.
+
+    outcome = await Programs(settings).run(work)
+
+A program gets its arguments as JSON on standard input and answers on standard output: JSON, or
+text where it is declared so; anything but exit status 0 is a failure, and what it wrote to standard
+error says why. Every failure is an OSError that names the tool: ETIMEDOUT (too slow), EMSGSIZE (too
+much output), EPROTO (its result is not what it declared), EREMOTEIO (it failed or died), ENODEV (it
+can't work here).
+
+What must hold: whatever a program does, `run` ends within its time, and nothing of it is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import math
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from time import time
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from aiosd import toolproc
+from aiosd.declaration import Declaration
+from aiosd.settings import Tools
+from aiosd.toolfiles import changed
+
+TAIL: Final = 600
+"""Characters of its standard error that a failed tool's error shows."""
+OPEN_FILES: Final = 256
+INSIDE: Final = "/workspace"
+"""The workspace, as what is in the box sees it."""
+BY_SIGNAL: Final = 128
+LONGEST_CPU: Final = 86_400
+"""Seconds of a host's, over all its calls."""
+
+
+@dataclass(slots=True)
+class Work:
+    """One call. subject: whose (agent:AID or uid:UID). workspace: on the host. environ: settings
+    and secrets. seconds: that it may take. room: bytes that its workspace still holds.
+    """
+
+    tool: Declaration
+    arguments: dict[str, Any]
+    subject: str
+    workspace: str
+    environ: dict[str, str]
+    seconds: float
+    room: int = 1 << 30
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a call that did not fail. warm: its process had been there before."""
+
+    value: Any
+    stdout: str = ""
+    stderr: str = ""
+    exit_code: int = 0
+    artefacts: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    warm: bool = False
+
+
+class Runner(Protocol):
+    """What carries calls out: programs, Python hosts, MCP servers."""
+
+    async def run(self, work: Work) -> Outcome:
+        """Carry a call out, within its seconds. Raises OSError that names the tool."""
+
+
+class Programs:
+    """Carries out tools that are programs, each call in a process of its own.
+
+    hidden: paths that no tool may see, whatever it declares.
+    """
+
+    def __init__(self, settings: Callable[[], Tools], hidden: tuple[str, ...]) -> None:
+        self._settings = settings
+        self._hidden = hidden
+
+    async def run(self, work: Work) -> Outcome:
+        """Start the program, give it the arguments, and return what it answers."""
+        tool, began = work.tool, time()
+        process = await toolproc.start(spec(work, tool.command, self._hidden), stdin=True)
+        flood = asyncio.get_running_loop().create_future()
+        process.on_flood = lambda: None if flood.done() else flood.set_result(None)
+        grace = 0.0
+        try:
+            process.feed(msgspec.json.encode(work.arguments))
+            await asyncio.wait(
+                {process.exited, flood}, timeout=work.seconds, return_when="FIRST_COMPLETED"
+            )
+            if flood.done():
+                raise flooded(tool)
+            if not process.exited.done():
+                grace = self._settings().kill_timeout
+                raise too_slow(tool, work.seconds)
+        except asyncio.CancelledError:
+            grace = self._settings().kill_timeout
+            raise
+        finally:
+            stdout, stderr = process.stdout, process.stderr
+            if grace:
+                await asyncio.shield(process.end(grace))
+        said, told = stdout.take(), _text(stderr.take())
+        await process.end()
+        if flood.done():
+            raise flooded(tool)
+        status = process.exited.result()
+        if status:
+            raise failed(tool, status, told or _text(said))
+        value = _value(tool, said)
+        artefacts = await changed(work.workspace, began)
+        return Outcome(value, stderr=told, artefacts=artefacts)
+
+
+def spec(
+    work: Work,
+    argv: tuple[str, ...],
+    hidden: tuple[str, ...],
+    *,
+    environ: Mapping[str, str] | None = None,
+    python: tuple[str, ...] = (),
+    fd: int = -1,
+    cpu_s: int = 0,
+) -> toolproc.Spec:
+    """Return how a call's process is started.
+
+    hidden: paths that no box shows. environ: beside what the tool finds there anyway. python:
+    directories that it imports from. fd: a descriptor that it inherits. cpu_s: seconds of processor
+    time, 0: as its time allows.
+    """
+    tool = work.tool
+    boxed = tool.isolation == "full"
+    known = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": INSIDE if boxed else work.workspace,
+        "LANG": "C.UTF-8",
+        **(environ or {}),
+        **work.environ,
+    }
+    return toolproc.Spec(
+        tool=tool.name,
+        argv=argv,
+        environ=known,
+        workspace=work.workspace,
+        limit=tool.limits.output,
+        box=_box(work, argv, hidden, known, python, cpu_s) if boxed else None,
+        fd=fd,
+    )
+
+
+def _box(
+    work: Work,
+    argv: tuple[str, ...],
+    hidden: tuple[str, ...],
+    environ: dict[str, str],
+    python: tuple[str, ...],
+    cpu_s: int,
+) -> Any:
+    tool = work.tool
+    if find_spec("aiosd.sandbox") is None:
+        raise OSError(errno.ENOTSUP, f"tool {tool.name}: this kernel has no sandbox")
+    Box = import_module("aiosd.sandbox").Box
+    program = (argv[0],) if os.path.isabs(argv[0]) else ()
+    return Box(
+        argv=argv,
+        env=environ,
+        workspace=work.workspace,
+        read=(*program, *tool.needs.read),
+        write=tool.needs.write,
+        hidden=hidden,
+        network=tool.needs.network,
+        python=python,
+        memory=tool.limits.memory,
+        processes=tool.limits.processes,
+        cpu_s=cpu_s or math.ceil(tool.limits.time) * (os.cpu_count() or 1),
+        file_bytes=work.room,
+        open_files=OPEN_FILES,
+    )
+
+
+def _value(tool: Declaration, said: bytes) -> Any:
+    if tool.kind == "text":
+        return _text(said).removesuffix("\n")
+    try:
+        return msgspec.json.decode(said)
+    except (msgspec.DecodeError, RecursionError) as error:
+        shown = _text(said[:120])
+        raise unlike(tool, f"is no JSON ({error}): {shown!r}") from None
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+# How a call fails.
+
+
+def too_slow(tool: Declaration, seconds: float) -> TimeoutError:
+    """Return the error of a call that took too long."""
+    return TimeoutError(
+        errno.ETIMEDOUT, f"tool {tool.name}: no result within {seconds:g} s; it was ended"
+    )
+
+
+def flooded(tool: Declaration) -> OSError:
+    """Return the error of a call that wrote too much."""
+    return OSError(
+        errno.EMSGSIZE,
+        f"tool {tool.name}: wrote more than its {tool.limits.output} bytes (limits.output); "
+        "it was ended",
+    )
+
+
+def unlike(tool: Declaration, wrong: str) -> OSError:
+    """Return the error of a result that is not what was declared."""
+    return OSError(errno.EPROTO, f"tool {tool.name}: its result {wrong}")
+
+
+def failed(tool: Declaration, status: int, told: str) -> OSError:
+    """Return the error of a process that ended with a status (above 128: by a signal)."""
+    how = f"ended with status {status}"
+    if status > BY_SIGNAL:
+        with contextlib.suppress(ValueError):
+            how = f"was killed by {signal.Signals(status - BY_SIGNAL).name}"
+    last = told.strip()[-TAIL:]
+    return OSError(errno.EREMOTEIO, f"tool {tool.name}: {how}{f': {last}' if last else ''}")
