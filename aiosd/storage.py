@@ -227,7 +227,7 @@ class Storage:
         if written.repeated:
             owner.stored.give(0, wanted.size)
             if blob.digest != written.version.digest:  # a sealed one is never the same again
-                with suppress(OSError):
+                with suppress(OSError):  # the sweep finds it
                     await self._collect(blob.digest)
         if written.freed or written.repeated:
             self._wake.set()
@@ -245,7 +245,7 @@ class Storage:
                 old = await self._db.read(lambda db: versions.place_of(db, blob.digest))
                 written = await self._db.write(lambda db: versions.enter(db, wanted))
         except BaseException:
-            with suppress(OSError):
+            with suppress(OSError):  # the sweep finds it; what failed is raised
                 await self._clear(blob.digest, place)
             raise
         if written.repeated:

@@ -12,18 +12,15 @@ standard error when an invariant is broken.
 
 from __future__ import annotations
 
-import argparse
 import atexit
-import ctypes
 import errno
 import os
-import signal
-import socket
 import sys
 import threading
 import time
 from queue import SimpleQueue
 
+from aiosd.child import EX_PROTOCOL, begin
 from aiosd.engine import protocol as p
 from aiosd.engine import schema, watermark
 from aiosd.engine.link import Link
@@ -31,8 +28,6 @@ from aiosd.engine.loop import Loop
 from aiosd.engine.runner import Runner, open_runner
 
 EX_SOFTWARE = 70
-EX_PROTOCOL = 76
-PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -136,24 +131,11 @@ def _rss() -> int:
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _die_with_parent() -> None:
-    """Have the kernel's end kill this process; an earlier end shows as the socket's end."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
 def main() -> int:
     """Run a worker; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="aiosd.engine", description="AIOS core worker")
-    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the kernel")
-    options = parser.parse_args()
-    _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(int(os.environ.get("AIOS_ENGINE_NICE", "19")))
+    sock = begin("aiosd.engine", "AIOS core worker", "AIOS_ENGINE_NICE")
     try:
-        return Worker(Link(socket.socket(fileno=options.fd))).serve()
+        return Worker(Link(sock)).serve()
     except BrokenPipeError:
         return 0
 

@@ -10,11 +10,8 @@ meanwhile is embedded in one batch, whoever asked for it, and then carried out i
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import errno
 import os
-import signal
 import socket
 import sys
 import threading
@@ -25,12 +22,11 @@ from typing import Final, TypeGuard
 import numpy as np
 
 from aiosd.abi.wire import FrameError, Frames, frame
+from aiosd.child import EX_PROTOCOL, begin
 from aiosd.vectors import protocol as p
 from aiosd.vectors.index import Index, open_index
 from aiosd.vectors.model import Model, Vectors, load
 
-PR_SET_PDEATHSIG: Final = 1
-EX_PROTOCOL: Final = 76
 BATCH: Final = 256  # texts embedded at once, from as many commands as there are
 QUIET_S: Final = 2.0  # without work, before changed indexes are kept
 CHANGED: Final = 5000  # vectors after which an index is kept although there is work
@@ -211,23 +207,11 @@ def _serve(link: _Link) -> int:
     return 0
 
 
-def _die_with_parent() -> None:
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
 def main() -> int:
     """Run the embedder; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="aiosd.vectors", description="AIOS embedder")
-    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the kernel")
-    options = parser.parse_args()
-    _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(int(os.environ.get("AIOS_EMBEDDER_NICE", "19")))
+    sock = begin("aiosd.vectors", "AIOS embedder", "AIOS_EMBEDDER_NICE")
     try:
-        return _serve(_Link(socket.socket(fileno=options.fd)))
+        return _serve(_Link(sock))
     except BrokenPipeError:
         return 0
 
