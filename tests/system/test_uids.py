@@ -27,9 +27,11 @@ from aiosd.abi.process import (
 )
 from tests.daemon import Daemon
 from tests.system.agents import SLEEPER, end_all, log, processes_below, spawn, wait
+from tests.system.writer import Writer
 
 NOBODY = pwd.getpwnam("nobody")
 GROUP = grp.getgrgid(NOBODY.pw_gid).gr_name
+CORE = '[[cores]]\nname = "c"\ndriver = "fake"\nslots = 2\nn_ctx = 4096\noptions = {eog = 0.0}\n'
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
 
@@ -102,3 +104,16 @@ def test_root_runs_a_program_as_the_user_who_asked(place: Path) -> None:
         assert {happening.aid for happening in nobody.call(QueryHistory())} == {own}
         assert [row.aid for row in root.call(ListAgents(all=True))] == [roots, own]
         nobody.close()
+
+
+def test_what_was_computed_for_one_user_serves_no_other(place: Path) -> None:
+    """How many tokens were cached tells whether somebody has asked the same: only one's own did."""
+    question = "Is there a pot of gold at the end of the rainbow? " * 6
+    with serving(place, f'[kernel]\ngroup = "{GROUP}"\n{CORE}') as daemon, Writer(daemon) as mine:
+        with as_nobody():
+            theirs = Writer(daemon)
+        with theirs:
+            first = mine.ask(question, max_tokens=9)
+            foreign = theirs.ask(question, max_tokens=9)
+            assert foreign.usage.cached_tokens == 0 and foreign.token_ids == first.token_ids
+            assert theirs.ask(question, max_tokens=9).usage.cached_tokens > 0
