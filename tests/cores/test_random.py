@@ -181,6 +181,8 @@ def test_random_deeds(bench: MakeBench, seed: int, policy: str, ram: int, kills:
                 chaos.contexts.forget(story.context)
             await b.core.tokenize("all that was sent before is answered", "", True, False)
             await b.solo("a last word")
+            if b.tiers._spilling is not None:  # on its way to the disk when its context went
+                await asyncio.wait_for(b.tiers._spilling, 60)
             assert b.tiers.ram.used == b.tiers.disk.used == 0 and b.core.placement.resident == 0
             assert not list(chaos.contexts) and not b.core.placement.sequences
 
