@@ -165,7 +165,10 @@ class Preparation:
     def _set(
         self, generation: Generation, tokens: list[int], grammar: str, system: list[int]
     ) -> None:
-        """Append new tokens to the context and say what to do; system: what leading.py found."""
+        """Append new tokens to the context and say what to do; system: what leading.py found.
+
+        All that may be refused is asked before anything is changed.
+        """
         context, args = generation.context, generation.args
         process = self._table.get(generation.aid)
         context.core.check()
@@ -180,6 +183,7 @@ class Preparation:
         length = len(sequence.tokens) + len(tokens)
         if not length:
             raise OSError(errno.EINVAL, "llm_generate: the context is empty; give a prompt")
+        slide = self._room.slide(context)
         sampled = 0 if tokens else sequence.reopen(context.core.setup.grid)
         generation.cached_tokens = sequence.kv
         generation.prompt_tokens = length
@@ -198,7 +202,7 @@ class Preparation:
             grammar=grammar,
             beams=args.beams,
             before=context.window.before,
-            slide=self._room.slide(context),
+            slide=slide,
         )
 
 
