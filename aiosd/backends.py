@@ -50,7 +50,7 @@ NEEDS: Final = {"obstore": "s3", "asyncpg": "postgres"}
 
 
 class Backends:
-    """All back ends in use."""
+    """All back ends in use. name: of the one that new blobs go to."""
 
     def __init__(self, settings: Storage) -> None:
         self._settings = settings
@@ -58,13 +58,8 @@ class Backends:
         self._lock = threading.Lock()
         self.local = Directory(settings)
         self._made: dict[str, Backend] = {LOCAL: self.local}
-        self._name = settings.backend
+        self.name = settings.backend
         self._current = self._make(settings.backend)
-
-    @property
-    def remote(self) -> bool:
-        """Whether new blobs go over a network."""
-        return self._name != LOCAL
 
     def prepare(self, store: str) -> None:
         """Make ready at boot; remove drafts that an earlier kernel left. Asks no server.
@@ -80,7 +75,7 @@ class Backends:
 
     def place(self, key: str) -> str:
         """Return what the database calls a key of the current back end."""
-        return f"{self._name}:{key}"
+        return f"{self.name}:{key}"
 
     def open(self, place: str) -> Reader:
         """Open a blob, wherever it is."""

@@ -103,15 +103,23 @@ class Table:
         async with self._gate:
             db = None
             try:
-                db = self._idle.pop() if self._idle else await self._connect()
+                db = self._take() or await self._connect()
                 yield db
             except BaseException as error:
                 if db is not None:
                     db.terminate()
-                if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError):
+                if isinstance(error, Exception):  # a server that talks nonsense brings any
                     raise self._told(error) from None
                 raise
             self._idle.append(db)
+
+    def _take(self) -> asyncpg.Connection | None:
+        """Return an idle connection, None when there is none that still stands."""
+        while self._idle:
+            db = self._idle.pop()
+            if not db.is_closed():
+                return db
+        return None
 
     async def _connect(self) -> asyncpg.Connection:
         db = await asyncpg.connect(

@@ -16,7 +16,6 @@ import errno
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -31,6 +30,7 @@ from aiosd.killpoint import reach
 from aiosd.owners import Owner, Owners
 from aiosd.sealing import STEP, Sealing
 from aiosd.settings import Storage as Settings
+from aiosd.threads import Threads
 from aiosd.uploads import Place, Upload, Uploads
 from aiosd.versions import Entered, Entry, Version
 
@@ -45,8 +45,6 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 NAME_BYTES: Final = 1024
-THREADS: Final = 4
-REMOTE_THREADS: Final = 16
 MANY: Final = 10_000
 LEFT: Final = 600.0
 """Seconds that bytes elsewhere outlast those that took their place: who reads them has so long."""
@@ -70,8 +68,8 @@ class Storage:
         self._settings = settings
         self._sealing = Sealing(vault, settings)
         self._backends = Backends(settings())
-        threads = REMOTE_THREADS if self._backends.remote else THREADS
-        self._pool = ThreadPoolExecutor(threads, "aiosd-blobs")
+        self._threads = Threads("aiosd-blobs")
+        self._run = self._threads.near
         self._uploads = Uploads(self._backends.draft, self._run)
         self._locks = [asyncio.Lock() for _ in range(LOCKS)]
         self._used: dict[str, float] = {}  # digest -> when read, not on disk yet
@@ -95,7 +93,7 @@ class Storage:
             await asyncio.gather(self._sweeping, return_exceptions=True)
         await self._uploads.drop_all()
         await self._note_use()
-        await asyncio.to_thread(self._pool.shutdown)
+        await asyncio.to_thread(self._threads.close)
         await asyncio.to_thread(self._backends.close)
 
     async def _find_older(self) -> None:
@@ -239,7 +237,7 @@ class Storage:
         place = f"{LOCAL}:{blob.digest}"
         try:
             async with self._lock(blob.digest):
-                place = self._backends.place(await self._run(draft.commit))
+                place = self._backends.place(await self._at(self._backends.name, draft.commit))
                 reach("storage.placed")
                 wanted = replace(wanted, blob=replace(blob, place=place))
                 old = await self._db.read(lambda db: versions.place_of(db, blob.digest))
@@ -295,20 +293,21 @@ class Storage:
         if blob is None:
             raise pieces.damaged(found, "its bytes are not on record")
         try:
-            reader = await self._run(self._backends.open, blob.place)
+            reader = await self._at(blob.place, self._backends.open, blob.place)
         except FileNotFoundError:
             raise pieces.damaged(found, "its bytes are missing") from None
         try:
             seal = self._sealing.of(owner, found.name, blob.seal) if owner and blob.seal else None
             step = PIECE if seal is None else STEP
             for number in range(start // step, (end - 1) // step + 1):
-                piece = await self._run(pieces.read, reader, blob, number, found, seal)
+                deed = (pieces.read, reader, blob, number, found, seal)
+                piece = await self._at(blob.place, *deed)
                 at = number * step
                 yield piece[max(0, start - at) : end - at]
         except FileNotFoundError:
             raise pieces.damaged(found, "its bytes are missing") from None
         finally:
-            self._run_soon(reader.close)
+            self._threads.soon(reader.close)
         self._used[blob.digest] = time.time()
 
     async def sys_sto_list(self, caller: Caller, args: abi.StoList) -> list[abi.StoredObject]:
@@ -406,7 +405,7 @@ class Storage:
         await self._clear_left()
         if self._orphans:
             known = {row[0] for row in await self._rows("select place from blobs", ())}
-            for place in await self._run(lambda: list(self._backends.places())):
+            for place in await self._at("", lambda: list(self._backends.places())):
                 if place not in known:
                     await self._clear(_digest(place), place)
             self._orphans = False
@@ -429,7 +428,7 @@ class Storage:
 
     async def _delete(self, place: str) -> None:
         try:
-            await self._run(self._backends.delete, place)
+            await self._at(place, self._backends.delete, place)
         except OSError:
             self._orphans = True  # they are found again
             raise
@@ -486,12 +485,11 @@ class Storage:
     def _lock(self, digest: str) -> asyncio.Lock:
         return self._locks[int(digest[:8], 16) % LOCKS]
 
-    async def _run(self, deed: Callable[..., T], *args: Any) -> T:
-        """Call what blocks in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, deed, *args)
-
-    def _run_soon(self, deed: Callable[[], None]) -> None:
-        asyncio.get_running_loop().run_in_executor(self._pool, deed)
+    async def _at(self, place: str, deed: Callable[..., T], *args: Any) -> T:
+        """Call what blocks in a thread for whichever back end a place is in."""
+        if place.partition(":")[0] == LOCAL:
+            return await self._threads.near(deed, *args)
+        return await self._threads.far(self._settings().timeout, deed, *args)
 
     async def _rows(self, sql: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
         return await self._db.read(lambda db: db.execute(sql, values).fetchall())

@@ -61,6 +61,10 @@ class Server:
         """Change a byte of each chunk."""
         raise NotImplementedError
 
+    def holds(self, words: bytes) -> bool:
+        """Whether any chunk has these bytes in it."""
+        raise NotImplementedError
+
     def popen(self, command: list[str]) -> subprocess.Popen[bytes]:
         """Start a process of the server's."""
         with self._log.open("ab") as log:
@@ -128,8 +132,9 @@ class S3Server(Server):
         return f"[storage.s3]\n{where}"
 
     def files(self) -> list[Path]:
-        """Return the chunks."""
-        return [file for file in (self.place / "data/bucket").rglob("*") if file.is_file()]
+        """Return the chunks. Directories may go meanwhile, which os.walk passes over."""
+        tree = os.walk(self.place / "data/bucket")
+        return [Path(place) / name for place, _, names in tree for name in names]
 
     def count(self) -> int:
         return len(self.files())
@@ -140,6 +145,13 @@ class S3Server(Server):
                 first = open_file.read(1)
                 open_file.seek(0)
                 open_file.write(bytes([first[0] ^ 1]))
+
+    def holds(self, words: bytes) -> bool:
+        for file in self.files():
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                if words in file.read_bytes():
+                    return True
+        return False
 
 
 class PostgresServer(Server):
@@ -212,6 +224,10 @@ class PostgresServer(Server):
     def damage(self) -> None:
         flip = "set_byte(data, 0, get_byte(data, 0) # 1)"
         self.ask(f"with done as (update aios_blobs set data = {flip} returning 1) select 1")
+
+    def holds(self, words: bytes) -> bool:
+        found = f"position(decode('{words.hex()}', 'hex') in data) > 0"
+        return bool(self.ask(f"select exists (select 1 from aios_blobs where {found})"))
 
     def ask(self, sql: str) -> Any:
         """Return the first field of an answer."""
