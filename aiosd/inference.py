@@ -452,13 +452,17 @@ class Inference:
         return doing.activity(mine, contexts, rates, self._order.channel)
 
     def kv_held(self, subject: str) -> int:
-        """Return the bytes of KV that idle contexts hold which count for a subject.
+        """Return the bytes of KV that contexts hold which count for a subject.
 
-        What those at work may take at worst is reserved.
+        What requests in flight may take at worst is reserved; of theirs, named snapshots count.
         """
         covers = self._quotas.covers
-        idle = [context for context in self.contexts if not context.busy]
-        return sum(kv.held(each) for each in idle if covers(subject, each.sequence.aid))
+        at_work = {g.cid for mine in self._active.values() for g in mine.values()}
+        return sum(
+            kv.marked(each) if each.cid in at_work else kv.held(each)
+            for each in self.contexts
+            if covers(subject, each.sequence.aid)
+        )
 
     def running(self, context: Context) -> int:
         """Return the id of the request that works on a context, 0 for none."""

@@ -193,7 +193,7 @@ class Kernel:
             self.quotas,
         )
         covers = self.quotas.covers
-        self.quotas.counts["kv_bytes"] = self.inference.kv_held
+        self.quotas.counts["kv_bytes"] = self._kv_held
         self.quotas.counts["children"] = partial(self.table.children, covers=covers)
         self.snapshots = Snapshots(
             self.config,
@@ -203,6 +203,7 @@ class Kernel:
             self.inference.journal,
             self.machine.cores.tiers,
             self.inference.running,
+            self.quotas,
         )
         self.table.listener = self.inference
         self.vault = Vault(partial(load_keys, self.config.encryption.key_file, os.environ))
@@ -254,6 +255,10 @@ class Kernel:
         """Find the KV of contexts, and what was marked of them."""
         await self.snapshots.boot()
         await self.machine.cores.adopt(sequences, self.snapshots.files())
+
+    def _kv_held(self, subject: str) -> int:
+        """Return the bytes of KV that count for a subject of quotas, besides what is reserved."""
+        return self.inference.kv_held(subject) + self.snapshots.kv_held(subject)
 
     async def _open_door(self) -> None:
         kernel = self.config.kernel

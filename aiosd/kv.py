@@ -23,6 +23,11 @@ def held(context: Context) -> int:
     return context.kv_ram + context.kv_disk
 
 
+def marked(context: Context) -> int:
+    """Return the bytes of a context's named snapshots."""
+    return sum(snapshot.size for snapshot in context.sequence.snapshots if snapshot.named)
+
+
 def make_room(contexts: Iterable[Context], lacking: int) -> None:
     """Let go of the KV of idle contexts until so many bytes are free, or none is left."""
     idle = [context for context in contexts if not context.busy]

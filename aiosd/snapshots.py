@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from aiosd import kv
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
 from aiosd.config import Config
@@ -38,6 +39,7 @@ from aiosd.killpoint import reach
 
 if TYPE_CHECKING:
     from aiosd.db import Connection, Database
+    from aiosd.quota import Quotas
 
 _COLUMNS: Final = (
     "cid", "name", "created", "request", "file", "bytes", "count", "fingerprint", "kv", "tokens",
@@ -78,6 +80,7 @@ class Snapshots:
         journal: Journal,
         tiers: Tiers,
         running: Callable[[Context], int],
+        quotas: Quotas,
     ) -> None:
         self._config = config
         self._db = db
@@ -86,6 +89,8 @@ class Snapshots:
         self._journal = journal
         self._tiers = tiers
         self._running = running
+        self._quotas = quotas
+        self._copies: dict[int, tuple[int, int]] = {}  # under way, by context: whose, bytes
         self._of: dict[int, list[Mark]] = {}  # by context, oldest first
         self._locks: dict[int, asyncio.Lock] = {}
         contexts.forgotten = self._forget
@@ -123,7 +128,11 @@ class Snapshots:
             await context.core.placement.save(context.sequence)
             state = context.record()
             self._make_room(context)
-            kept = await self._keep(context, state)
+            self._afford(context)
+            try:
+                kept = await self._keep(context, state)
+            finally:
+                del self._copies[context.cid]
             mark = await self._enter(context, state, kept, args.name, request)
         self._retire(context.cid)
         return mark.row()
@@ -171,7 +180,26 @@ class Snapshots:
             for mark in self._of.get(context.cid, [])
         ]
 
+    def kv_held(self, subject: str) -> int:
+        """Return the bytes of copies under way that count for a subject of quotas."""
+        covers = self._quotas.covers
+        return sum(size for aid, size in self._copies.values() if covers(subject, aid))
+
     # Taking one.
+
+    def _afford(self, context: Context) -> None:
+        """Count a copy in before it is made; raises OSError(EDQUOT).
+
+        Where a quota on kv_bytes leaves no room, the agent's other contexts let go of their KV.
+        """
+        held, aid = context.sequence.snapshot, context.sequence.aid
+        size = held.size if held else 0
+        room = self._quotas.room(aid, "kv_bytes")
+        if room is not None:
+            others = [other for other in self._contexts.of(aid) if other is not context]
+            kv.make_room(others, size - room)
+        self._quotas.may_hold(aid, {"kv_bytes": size}, "gen_snapshot")
+        self._copies[context.cid] = (aid, size)
 
     async def _keep(self, context: Context, state: ContextRow) -> Held | None:
         """Put a context's KV into a file of its own, as far as it is held."""

@@ -407,7 +407,7 @@ class Snapshot(Record, frozen=True):
     created: float
 
 
-@syscall(77, reply=Snapshot, needs="context", errors="ENOENT ENOSPC")
+@syscall(77, reply=Snapshot, needs="context", errors="ENOENT ENOSPC EDQUOT")
 class GenSnapshot(Call, frozen=True):
     """Mark the present state of a context, in the middle of a generation too."""
 

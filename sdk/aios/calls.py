@@ -908,7 +908,7 @@ class SyncCalls:
 
         context: context id.
 
-        Raises OSError with ENOENT, ENOSPC.
+        Raises OSError with ENOENT, ENOSPC, EDQUOT.
         """
         answer: Snapshot = self._call(GenSnapshot(context=context, name=name, key=key or new_key()))
         return answer
@@ -2323,7 +2323,7 @@ class AsyncCalls:
 
         context: context id.
 
-        Raises OSError with ENOENT, ENOSPC.
+        Raises OSError with ENOENT, ENOSPC, EDQUOT.
         """
         answer: Snapshot = await self._call(GenSnapshot(context=context, name=name, key=key or new_key()))
         return answer

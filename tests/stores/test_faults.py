@@ -37,7 +37,7 @@ NONSENSE = {
     "postgres": [b"E\x00\x00\x00\x01", b"N" * 99, b"\x00" * 99],
 }
 
-Open = Callable[[str], Daemon]
+Open = Callable[..., Daemon]
 
 
 @pytest.fixture(scope="module", params=SERVERS)

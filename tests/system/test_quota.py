@@ -15,7 +15,13 @@ import pytest
 
 from aiosd.abi.accounts import GetQuota, GetUsage, Quota, SetQuota
 from aiosd.abi.call import Call
-from aiosd.abi.inference import Generation, ListContexts
+from aiosd.abi.inference import (
+    Generation,
+    GenRestore,
+    GenSnapshot,
+    ListContexts,
+    ListSnapshots,
+)  # fmt: skip
 from aiosd.abi.memory import AddMemory, DeleteMemory, MemAlloc, MemWrite
 from aiosd.abi.process import Exit, Fork, ResumeAgent, Spawn, SuspendAgent
 from aiosd.abi.storage import StoDelete, StoWrite
@@ -403,6 +409,25 @@ def test_kv_of_idle_contexts_goes_first(daemon: Daemon, root: Client) -> None:
         assert more.token_ids == alone_more.token_ids and more.exact
         assert "bytes of KV" in too_much(a, "w" * 40, max_tokens=10)
         assert quota(root, f"agent:{a.aid}", "kv_bytes").used <= 45 * per
+
+
+def test_named_snapshots_count_as_kv(daemon: Daemon, root: Client) -> None:
+    with Writer(daemon) as a:
+        me = f"agent:{a.aid}"
+        told = a.ask("x" * 20, max_tokens=10)
+        size = a.call(GenSnapshot(told.context)).bytes
+        held = int(limit(root, me, "kv_bytes", 1 << 40).used)
+        assert held >= 2 * size  # its own file and the snapshot's
+        limit(root, me, "kv_bytes", held + size - 1)
+        assert "gen_snapshot" in refused(a, GenSnapshot(told.context))
+        assert len(a.call(ListSnapshots(told.context))) == 1
+        limit(root, me, "kv_bytes", held + size)
+        mark = a.call(GenSnapshot(told.context))
+        assert 2 * size < quota(root, me, "kv_bytes").used <= held + size
+        a.call(GenRestore(told.context, mark.id))  # takes nothing more
+        assert size <= quota(root, me, "kv_bytes").used <= held + size
+        a.ask("y" * 20, max_tokens=10)  # the KV beside the snapshots goes
+        assert 2 * size <= quota(root, me, "kv_bytes").used <= held + size
 
 
 # Who may.
