@@ -67,14 +67,21 @@ class _Shelf:
     """One owner's vectors. life: of the embedder process that has them in memory, 0: none.
 
     pending: rows that came since and whose vector is not in the index yet; a row that changes
-    meanwhile gets another number. number: the last one.
+    meanwhile gets another number. number: the last one. missed: rows came that are not remembered,
+    so all have to be looked through once more.
     """
 
     owner: int
     life: int = 0
     pending: dict[int, int] = field(default_factory=dict)
     number: int = 0
+    missed: bool = False
     filling: asyncio.Task[None] | None = None
+
+    def miss(self) -> None:
+        """Remember of its rows only that there are some."""
+        self.life, self.missed = 0, True
+        self.pending.clear()
 
 
 class Corpus:
@@ -92,13 +99,11 @@ class Corpus:
         shelf.number += 1
         shelf.pending.update(dict.fromkeys(ids, shelf.number))
         if len(shelf.pending) > MAX_PENDING:
-            shelf.life = 0
-            shelf.pending.clear()
+            shelf.miss()
         try:
             self._embedder.check()
         except OSError:  # they are found missing once there is one
-            shelf.life = 0
-            shelf.pending.clear()
+            shelf.miss()
             return
         self._fill_soon(shelf)
 
@@ -208,6 +213,8 @@ class Corpus:
     async def _filled(self, shelf: _Shelf, until: float) -> None:
         """Return when the vectors of what is there now are in the index; ETIMEDOUT by then."""
         awaited = list(shelf.pending)
+        if shelf.life == self._embedder.life and not awaited:
+            return
         try:
             async with asyncio.timeout_at(until):
                 while shelf.life != self._embedder.life or not shelf.pending.keys().isdisjoint(
@@ -261,33 +268,36 @@ class Corpus:
                     del shelf.pending[id]
             return
         shelf.pending.clear()  # until `life` is that of the process, all are waited for
-        last: int | None = 0
-        while last is not None:
-            last = await self._embed_next(shelf.owner, last)
+        shelf.missed = False
+        await self._embed_lacking(shelf.owner)
         await self._open(shelf.owner, life)
-        shelf.life = life
+        if not shelf.missed:
+            shelf.life = life
 
-    async def _embed_next(self, owner: int, last: int) -> int | None:
-        """Embed the next rows beyond one that lack it; return the last of them, or None."""
-        rows = await self._db.read(lambda db: self._lacking(db, owner, last))
-        await self._embed(owner, rows)
-        return rows[-1][0] if rows else None
+    async def _embed_lacking(self, owner: int) -> None:
+        """Make the vectors that an owner's rows lack."""
+        ids = await self._db.read(lambda db: self._lacking(db, owner))
+        for start in range(0, len(ids), AT_ONCE):
+            some = ids[start : start + AT_ONCE].tolist()
+            rows = await self._db.read(lambda db, some=some: self._texts(db, owner, some))  # type: ignore[misc]
+            await self._embed(owner, rows)
 
     def _texts(self, db: Connection, owner: int, ids: list[int]) -> list[Row]:
         marks = ", ".join("?" * len(ids))
-        sql = f"select id, rev, text from {self._table} where owner = ? and id in ({marks})"
+        # The plus keeps SQLite from the owner's index: it would look through all its rows.
+        sql = f"select id, rev, text from {self._table} where +owner = ? and id in ({marks})"
         return db.execute(sql, (owner, *ids)).fetchall()
 
-    def _lacking(self, db: Connection, owner: int, last: int) -> list[Row]:
-        """Return an owner's next rows that have no vector, or a wrong one."""
+    def _lacking(self, db: Connection, owner: int) -> array[int]:
+        """Return an owner's rows that have no vector, or a wrong one."""
         table = self._table
         sql = (
-            f"select t.id, t.rev, t.text from {table} as t left join {table}_vectors as v"
+            f"select t.id from {table} as t left join {table}_vectors as v"
             " on v.id = t.id and v.rev = t.rev and v.model = ? and length(v.vector) = ?"
-            " where t.owner = ? and t.id > ? and v.id is null order by t.id limit ?"
+            " where t.owner = ? and v.id is null order by t.id"
         )
-        values = (self._embedder.model, self._embedder.dim * 4, owner, last, AT_ONCE)
-        return db.execute(sql, values).fetchall()
+        values = (self._embedder.model, self._embedder.dim * 4, owner)
+        return array("q", [row[0] for row in db.execute(sql, values)])
 
     async def _embed(self, owner: int, rows: list[Row]) -> list[Made]:
         """Make the vectors of some rows, and keep them."""

@@ -84,9 +84,10 @@ class Library:
             where = Where(clause, (owner, args.prefix, args.prefix + LAST))
         hits = await self.corpus.search(owner, args.query, args.k, args.mode, where, "sto_search")
         marks = ", ".join("?" * len(hits))
+        # The plus keeps SQLite from the owner's index: it would look through all passages.
         sql = (
             "select p.id, o.name, o.indexed, p.start, p.text from passages as p"
-            f" join objects as o on o.id = p.object where p.owner = ? and p.id in ({marks})"
+            f" join objects as o on o.id = p.object where +p.owner = ? and p.id in ({marks})"
         )
         values = (owner, *(id for id, _ in hits))
         rows = await self._db.read(lambda db: db.execute(sql, values).fetchall())

@@ -173,7 +173,8 @@ class SemanticMemory:
 
     async def _rows(self, owner: Owner, hits: list[Hit]) -> dict[int, tuple[Any, ...]]:
         marks = ", ".join("?" * len(hits))
-        sql = f"{_SELECT} where owner = ? and id in ({marks})"
+        # The plus keeps SQLite from the owner's index: it would look through all its records.
+        sql = f"{_SELECT} where +owner = ? and id in ({marks})"
         values = (owner.id, *(id for id, _ in hits))
         rows = await self._db.read(lambda db: db.execute(sql, values).fetchall())
         return {row[0]: row for row in rows}
