@@ -115,6 +115,9 @@ class Database:
                 _check(writer, path)
                 migrate(writer, migrations, path)
                 _set_closed(writer, False)
+                # What a savepoint may have to put back, 4 KB for each page touched: to a file
+                # otherwise, which costs as much as the writing itself.
+                writer.execute("pragma temp_store = memory")
                 return cls(path, writer)
             except BaseException:
                 writer.close()

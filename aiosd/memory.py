@@ -14,6 +14,7 @@ import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from aiosd import metadata
@@ -33,9 +34,12 @@ RECORD_COST: Final = 256
 """Bytes that a record counts beside its text and metadata: rows, index, vector's head."""
 BATCH: Final = 512
 """Records in one transaction."""
+ROWS: Final = 64
+"""Records in one statement: it holds Python's lock only before and after."""
 
 _COLUMNS: Final = "id, owner, text, metadata, created, size, key"
-_INSERT: Final = f"insert into memories ({_COLUMNS}) values (?, ?, ?, ?, ?, ?, ?)"
+_INSERT: Final = f"insert into memories ({_COLUMNS}) values "
+_ROW: Final = "(?, ?, ?, ?, ?, ?, ?)"
 _SELECT: Final = "select id, text, metadata, created, owner, size from memories"
 _OF_KEY: Final = f"{_SELECT} where owner = ? and key = ? and key != ''"
 
@@ -256,7 +260,10 @@ def _insert(db: Connection, batch: list[_Addition]) -> dict[int, tuple[Any, ...]
                 found[row[0]] = old
                 continue
         rows.append(row)
-    db.conn.executemany(_INSERT, rows)
+    for start in range(0, len(rows), ROWS):
+        some = rows[start : start + ROWS]
+        sql = _INSERT + ", ".join([_ROW] * len(some))
+        db.execute(sql, list(chain.from_iterable(some)))
     reach("memory.row")
     return found
 

@@ -121,7 +121,10 @@ class Holding:
 
     def most(self, count: int, bytes: int) -> tuple[int, int]:
         """Return what it may hold where the configuration says so much: root may have lifted it."""
-        lifted, name = self.party.keeper.lifted, self.party.name
+        keeper, name = self.party.keeper, self.party.name
+        if not keeper.active:
+            return count, bytes
+        lifted = keeper.lifted
         return (
             ANY if lifted(name, self.counts[0]) else count,
             ANY if lifted(name, self.counts[1]) else bytes,
