@@ -65,6 +65,8 @@ class Connection(asyncio.Protocol):
         self._yielded = False  # the rest is handled in a later turn
         self._closing = False
         self._drain: asyncio.Event | None = None
+        self._unsent: list[bytes] = []  # frames of this turn of the loop, sent at its end
+        self._unsent_size = 0
         self.deadline = monotonic() + HELLO_S  # 0: none
 
     # What the event loop calls.
@@ -112,9 +114,22 @@ class Connection(asyncio.Protocol):
     # What the dispatcher calls: session.Port.
 
     def write(self, frame: bytes) -> None:
-        """Send a frame."""
-        if not self._closing:
-            self.transport.write(frame)
+        """Send a frame, with the others that are written in this turn of the loop."""
+        if self._closing:
+            return
+        if not self._unsent:
+            self._server.loop.call_soon(self.flush)
+        self._unsent.append(frame)
+        self._unsent_size += len(frame)
+        if self._unsent_size > FLUSH:  # at once, so that it is known when the peer is behind
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was written."""
+        unsent = self._unsent
+        if unsent:
+            self._unsent, self._unsent_size = [], 0
+            self.transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     def writable(self) -> bool:
         """Whether the peer keeps up."""
@@ -153,6 +168,7 @@ class Connection(asyncio.Protocol):
                     replies.append(reply)
                     size += len(reply)
                     if size > FLUSH:
+                        self.flush()
                         self.transport.write(b"".join(replies))
                         replies, size = [], 0
                 if not frames.pending:  # the usual case, kept short: one request at a time
@@ -167,6 +183,7 @@ class Connection(asyncio.Protocol):
             self._close(b"".join(replies))
             return
         if replies:
+            self.flush()
             self.transport.write(replies[0] if len(replies) == 1 else b"".join(replies))
         self._settle(progress)
 
@@ -196,6 +213,7 @@ class Connection(asyncio.Protocol):
 
     def _close(self, last: bytes) -> None:
         """Say a last word and hang up; a peer that won't listen is cut off by the sweep."""
+        self.flush()
         self._closing = True
         self.deadline = monotonic() + FRAME_S
         self.transport.write(last)
@@ -268,6 +286,7 @@ class Server:
         if self._timer is not None:
             self._timer.cancel()
         for connection in list(self._connections):
+            connection.flush()
             connection.transport.close()
         if self._connections:
             self._empty = asyncio.Event()
