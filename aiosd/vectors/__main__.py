@@ -4,21 +4,22 @@ N is the inherited end of a socketpair that speaks `aiosd.vectors.protocol`. The
 its kernel: by the socket's end, and by PR_SET_PDEATHSIG. It runs niced below the kernel
 (AIOS_EMBEDDER_NICE, 19 unless set).
 
-Threads: this one owns the model and the indexes; one more reads the socket. What has arrived
-meanwhile is embedded in one batch, whoever asked for it, and then carried out in order.
+What has arrived meanwhile is embedded in one batch, whoever asked for it, and then carried out in
+order. One thread does it all: what comes while it computes waits in the socket, and beyond that in
+the kernel.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import sys
-import threading
-from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from collections import deque
 from typing import Final, TypeGuard
 
+import msgspec
 import numpy as np
 
 from aiosd.abi.wire import FrameError, Frames, frame
@@ -36,24 +37,23 @@ OPEN: Final = 1024  # spaces in memory; the longest unused makes room
 class Embedder:
     """The model, the open spaces, and the commands that arrive."""
 
-    def __init__(self, setup: p.Setup, model: Model, send: Callable[[p.Event], None]) -> None:
+    def __init__(self, setup: p.Setup, model: Model, link: _Link) -> None:
         self._directory = setup.directory
         self._model = model
-        self._send = send
+        self._link = link
         self._spaces: dict[str, Index] = {}  # the longest unused first
 
-    def serve(self, inbox: SimpleQueue[p.Command]) -> None:
-        """Carry out commands until told to leave."""
+    def serve(self) -> None:
+        """Carry out commands until told to leave. Raises EOFError when the kernel has gone."""
         while True:
-            try:
-                first = inbox.get(timeout=QUIET_S if self._changed() else None)
-            except Empty:
+            command = self._link.take(QUIET_S if self._changed() else None)
+            if command is None:
                 self.keep()
                 continue
-            commands, texts = [first], _texts(first)
-            while texts < BATCH and not inbox.empty():
-                commands.append(inbox.get())
-                texts += _texts(commands[-1])
+            commands, texts = [command], _texts(command)
+            while texts < BATCH and (command := self._link.take(0.0)) is not None:
+                commands.append(command)
+                texts += _texts(command)
             self._run(commands)
             if any(isinstance(command, p.Quit) for command in commands):
                 self.keep()
@@ -85,10 +85,10 @@ class Embedder:
                 continue
             try:
                 share = tokens * many // len(texts) if texts else 0
-                self._send(self._answer(command, part.astype(np.float32), share))
+                self._link.send(self._answer(command, part.astype(np.float32), share))
             except OSError as error:
                 number = error.errno or errno.EIO
-                self._send(p.Failed(command.ticket, number, error.strerror or str(error)))
+                self._link.send(p.Failed(command.ticket, number, error.strerror or str(error)))
 
     def _answer(
         self, command: p.Embed | p.Open | p.Put | p.Search, vectors: Vectors, tokens: int
@@ -163,37 +163,34 @@ def _is_search(command: p.Command) -> TypeGuard[p.Search]:
 
 
 class _Link:
-    """The socket to the kernel; the reader's thread ends the process when the kernel has gone."""
+    """The socket to the kernel."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self.inbox: SimpleQueue[p.Command] = SimpleQueue()
-        self.quitting = threading.Event()
+        self._frames = Frames(p.MAX_MESSAGE)
+        self._arrived: deque[p.Command] = deque()
 
     def send(self, event: p.Event) -> None:
+        """Send an event."""
         self._sock.sendall(frame(p.encode(event)))
 
-    def read(self) -> None:
-        frames = Frames(p.MAX_MESSAGE)
-        try:
-            while data := self._sock.recv(1 << 18):
-                for payload in frames.feed(data):
-                    command = p.decode_command(payload)
-                    if isinstance(command, p.Quit):
-                        self.quitting.set()
-                    self.inbox.put(command)
-        except (FrameError, ValueError) as error:
-            sys.stderr.write(f"aiosd.vectors: {error}\n")
-            os._exit(EX_PROTOCOL)
-        except OSError:
-            pass
-        if not self.quitting.is_set():
-            os._exit(0)
+    def take(self, seconds: float | None) -> p.Command | None:
+        """Return the next command, or None when none comes for so long (None: wait for ever).
+
+        Raises EOFError when the kernel has gone; FrameError, MsgspecError for what is no command.
+        """
+        while not self._arrived:
+            if seconds is not None and not select.select([self._sock], [], [], seconds)[0]:
+                return None
+            data = self._sock.recv(1 << 18)
+            if not data:
+                raise EOFError
+            self._arrived += map(p.decode_command, self._frames.feed(data))
+        return self._arrived.popleft()
 
 
 def _serve(link: _Link) -> int:
-    threading.Thread(target=link.read, name="reader", daemon=True).start()
-    setup = link.inbox.get()
+    setup = link.take(None)
     if not isinstance(setup, p.Setup):
         raise ValueError(f"the first command was {type(setup).__name__}, not Setup")
     try:
@@ -203,7 +200,7 @@ def _serve(link: _Link) -> int:
         return 1
     os.makedirs(setup.directory, mode=0o700, exist_ok=True)
     link.send(p.Ready(model.name, model.dim))
-    Embedder(setup, model, link.send).serve(link.inbox)
+    Embedder(setup, model, link).serve()
     return 0
 
 
@@ -212,8 +209,11 @@ def main() -> int:
     sock = begin("aiosd.vectors", "AIOS embedder", "AIOS_EMBEDDER_NICE")
     try:
         return _serve(_Link(sock))
-    except BrokenPipeError:
+    except (EOFError, ConnectionError):  # the kernel has gone
         return 0
+    except (FrameError, msgspec.MsgspecError) as error:
+        sys.stderr.write(f"aiosd.vectors: {error}\n")
+        return EX_PROTOCOL
 
 
 if __name__ == "__main__":
