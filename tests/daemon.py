@@ -56,6 +56,15 @@ class Client:
         """Send a request with an encoded body; return its id."""
         return self._send(number, body)
 
+    def send_all(self, calls: Sequence[Call]) -> None:
+        """Send several requests at once."""
+        first, self.next_id = self.next_id, self.next_id + len(calls)
+        frames = [
+            wire.request(id, BY_ARGS[type(call)].number, call)
+            for id, call in enumerate(calls, first)
+        ]
+        self.sock.sendall(b"".join(frames))
+
     def _send(self, number: int, body: Call | bytes) -> int:
         used = self.next_id
         self.next_id += 1
@@ -64,12 +73,21 @@ class Client:
 
     def read(self) -> wire.Reply:
         """Return the next reply; raises EOFError when the peer hung up."""
+        self._receive()
+        return self._ready.pop(0)
+
+    def read_all(self) -> list[wire.Reply]:
+        """Return the replies that have arrived, waiting for the first of them."""
+        self._receive()
+        replies, self._ready = self._ready, []
+        return replies
+
+    def _receive(self) -> None:
         while not self._ready:
             data = self.sock.recv(1 << 16)
             if not data:
                 raise EOFError
             self._ready = [wire.decode_reply(payload) for payload in self._frames.feed(data)]
-        return self._ready.pop(0)
 
     def call(self, args: Call) -> Any:
         """Make a call and return its typed answer; raises OSError for an error."""

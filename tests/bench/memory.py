@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -139,19 +140,22 @@ def _texts(chance: random.Random, count: int) -> list[str]:
 def _add(client: Client, texts: list[str]) -> float:
     """Add records with IN_FLIGHT requests in flight; return how many a second were durable."""
     began = perf_counter()
-    for n, text in enumerate(texts):
-        client.send(AddMemory(text))
-        if n >= IN_FLIGHT:
-            _check(client)
-    for _ in range(min(IN_FLIGHT, len(texts))):
-        _check(client)
+    rest, waiting = iter(texts), 0
+    while more := [AddMemory(text) for text in islice(rest, IN_FLIGHT - waiting)]:
+        client.send_all(more)
+        waiting += len(more) - _answered(client)
+    while waiting:
+        waiting -= _answered(client)
     return len(texts) / (perf_counter() - began)
 
 
-def _check(client: Client) -> None:
-    reply = client.read()
-    if reply.errno:
-        raise RuntimeError(f"add_memory: {bytes(reply.body)!r}")
+def _answered(client: Client) -> int:
+    """Take the answers that have come; return how many."""
+    replies = client.read_all()
+    for reply in replies:
+        if reply.errno:
+            raise RuntimeError(f"add_memory: {bytes(reply.body)!r}")
+    return len(replies)
 
 
 def _bare(kernel: Kernel, path: Path) -> sqlite3.Connection:
