@@ -100,6 +100,7 @@ class Soak:
         self.spenders = [Spender(n, seed + n, self.budget) for n in range(spenders)]
         self._rng = random.Random(seed)
         self._turn = list(turn)
+        self._rng.shuffle(self._turn)  # a soak in parts begins with other points each time
         self._agents = agents
         self._solo: dict[int, list[list[int]]] = {}
         self._living: set[int] = set()
@@ -303,8 +304,11 @@ class Soak:
         await self._kill_at(point)
 
     async def _kill_at(self, point: str) -> None:
-        """Restart the kernel so that it dies at a point, or after a while; and once more."""
-        await self._arm(point, most=12)
+        """Restart the kernel so that it dies at a point, or after a while; and once more.
+
+        Where none has died yet, it dies soon: some points are seldom come by.
+        """
+        await self._arm(point, most=12 if point in self.points else 2)
         await self._await_death(point, ARMED_S)
         await asyncio.to_thread(self.daemon.start)
 
