@@ -15,6 +15,7 @@ import contextlib
 import functools
 import itertools
 import os
+import signal
 from typing import Final
 
 import msgspec
@@ -27,6 +28,8 @@ SHARE: Final = 204
 WEIGHT: Final = 20
 """The same in version 2 (the usual is 100)."""
 
+SWEEPS: Final = 20
+"""Looks at the members of a group that is killed one by one."""
 SUBGROUP: Final = "kernel"
 """The group below the delegated one in which our units put the kernel (DelegateSubgroup)."""
 
@@ -69,10 +72,14 @@ class Group:
         self.descriptors = []
 
     def kill(self) -> None:
-        """Kill all members at once, where the kernel knows how (version 2, Linux 5.14)."""
-        for path in self._directories:
-            with contextlib.suppress(OSError):
+        """Kill all members: at once where Linux knows how, else until none is left to be seen."""
+        for path in self._directories[:1]:
+            try:
                 _write(f"{path}/cgroup.kill", "1")
+            except OSError:  # version 1, or a Linux before 5.14
+                for _ in range(SWEEPS):
+                    if not _kill_members(path):
+                        return
 
     def remove(self) -> bool:
         """Remove it; false while members are still ending."""
@@ -201,6 +208,19 @@ def _sweep(parent: str) -> None:
             if name.startswith(PREFIX) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
                 with contextlib.suppress(OSError):
                     os.rmdir(f"{parent}/{name}")
+
+
+def _kill_members(path: str) -> bool:
+    """Send SIGKILL to each member; false when there is none."""
+    try:
+        with open(f"{path}/cgroup.procs", encoding="ascii") as file:
+            members = [int(pid) for pid in file.read().split()]
+    except OSError:
+        return False
+    for pid in members:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(members)
 
 
 def _write(path: str, value: str) -> None:

@@ -43,8 +43,14 @@ ETC: Final = tuple(
         "ssl/openssl.cnf",
     )
 )
-COVERED: Final = ("/usr/local/etc",)
-"""Inside what is visible, and not for tools: settings, sometimes with passwords."""
+FIXED: Final = tuple(f"/proc/{name}" for name in ("bus", "fs", "irq", "sys", "sysrq-trigger"))
+"""What of /proc is made read-only: its files obey whoever is the machine's root, even in a box."""
+COVERED: Final = (
+    "/usr/local/etc",
+    *(f"/proc/{name}" for name in ("acpi", "asound", "kcore", "keys", "kmsg", "scsi")),
+    "/proc/timer_list",
+)
+"""What is covered: settings, sometimes with passwords, and what tells of the whole machine."""
 DEVICES: Final = tuple(
     f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts")
 )
@@ -56,7 +62,7 @@ MADE: Final = {
 }
 """Files that a box has of its own."""
 WORKSPACE: Final = "/workspace"
-PACKAGES: Final = ("aiosd", "aios")
+PACKAGES: Final = ("aiosd", "aios", "agents")
 
 
 def check(paths: Iterable[str], hidden: Iterable[str]) -> None:
@@ -114,19 +120,25 @@ def _system() -> tuple[str, ...]:
     for path in SYSTEM:
         if os.path.islink(path):
             arguments += ["--symlink", os.readlink(path), path]
-        elif os.path.isdir(path):
-            arguments += ["--ro-bind", path, path]
+        else:
+            arguments += _shown(path)
+    for path in (*ETC, *python_places()):
+        if not any(_is_below(path, place) for place in SYSTEM):
+            arguments += _shown(path)
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--dir", "/var"]
+    arguments += ["--symlink", "/tmp", "/var/tmp"]
+    for path in FIXED:
+        arguments += _shown(path)
     for path in COVERED:
         if os.path.isdir(path):
             arguments += ["--tmpfs", path, "--remount-ro", path]
-    for path in ETC:
-        if os.path.exists(path):
-            arguments += ["--ro-bind", path, path]
-    for path in python_places():
-        if not any(_is_below(path, place) for place in SYSTEM):
-            arguments += ["--ro-bind", path, path]
-    arguments += ["--proc", "/proc", "--dev", "/dev", "--dir", "/var", "--symlink", "/tmp"]
-    return (*arguments, "/var/tmp")
+        elif os.path.exists(path):
+            arguments += ["--ro-bind", "/dev/null", path]
+    return tuple(arguments)
+
+
+def _shown(path: str) -> list[str]:
+    return ["--ro-bind", path, path] if os.path.exists(path) else []
 
 
 @functools.cache
@@ -157,11 +169,12 @@ def _user_site() -> list[str]:
 
 def _packages() -> list[str]:
     """Return the directories of our own packages, without importing them."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     found: list[str] = []
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
         found += (spec.submodule_search_locations or ()) if spec else ()
-    return [os.path.abspath(path) for path in found]
+    return [path for path in map(os.path.abspath, found) if _is_below(path, here)]
 
 
 def readable(box: Box) -> list[str]:

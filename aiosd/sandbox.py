@@ -22,6 +22,7 @@ import errno
 import fcntl
 import marshal
 import os
+import re
 import resource
 import signal
 import socket
@@ -30,7 +31,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from aiosd import boxgroup, boxview, confine, landlock, proctree, seccomp
+from aiosd import boxgroup, boxview, confine, hosts, landlock, proctree, seccomp
 from aiosd.box import ALL, Box, LayerReport
 from aiosd.layers import CURES, NAMESPACES, doctor
 from aiosd.toolproxy import Proxy
@@ -41,6 +42,8 @@ __all__ = ["ALL", "Box", "Boxed", "LayerReport", "check", "doctor", "start"]
 
 LOW_FDS: Final = 100
 """Descriptors of the kernel's for `confine` have numbers from here on, those of tools below."""
+CHILD: Final = re.compile(rb'\A\{[^}]*"child-pid": (\d+)[^}]*\}\s*')
+"""What bubblewrap tells: the first process in the box, as the kernel sees it."""
 BUILD_S: Final = 20.0
 """Seconds that a box may take to be built."""
 SLACK: Final = 1 << 30
@@ -60,8 +63,8 @@ def check(box: Box) -> None:
         raise OSError(errno.EINVAL, text)
     if not os.path.isdir(box.workspace):
         raise OSError(errno.ENOENT, f"workspace: {box.workspace} is no directory")
-    if box.network:
-        raise OSError(errno.ENOSYS, "network: the proxy for declared hosts is not built yet")
+    for host in box.network:
+        hosts.parse(host)
     boxview.check(box.read + box.write, box.hidden)
     for report in doctor():
         if report.layer in box.layers and report.layer in NEEDED and not report.available:
@@ -183,7 +186,8 @@ class _Making:
         if "namespaces" not in self.box.layers:
             return inner
         made = {path: self._file("made", data) for path, data in boxview.MADE.items()}
-        arguments = [*NAMESPACES, *boxview.mounts(self.box, made)]
+        told = ["--info-fd", str(self.lend(self._report_end))]
+        arguments = [*NAMESPACES, *told, *boxview.mounts(self.box, made)]
         return [boxview.bubblewrap(), *arguments, "--", *inner]
 
     def _file(self, name: str, data: bytes) -> int:
@@ -225,11 +229,12 @@ def _limits(box: Box) -> list[tuple[int, int, int]]:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: box.file_bytes,
         resource.RLIMIT_NOFILE: max(box.open_files, LOW_FDS),
-        resource.RLIMIT_NPROC: box.processes + 2,  # bubblewrap has a process inside as well
         resource.RLIMIT_DATA: box.memory * (2 if counted else 1),
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_MEMLOCK: 1 << 16,
     }
+    if "namespaces" in box.layers:  # elsewhere it counts every process of the user's
+        limits[resource.RLIMIT_NPROC] = box.processes + 2  # bubblewrap has one inside as well
     if not counted:
         limits[resource.RLIMIT_AS] = box.memory + SLACK
     pairs = [(kind, value, value) for kind, value in limits.items()]
@@ -242,15 +247,6 @@ def _rules(box: Box) -> landlock.Rules:
 
 def _controllers() -> frozenset[str]:
     return boxgroup.place().controllers
-
-
-def _children(pid: int) -> list[int]:
-    """Return the processes whose parent `pid` is."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            return [int(child) for child in file.read().split()]
-    except OSError:
-        return []
 
 
 class Boxed:
@@ -266,6 +262,7 @@ class Boxed:
         self.error: OSError | None = None
         self._hosts = making.box.network
         self._heard = b""
+        self._init = -1  # a pidfd of the first process of its namespace
         self._doomed = False
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ready.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -306,14 +303,11 @@ class Boxed:
             # could leave a child that waits for it for ever.
             self._cut()
             self._loop.call_later(2.0, self._signal, signal.SIGKILL)
-        elif self._namespaces:
+        elif self._init >= 0:
             # The first process of its namespace: Linux ends the others with it, and bubblewrap,
             # its parent, when all are gone.
-            inits = _children(self.pid)
-            for pid in inits:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self._loop.call_later(1.0 if inits else 0.0, self._signal, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._init, signal.SIGKILL)
         else:
             proctree.kill_tree(self.pid)
             self._signal(signal.SIGKILL)
@@ -323,7 +317,7 @@ class Boxed:
     # Inside.
 
     def _signal(self, number: int) -> None:
-        if self.running:
+        if self.running:  # reaped it may be: then this says so
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
 
@@ -341,6 +335,10 @@ class Boxed:
         except BlockingIOError:
             return
         self._heard += data
+        if self._init < 0 and (found := CHILD.search(self._heard)):
+            self._heard = self._heard[found.end() :]
+            with contextlib.suppress(ProcessLookupError):
+                self._init = os.pidfd_open(int(found[1]))
         if not data:
             self._loop.remove_reader(self._report)
             os.close(self._report)
@@ -387,29 +385,43 @@ class Boxed:
             self._fail(self.error)
 
     def _reap(self) -> None:
-        """The box has ended (bubblewrap goes last)."""
+        """Bubblewrap has ended, or without namespaces the program. The rest may still be ending."""
         self._loop.remove_reader(self.pidfd)
-        status = self._process.wait()
-        os.close(self.pidfd)
-        if not self._namespaces:
-            proctree.kill_session(self.pid)
+        self._status = self._process.wait()
         self._hear()
         self._hear()  # its end
         self._settle()
-        self._fail(OSError(errno.EIO, f"the box could not be built (bubblewrap: status {status})"))
+        self._fail(
+            OSError(errno.EIO, f"the box could not be built (bubblewrap: status {self._status})")
+        )
         self._late.cancel()
+        if not self._namespaces:
+            proctree.kill_session(self.pid)
+        if self._init >= 0:
+            self._loop.add_reader(self._init, self._clear)
+        else:
+            self._clear()
+
+    def _clear(self, tries: int = 0) -> None:
+        """Its first process has ended, and with it its namespace. See that nobody is left."""
+        if self._init >= 0:
+            self._loop.remove_reader(self._init)
+            os.close(self._init)
+            self._init = -1
+        if self._group is not None:
+            self._group.close()
+            self._group.kill()
+            if not self._group.remove() and tries < len(LEAVING_S):
+                self._loop.call_later(LEAVING_S[tries], self._clear, tries + 1)
+                return
+        self._end()
+
+    def _end(self) -> None:
+        os.close(self.pidfd)
         if self._control is not None:
             self._loop.remove_reader(self._control)
             self._control.close()
         if self._proxy is not None:
             self._proxy.close()
-        if self._group is not None:
-            self._group.close()
-            _remove(self._loop, self._group)
+        status = self._status
         self.exited.set_result(status if status >= 0 else 128 - status)
-
-
-def _remove(loop: asyncio.AbstractEventLoop, group: boxgroup.Group, tries: int = 0) -> None:
-    """Remove a group as soon as the last of its processes has gone."""
-    if not group.remove() and tries < len(LEAVING_S):
-        loop.call_later(LEAVING_S[tries], _remove, loop, group, tries + 1)

@@ -6,39 +6,15 @@ import asyncio
 import io
 import os
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from aiosd import sandbox
 from aiosd.sandbox import Box
+from tests.sandbox.boxes import needs_layers, outcome, run, shell
 
-MISSING = [r for r in sandbox.doctor() if not r.available and r.layer != "cgroup"]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason="; ".join(f"no {r.layer}: {r.reason}" for r in MISSING)
-)
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 120))
-
-
-async def outcome(box: Box, **given: Any) -> tuple[int, bytes]:
-    """Run a box to its end; return its status and all that it wrote."""
-    ours, theirs = os.pipe()
-    try:
-        boxed = sandbox.start(box, stdout=theirs, stderr=theirs, **given)
-    finally:
-        os.close(theirs)
-    with io.FileIO(ours) as file:
-        data = await asyncio.to_thread(file.read)
-    return await boxed.exited, data
-
-
-def shell(workspace: Path, script: str, **fields: Any) -> Box:
-    return Box(argv=("/bin/sh", "-c", script), workspace=str(workspace), **fields)
+pytestmark = needs_layers
 
 
 def test_program_runs_in_its_workspace(tmp_path: Path) -> None:
