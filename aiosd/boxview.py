@@ -102,14 +102,14 @@ def mounts(box: Box, made: dict[str, int]) -> list[str]:
     arguments = [*_system()]
     for path, fd in made.items():
         arguments += ["--ro-bind-data", str(fd), path]
-    for path in box.python + box.read:
+    size = ["--size", str(box.tmp_bytes), "--perms", "1777", "--tmpfs"]
+    arguments += [*size, "/tmp", *size, "/dev/shm", "--remount-ro", "/dev"]
+    for path in box.python + box.read:  # some may be below /tmp
         arguments += ["--ro-bind", path, path]
     for path in box.write:
         arguments += ["--bind", path, path]
     for path in _within(box.hidden, (*SYSTEM, *python_places(), *box.read, *box.write)):
         arguments += ["--tmpfs", path, "--remount-ro", path]
-    size = ["--size", str(box.tmp_bytes), "--perms", "1777", "--tmpfs"]
-    arguments += [*size, "/tmp", *size, "/dev/shm", "--remount-ro", "/dev"]
     return [*arguments, "--bind", box.workspace, WORKSPACE, "--remount-ro", "/"]
 
 
@@ -179,7 +179,8 @@ def _packages() -> list[str]:
 
 def readable(box: Box) -> list[str]:
     """Return what a box may read and execute, as it sees it."""
-    own = list(MADE) if "namespaces" in box.layers else []
+    # Python lists a directory that it imports from; outside a box of mounts more would be in it.
+    own = [*MADE, *imports()] if "namespaces" in box.layers else []
     return [*SYSTEM, *ETC, *own, "/proc", *python_places(), *box.python, *box.read]
 
 

@@ -64,9 +64,7 @@ class Pool:
         key = (work.subject, work.tool.name, f"{work.tool.digest} {work.environ!r}")
         host, warm = self._take(key), True
         if host is None:
-            began = asyncio.get_running_loop().time()
             host, warm = await self._start(key, work), False
-            work.seconds -= asyncio.get_running_loop().time() - began
         try:
             done = await host.call(work)
         except asyncio.CancelledError:
@@ -157,15 +155,16 @@ class Pool:
     async def _start(self, key: Key, work: Work) -> Host:
         ours, theirs = socket.socketpair()
         try:
-            argv = (sys.executable, "-m", HOST, "--fd", toolproc.FD, _module(work.tool))
-            paths = import_paths(work.tool)
+            argv = (sys.executable, "-m", HOST, "--fd", str(toolproc.BOXED_FD), _module(work.tool))
+            beside = _beside(work.tool)
+            paths = beside if work.tool.isolation == "full" else (*beside, *_imports())
             process = await toolproc.start(
                 spec(
                     work,
                     argv,
                     self._hidden,
                     environ={"PYTHONPATH": os.pathsep.join(paths)},
-                    python=paths,
+                    python=beside,
                     fd=theirs.fileno(),
                     cpu_s=LONGEST_CPU,
                 ),
@@ -181,7 +180,7 @@ class Pool:
             ours.setblocking(False)
             loop = asyncio.get_running_loop()
             await loop.create_unix_connection(lambda: host, sock=ours)
-            await host.ready(min(START_S, work.seconds))
+            await host.ready(min(START_S, work.deadline - loop.time()))
         except BaseException:
             self._drop(host, 0.0)
             raise
@@ -197,6 +196,7 @@ class Host(asyncio.Protocol):
         self.broken = False
         self.late = False
         self._tool = tool
+        self._name = tool.name
         self._process = process
         self._frames = Frames(w.MAX_MESSAGE)
         self._loop = asyncio.get_running_loop()
@@ -213,6 +213,9 @@ class Host(asyncio.Protocol):
             raise _refused(self._tool, event)
         if not isinstance(event, w.Ready):
             raise self._lied(f"said {type(event).__name__} before Ready")
+        if len(event.tools) == 1:  # a manifest may have given it another name
+            self._name = str(event.tools[0].get("name", self._name))
+        self._answer = self._loop.create_future()
 
     async def call(self, work: Work) -> Outcome:
         """Carry out one call."""
@@ -221,7 +224,8 @@ class Host(asyncio.Protocol):
         self._tickets += 1
         self._answer = self._loop.create_future()
         inside = INSIDE if work.tool.isolation == "full" else work.workspace
-        command = w.Call(self._tickets, work.tool.name, work.arguments, inside, work.seconds)
+        seconds = work.left()
+        command = w.Call(self._tickets, self._name, work.arguments, inside, seconds)
         try:
             packed = w.pack(command)
         except ValueError as error:
@@ -230,7 +234,7 @@ class Host(asyncio.Protocol):
         if self.broken:
             raise await self._died()
         self._transport.write(packed)
-        event = await self._wait(work.seconds)
+        event = await self._wait(seconds)
         stdout = self._process.stdout.take().decode(errors="replace")
         stderr = self._process.stderr.take().decode(errors="replace")
         if isinstance(event, w.Failed) and event.ticket == self._tickets:
@@ -328,11 +332,15 @@ def _module(tool: Declaration) -> str:
     return tool.python
 
 
-def import_paths(tool: Declaration) -> tuple[str, ...]:
-    """Return the directories that a tool's host imports from: the kernel's, and its manifest's."""
-    stdlib = os.path.dirname(os.__file__)
-    found = [path for path in sys.path if path and os.path.isdir(path)]
-    found = [path for path in found if path != stdlib and not path.startswith(f"{stdlib}/lib-")]
-    if tool.source.startswith("manifest:"):
-        found.insert(0, os.path.dirname(tool.source.removeprefix("manifest:")))
-    return tuple(dict.fromkeys(os.path.abspath(path) for path in found))
+def _beside(tool: Declaration) -> tuple[str, ...]:
+    """Return the directory of a tool's manifest: its module may be there."""
+    if not tool.source.startswith("manifest:"):
+        return ()
+    return (os.path.dirname(tool.source.removeprefix("manifest:")),)
+
+
+def _imports() -> list[str]:
+    """Return where the kernel itself imports from, and the SDK: for a host without a box."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(toolproc.__file__)))
+    paths = [*sys.path, here, os.path.join(here, "sdk")]  # the last is that of a checkout
+    return [path for path in paths if path and os.path.isdir(path)]

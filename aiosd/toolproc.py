@@ -1,4 +1,4 @@
-"""A tool's process: started in its box (or bare, where the operator says so), heard, and ended.
+"""A tool's process: started in its box, heard, and ended.
 
     process = await start(spec)          # spec says what to run, and in which box
     process.stdout.take(); process.stderr.take()
@@ -16,19 +16,15 @@ import asyncio
 import contextlib
 import errno
 import os
-import signal
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-import msgspec
+if TYPE_CHECKING:
+    from aiosd.box import Box
 
-from aiosd import proctree
-
-FD: Final = "{fd}"
 BOXED_FD: Final = 3
+"""The number of the descriptor that a tool inherits."""
 CHUNK: Final = 1 << 16
 REAP_S: Final = 10.0
 """Seconds after SIGKILL within which a process is gone."""
@@ -52,17 +48,14 @@ class Boxed(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What is to be run. box None: without sandbox. limit: bytes of stdout, and of stderr, kept.
+    """What is to be run. limit: bytes of stdout, and of stderr, that are kept.
 
-    fd: a descriptor that it inherits, -1 for none; its number is put where argv has FD.
+    fd: a descriptor that it inherits as BOXED_FD, -1 for none.
     """
 
     tool: str
-    argv: tuple[str, ...]
-    environ: Mapping[str, str]
-    workspace: str
+    box: Box
     limit: int
-    box: Any = None
     fd: int = -1
 
 
@@ -193,17 +186,18 @@ async def start(spec: Spec, *, stdin: bool) -> Process:
     try:
         await boxed.ready()
     except OSError as error:
+        told = process.stderr.take().decode(errors="replace").strip()[-200:]
         await process.end()
-        raise _named(spec, error) from None
+        raise _named(spec, error, told) from None
     except BaseException:
         await asyncio.shield(process.end())
         raise
     return process
 
 
-def _named(spec: Spec, error: OSError) -> OSError:
-    """Return an error of the system as one of the tool."""
-    reason = error.strerror or str(error)
+def _named(spec: Spec, error: OSError, told: str = "") -> OSError:
+    """Return an error of the system as one of the tool. told: on its standard error."""
+    reason = f"{error.strerror or error}{told and f'; {told}'}"
     name = f": {error.filename}" if error.filename else ""
     return OSError(error.errno or errno.EIO, f"tool {spec.tool}: can't be run: {reason}{name}")
 
@@ -217,59 +211,7 @@ def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple
 
 
 def _start(spec: Spec, stdin: int, stdout: int, stderr: int) -> Boxed:
-    if spec.box is None:
-        return _Bare(spec, stdin, stdout, stderr)
-    sandbox: Any = import_module("aiosd.sandbox")  # loaded with the first tool that needs it
+    from aiosd import sandbox  # loaded with the first tool that needs it
+
     fds = {BOXED_FD: spec.fd} if spec.fd >= 0 else {}
-    box = msgspec.structs.replace(spec.box, argv=_numbered(spec.argv, BOXED_FD))
-    boxed: Boxed = sandbox.start(box, fds=fds, stdin=stdin, stdout=stdout, stderr=stderr)
-    return boxed
-
-
-def _numbered(argv: tuple[str, ...], fd: int) -> tuple[str, ...]:
-    return tuple(str(fd) if word == FD else word for word in argv)
-
-
-class _Bare:
-    """A program without a box, in a session of its own."""
-
-    def __init__(self, spec: Spec, stdin: int, stdout: int, stderr: int) -> None:
-        self._process = subprocess.Popen(
-            _numbered(spec.argv, spec.fd),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=[spec.fd] if spec.fd >= 0 else [],
-            cwd=spec.workspace,
-            env=dict(spec.environ),
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
-        self._loop = asyncio.get_running_loop()
-        self.exited: asyncio.Future[int] = self._loop.create_future()
-        self._pidfd = os.pidfd_open(self.pid)
-        self._loop.add_reader(self._pidfd, self._reap)
-
-    async def ready(self) -> None:
-        """It runs: Popen has seen to that."""
-
-    def terminate(self) -> None:
-        """Send it and all below it SIGTERM."""
-        if self._process.returncode is None:
-            proctree.signal_tree(self.pid, signal.SIGTERM)
-            self._process.terminate()
-
-    def kill_tree(self) -> None:
-        """Kill it, all below it, and what is left of its session."""
-        if self._process.returncode is None:
-            proctree.kill_tree(self.pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-
-    def _reap(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        status = self._process.wait()
-        proctree.kill_session(self.pid)
-        if not self.exited.done():
-            self.exited.set_result(status if status >= 0 else 128 - status)
+    return sandbox.start(spec.box, fds=fds, stdin=stdin, stdout=stdout, stderr=stderr)

@@ -21,14 +21,13 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from time import time
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from aiosd import toolproc
+from aiosd import boxview, toolproc
+from aiosd.box import ALL, Box
 from aiosd.declaration import Declaration
 from aiosd.settings import Tools
 from aiosd.toolfiles import changed
@@ -46,7 +45,8 @@ LONGEST_CPU: Final = 86_400
 @dataclass(slots=True)
 class Work:
     """One call. subject: whose (agent:AID or uid:UID). workspace: on the host. environ: settings
-    and secrets. seconds: that it may take. room: bytes that its workspace still holds.
+    and secrets. seconds: that it may take, once its process is there; deadline: when nobody waits
+    for it any more, by the loop's clock. room: bytes that its workspace still holds.
     """
 
     tool: Declaration
@@ -56,6 +56,13 @@ class Work:
     environ: dict[str, str]
     seconds: float
     room: int = 1 << 30
+    deadline: float = math.inf
+
+    def left(self) -> float:
+        """Return the seconds that it has from now on."""
+        if self.deadline == math.inf:
+            return self.seconds
+        return min(self.seconds, self.deadline - asyncio.get_running_loop().time())
 
 
 @dataclass(slots=True)
@@ -97,14 +104,15 @@ class Programs:
         grace = 0.0
         try:
             process.feed(msgspec.json.encode(work.arguments))
+            seconds = max(0.0, work.left())
             await asyncio.wait(
-                {process.exited, flood}, timeout=work.seconds, return_when="FIRST_COMPLETED"
+                {process.exited, flood}, timeout=seconds, return_when="FIRST_COMPLETED"
             )
             if flood.done():
                 raise flooded(tool)
             if not process.exited.done():
                 grace = self._settings().kill_timeout
-                raise too_slow(tool, work.seconds)
+                raise too_slow(tool, seconds)
         except asyncio.CancelledError:
             grace = self._settings().kill_timeout
             raise
@@ -149,15 +157,8 @@ def spec(
         **(environ or {}),
         **work.environ,
     }
-    return toolproc.Spec(
-        tool=tool.name,
-        argv=argv,
-        environ=known,
-        workspace=work.workspace,
-        limit=tool.limits.output,
-        box=_box(work, argv, hidden, known, python, cpu_s) if boxed else None,
-        fd=fd,
-    )
+    box = _box(work, argv, hidden, known, python, cpu_s)
+    return toolproc.Spec(tool=tool.name, box=box, limit=tool.limits.output, fd=fd)
 
 
 def _box(
@@ -167,17 +168,13 @@ def _box(
     environ: dict[str, str],
     python: tuple[str, ...],
     cpu_s: int,
-) -> Any:
+) -> Box:
     tool = work.tool
-    if find_spec("aiosd.sandbox") is None:
-        raise OSError(errno.ENOTSUP, f"tool {tool.name}: this kernel has no sandbox")
-    Box = import_module("aiosd.sandbox").Box
-    program = (argv[0],) if os.path.isabs(argv[0]) else ()
     return Box(
         argv=argv,
         env=environ,
         workspace=work.workspace,
-        read=(*program, *tool.needs.read),
+        read=(*_program(tool), *tool.needs.read),
         write=tool.needs.write,
         hidden=hidden,
         network=tool.needs.network,
@@ -187,7 +184,17 @@ def _box(
         cpu_s=cpu_s or math.ceil(tool.limits.time) * (os.cpu_count() or 1),
         file_bytes=work.room,
         open_files=OPEN_FILES,
+        layers=ALL if tool.isolation == "full" else frozenset(),
     )
+
+
+def _program(tool: Declaration) -> tuple[str, ...]:
+    """Return a tool's own program, where the box would not show it anyway."""
+    if not tool.command or not os.path.isabs(tool.command[0]):
+        return ()
+    folder = os.path.dirname(tool.command[0]) + "/"
+    usual = (*boxview.SYSTEM, *boxview.python_places())
+    return () if folder.startswith(tuple(f"{place}/" for place in usual)) else tool.command[:1]
 
 
 def _value(tool: Declaration, said: bytes) -> Any:
@@ -210,7 +217,7 @@ def _text(data: bytes) -> str:
 def too_slow(tool: Declaration, seconds: float) -> TimeoutError:
     """Return the error of a call that took too long."""
     return TimeoutError(
-        errno.ETIMEDOUT, f"tool {tool.name}: no result within {seconds:g} s; it was ended"
+        errno.ETIMEDOUT, f"tool {tool.name}: no result within {seconds:.4g} s; it was ended"
     )
 
 

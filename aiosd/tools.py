@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -84,7 +85,8 @@ class ToolManager:
         self._keys = keys
         start = config()
         state_dir = start.kernel.state_dir
-        hidden = (state_dir, start.kernel.runtime_dir, start.context.kv_dir)
+        secret = (start.tools.secrets_file, start.encryption.key_file)
+        hidden = (state_dir, start.kernel.runtime_dir, start.context.kv_dir, *secret)
         settings = lambda: config().tools  # noqa: E731
         self.catalog = Catalog(db, settings)
         self.secrets = Secrets(lambda: config().tools.secrets_file, os.environ)
@@ -341,15 +343,15 @@ class ToolManager:
     ) -> Work:
         settings = self._config().tools
         seconds = min(tool.limits.time, settings.max_timeout)
-        if left is not None:
-            seconds = min(seconds, left)
-        if seconds <= 0:
-            raise too_slow(tool, seconds)
+        if left is not None and left <= 0:
+            raise too_slow(tool, max(0.0, left))
+        until = math.inf if left is None else asyncio.get_running_loop().time() + left
         folder = self._spaces.of(subject)
         if subject not in self._room:
             self._room[subject] = max(0, settings.workspace_limit - await toolfiles.size(folder))
         environ = {**settings.settings.get(tool.name, {}), **secrets}
-        return Work(tool, arguments, subject, folder, environ, seconds, self._room[subject])
+        room = self._room[subject]
+        return Work(tool, arguments, subject, folder, environ, seconds, room, until)
 
     async def _once_only(
         self,

@@ -13,7 +13,7 @@ import pytest
 
 from aiosd.abi.process import RegisterAgent
 from tests.conftest import World
-from tests.daemon import Client, Daemon
+from tests.daemon import ROOT, Client, Daemon
 
 CONFIG = """
 [tools]
@@ -30,9 +30,9 @@ class Bench:
     """A daemon and the directory of its manifests. add: makes a tool of a shell script."""
 
     def __init__(self, world: World, more: str = "") -> None:
+        self._aids: dict[Client, int] = {}
         self.path = world.make(must_end_empty=False)
-        places = (world.make(must_end_empty=False), *(world.make(must_end_empty=True),) * 0)
-        state_dir = places[0]
+        state_dir = world.make(must_end_empty=False)
         world.state_dirs.append(state_dir)
         self.daemon = Daemon(
             state_dir,
@@ -40,6 +40,8 @@ class Bench:
             world.make(must_end_empty=True),
             config=CONFIG.format(path=self.path, more=more),
         )
+
+        self.daemon.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'sdk'}"
 
     def add(self, name: str, script: str, **fields: Any) -> None:
         """Declare a tool whose program is a script; without sandbox unless told otherwise."""
@@ -49,11 +51,23 @@ class Bench:
         known = {"name": name, "command": [f"./{name}.sh"], "isolation": "none", **fields}
         (self.path / f"{name}.toml").write_text(toml(known))
 
+    def begun(self) -> int:
+        """Return the pid of the gated tool that begins next."""
+        return int((self.path / "begun").read_text())
+
+    def release(self) -> None:
+        """Let a gated tool that has begun end."""
+        (self.path / "gate").write_text("go\n")
+
     def agent(self, name: str = "caller") -> Client:
         """Return a connection that is a new agent."""
         client = self.daemon.connect()
-        client.aid = client.call(RegisterAgent(name=name)).aid  # type: ignore[attr-defined]
+        self._aids[client] = client.call(RegisterAgent(name=name)).aid
         return client
+
+    def aid(self, client: Client) -> int:
+        """Return which agent a connection is."""
+        return self._aids[client]
 
 
 def toml(fields: dict[str, Any]) -> str:
@@ -91,7 +105,12 @@ def bench(world: World) -> Iterator[Bench]:
     )
     bench.add("needy", "echo 1", needs={"secrets": ["NOWHERE"]})
     bench.add("rated", "echo 1", limits={"rate": 0.001, "burst": 5})
-    bench.add("wait", "read x; read y < $(pwd)/../../go; echo 1", limits={"time": 60})
+    for name in ("begun", "gate"):
+        os.mkfifo(bench.path / name)
+    gated = f"read a; echo $$ > {bench.path}/begun; read x < {bench.path}/gate; echo $a"
+    for name, fields in {"gated": {}, "lone": {"exclusive": "printer"}}.items():
+        bench.add(name, gated, limits={"time": 120}, **fields)
+    bench.add("single", gated, limits={"time": 120, "concurrent": 1})
     (bench.path / "wrong.toml").write_text('name = "wrong"\nlimits = {tim = 3}\n')
     secrets = bench.daemon.state_dir / "secrets.toml"
     secrets.write_text('API_KEY = "hush-hush"\n')

@@ -8,6 +8,7 @@ import pytest
 
 from aiosd.abi.tools import ExecuteTool
 from tests.daemon import Client
+from tests.tools.conftest import Bench
 
 
 def refused(client: Client, name: str, **arguments: object) -> OSError:
@@ -27,10 +28,10 @@ def test_arguments_go_in_and_the_result_comes_back(agent: Client) -> None:
     assert agent.call(ExecuteTool("settled")).value == "here"
 
 
-def test_files_that_it_leaves_are_named(agent: Client) -> None:
+def test_files_that_it_leaves_are_named(bench: Bench, agent: Client) -> None:
     result = agent.call(ExecuteTool("file"))
     assert result.artefacts == ["left"]
-    assert result.workspace.endswith(f"/tools/agent-{agent.aid}")  # type: ignore[attr-defined]
+    assert result.workspace.endswith(f"/tools/agent-{bench.aid(agent)}")
 
 
 @pytest.mark.parametrize(
