@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -16,7 +17,15 @@ from aiosd.abi import inference as abi
 
 if TYPE_CHECKING:
     from aiosd.generation import Generation
-    from aiosd.session import Stream
+
+
+class Asker(Protocol):
+    """Who waits for a generation; a Stream of the dispatcher is one. on_cancel: ends it early."""
+
+    on_cancel: Callable[[str], None] | None
+
+    async def send(self, chunk: object) -> None:
+        """Take a chunk; returns when there is room for another one."""
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
@@ -58,7 +67,7 @@ async def catch_up(generation: Generation, resume: int) -> None:
         raise _ahead(resume, len(generation.tokens))
 
 
-async def repeat(kept: bytes, args: abi.LlmGenerate, stream: Stream) -> abi.Generation:
+async def repeat(kept: bytes, args: abi.LlmGenerate, stream: Asker) -> abi.Generation:
     """Give a kept answer again; a stream gets what it has not received in one chunk."""
     answer = msgspec.msgpack.decode(kept, type=Answer)
     tokens = answer.reply.token_ids

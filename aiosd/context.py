@@ -35,7 +35,8 @@ class Context:
 
     exact: False once its KV could not be rebuilt as on record. fingerprint: of the core (model,
     build, processor, setting) that computed its KV, "" before one did. gone: it was forgotten.
-    snapshots: how many named ones it has.
+    snapshots: how many named ones it has. held: a request that calls tools is between two of its
+    rounds on it, and nobody else may change it.
     """
 
     sequence: Sequence
@@ -46,6 +47,7 @@ class Context:
     fingerprint: str = ""
     gone: bool = False
     snapshots: int = 0
+    held: bool = False
     created: float = field(default_factory=time.time)
     used: float = field(default_factory=time.time)
 
@@ -116,6 +118,11 @@ class Context:
         return bool(self.exact and self.core.loaded and self.core.loaded.exact)
 
     @property
+    def engaged(self) -> bool:
+        """Whether it is somebody's: a request works on it, or will go on with it."""
+        return self.busy or self.held
+
+    @property
     def cid(self) -> int:
         """The context's id, never used again while this kernel's state lives."""
         return self.sequence.cid
@@ -160,7 +167,7 @@ class Context:
             created=self.created,
             used=self.used,
             shared=sequence.shared,
-            busy=self.busy,
+            busy=self.engaged,
             ram=self.kv_ram,
             disk=self.kv_disk,
             snapshots=self.snapshots,
@@ -300,7 +307,7 @@ class Contexts:
         mine = self._of.get(aid, {})
         if len(mine) < self.max_per_agent:
             return
-        idle = [context for context in mine.values() if not context.busy]
+        idle = [context for context in mine.values() if not context.engaged]
         if not idle:
             raise OSError(
                 errno.EAGAIN,
@@ -321,7 +328,7 @@ class Contexts:
     async def sys_clr_context(self, caller: Caller, args: abi.ClrContext) -> None:
         """Forget a context; answered once that is durable."""
         context = self.get(args.context)
-        if context.busy:
+        if context.engaged:
             raise OSError(
                 errno.EBUSY,
                 f"clr_context: context {context.cid} is at work; cancel its request first",

@@ -87,6 +87,7 @@ class Generation:
         self.kept: Kept | None = None
         self.begun: asyncio.Future[None] | None = None
         self.stored: asyncio.Future[None] | None = None
+        self.holds = False
         self.known = self.certain = -1
         self.goal: Goal | None = None
         self._readers: dict[object, int] = {}  # tokens that each caller's stream has taken
@@ -377,16 +378,6 @@ class Generation:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def unbuilt(args: LlmGenerate) -> None:
-    """Refuse what this kernel can't do yet; raises OSError(ENOSYS) that names the field."""
-    asked = {
-        "tools": bool(args.tools),
-    }
-    for name, wanted in asked.items():
-        if wanted:
-            raise OSError(errno.ENOSYS, f"llm_generate: {name} is not built in this kernel yet")
 
 
 def check(args: LlmGenerate) -> None:

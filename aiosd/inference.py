@@ -1,4 +1,4 @@
-"""Inference: llm_generate, for all agents.
+"""Inference: the generations of llm_generate, for all agents.
 
 Takes a request through its rooms: is the caller an agent, may it queue; `preparation.py` finds what
 it works on and what its tokens are; then the core has it until it ends. Also hears from the process
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from aiosd.events import Events
     from aiosd.proc import ProcessTable
     from aiosd.quota import Quotas
-    from aiosd.syscall import Stream
 
 log = logging.getLogger(__name__)
 
@@ -139,24 +138,22 @@ class Inference:
 
     # llm_generate.
 
-    async def sys_llm_generate(
-        self, caller: Caller, args: abi.LlmGenerate, stream: Stream
+    async def generate(
+        self, caller: Caller, args: abi.LlmGenerate, stream: again.Asker, *, hold: bool = False
     ) -> abi.Generation:
-        """Generate text for the calling agent."""
+        """Generate text for the calling agent; llm_generate without tools.
+
+        hold: the context goes on being held when the generation ends (Context.held).
+        """
         self.preparation.check(caller, args)
-        if not caller.aid:
-            raise OSError(
-                errno.ESRCH,
-                "llm_generate: this connection is no agent; call register_agent first "
-                "(aios.connect(name=...))",
-            )
-        process = self._table.get(caller.aid)
+        process = self.agent(caller)
         kept = self._kept(process, args) if args.key else None
         if kept is not None and kept.answer is not None:
             return await again.repeat(kept.answer, args, stream)
         generation = kept.work if kept is not None else None
         if generation is None:
             generation = self._open(process, args, kept)
+        generation.holds = generation.holds or hold
         stream.on_cancel = lambda reason: self._cancelled(generation, reason, stream)
         if args.resume:
             await again.catch_up(generation, args.resume)
@@ -167,7 +164,15 @@ class Inference:
         reach("inference.answer")
         return generation.result()
 
-    sys_llm_generate.keeps_keys = True  # type: ignore[attr-defined]
+    def agent(self, caller: Caller) -> Process:
+        """Return the agent that asks; raises OSError(ESRCH) for a caller that is none."""
+        if not caller.aid:
+            raise OSError(
+                errno.ESRCH,
+                "llm_generate: this connection is no agent; call register_agent first "
+                "(aios.connect(name=...))",
+            )
+        return self._table.get(caller.aid)
 
     def _kept(self, process: Process, args: abi.LlmGenerate) -> Kept:
         """Return what is known under a request's key; EINVAL when that is another request."""
@@ -323,7 +328,7 @@ class Inference:
             if context.fingerprint != known:  # by which core is on record before a token is sent
                 generation.begun = self.journal.flush() or generation.begun
 
-    async def _read(self, generation: Generation, seen: int, stream: Stream) -> None:
+    async def _read(self, generation: Generation, seen: int, stream: again.Asker) -> None:
         """Send a generation's tokens as they come, no faster than the reader takes them."""
         generation.read_to(stream, seen)
         try:
@@ -340,7 +345,7 @@ class Inference:
         finally:
             generation.unread(stream)
 
-    def _cancelled(self, generation: Generation, reason: str, stream: Stream) -> None:
+    def _cancelled(self, generation: Generation, reason: str, stream: again.Asker) -> None:
         """The caller cancelled, or its connection is gone: a keyed request outlives the latter."""
         if reason == "connection lost" and generation.args.key:
             generation.unread(stream)
@@ -376,6 +381,7 @@ class Inference:
         context = generation.context
         context.core.requests -= 1
         context.busy, context.used = False, time.time()
+        context.held = generation.holds and generation.error is None
         context.sequence.holds.clear()
         self._audience.tell(generation.aid, context.cid, "", finish=generation.finish)
         if self._leaving and generation.kept is not None:

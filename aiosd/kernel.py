@@ -52,6 +52,7 @@ from aiosd.stores import Stores
 from aiosd.syscall import Dispatcher
 from aiosd.system import VERSION, About, System
 from aiosd.tools import ToolManager
+from aiosd.toolturns import ToolTurns
 from aiosd.vault import Vault, load_keys
 
 log = logging.getLogger(__name__)
@@ -205,7 +206,6 @@ class Kernel:
             self.inference.running,
             self.quotas,
         )
-        self.table.listener = self.inference
         self.vault = Vault(partial(load_keys, self.config.encryption.key_file, os.environ))
         self.stores = Stores(
             self.config, self.db, self.events, self.access, self.table, self.quotas, self.vault
@@ -218,6 +218,11 @@ class Kernel:
         self.table.on_settled(self.messages.agent_ended)
         self.table.channels += [self.approvals.waits_for, self.messages.waits_for]
         self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages)
+        self._assemble_tools()
+        self.dispatcher.bind(self.vault, self.snapshots, self.budgets)
+        self.dispatcher.bind(*self.stores.managers)
+
+    def _assemble_tools(self) -> None:
         self.tools = ToolManager(
             lambda: self.config,
             self.db,
@@ -230,8 +235,11 @@ class Kernel:
         self.table.on_settled(self.tools.agent_ended)
         self.table.channels.append(self.tools.waits_for)
         self.budgets.settle = self.tools.book.settle
-        self.dispatcher.bind(self.vault, self.snapshots, self.budgets, self.tools)
-        self.dispatcher.bind(*self.stores.managers)
+        self.turns = ToolTurns(self.inference, self.access, self.keys, self.db, self.approvals.wait)
+        self.turns.tools = self.tools
+        self.table.on_settled(self.turns.agent_settled)
+        self.table.listener = self.turns
+        self.dispatcher.bind(self.tools, self.turns)
 
     async def _recover(self) -> None:
         self._undo.push_async_callback(self.stores.close)
@@ -249,7 +257,9 @@ class Kernel:
         await self.machine.boot()  # cores begin to load; requests wait for them
         await self.inference.recover(self._adopt)  # contexts are there again, requests go on
         await self.quotas.resolve()
+        await self.turns.boot()
         self._undo.push_async_callback(self.inference.leave)
+        self._undo.push_async_callback(self.turns.close)
 
     async def _adopt(self, sequences: dict[int, Sequence]) -> None:
         """Find the KV of contexts, and what was marked of them."""

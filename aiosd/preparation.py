@@ -25,7 +25,7 @@ from aiosd.context import Context, Contexts
 from aiosd.cores.dispatcher import Cores
 from aiosd.engine.prompt import common
 from aiosd.engine.protocol import Goal, Sampling, Tokens
-from aiosd.generation import Generation, check, unbuilt
+from aiosd.generation import Generation, check
 from aiosd.order import Order
 from aiosd.process import Process
 from aiosd.room import Room
@@ -61,7 +61,6 @@ class Preparation:
     def check(self, caller: Caller, args: abi.LlmGenerate) -> None:
         """Refuse what can't be done, or is not the caller's to ask; raises OSError."""
         check(args)
-        unbuilt(args)
         self.recall.check(caller, args)
 
     def context(self, process: Process, args: abi.LlmGenerate) -> Context:
@@ -84,7 +83,7 @@ class Preparation:
                 "fork gives a copy of an agent's contexts",
             )
         self._come_home(context)
-        if context.busy:
+        if context.engaged:
             raise OSError(
                 errno.EBUSY, f"llm_generate: context {context.cid} is at work on another request"
             )

@@ -390,7 +390,7 @@ class Room:
     async def sys_exp_context(self, caller: Caller, args: abi.ExpContext) -> abi.Context:
         """Move a context to a larger window; durable when answered."""
         context = self._contexts.get(args.context)
-        if context.busy:
+        if context.engaged:
             raise OSError(
                 errno.EBUSY, f"exp_context: context {context.cid} is at work; wait for its request"
             )

@@ -521,6 +521,15 @@ def tools(db: Connection) -> None:
     db.executescript(_TOOLS)
 
 
+def tool_rounds(db: Connection) -> None:
+    """Keep what requests with tools have done, until they are answered."""
+    db.execute(
+        "create table tool_rounds (aid integer not null, key text not null, "
+        "number integer not null, print blob not null, t real not null, body blob not null, "
+        "primary key (aid, key, number)) without rowid"
+    )
+
+
 MIGRATIONS: Final[list[Migration]] = [
     first_boot,
     keyed_births,
@@ -537,6 +546,7 @@ MIGRATIONS: Final[list[Migration]] = [
     quotas,
     places,
     tools,
+    tool_rounds,
 ]
 
 

@@ -145,7 +145,7 @@ class Snapshots:
         mark = self._find(context.cid, args.snapshot)
         async with self._lock(context.cid):
             request = self._running(context)
-            if not context.busy:
+            if not context.engaged:
                 await self._go_back(context, mark)
             elif request and request == mark.request:
                 await self._rewind(context, mark)

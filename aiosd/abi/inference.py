@@ -76,6 +76,23 @@ class Recalled(Record, frozen=True):
     version: int = 0
 
 
+class ToolCall(Record, frozen=True):
+    """A tool call that a model made in the middle of a generation, and what came of it.
+
+    round: counts the generation's rounds of calls from 1; the calls of one round ran at the same
+    time. result: what the tool gave, as JSON, cut off where it is long; error: why there is none,
+    "" when there is one. The model was shown the one or the other. seconds: how long it took.
+    """
+
+    round: int
+    tool: str
+    arguments: dict[str, Any]
+    result: str = ""
+    error: str = ""
+    seconds: float = 0.0
+    artefacts: list[str] = []
+
+
 class Generation(Record, frozen=True):
     """The result of a generation. finish_reason is "stop", "length" or "cancelled".
 
@@ -84,6 +101,9 @@ class Generation(Record, frozen=True):
     whether the core promises the tokens of a solo run. logprobs: of each token, when asked for.
     beams: all that a beam search has found, the best first; text and token_ids are the best one's.
     recalled: what was put before the prompt, when asked for.
+
+    calls: with tools, the calls that the model made, in order. text is its answer then, without the
+    JSON around it, and "" where it has none; token_ids, logprobs and usage are of all rounds.
     """
 
     text: str
@@ -101,12 +121,15 @@ class Generation(Record, frozen=True):
     logprobs: list[float] = []
     beams: list[Beam] = []
     recalled: list[Recalled] = []
+    calls: list[ToolCall] = []
 
 
 class Chunk(Record, frozen=True):
     """A piece of a streamed generation; index is the number of tokens before it.
 
-    logprobs: of each token, when asked for. request: its request's id.
+    logprobs: of each token, when asked for. request: its request's id. With tools there is a chunk
+    for each round: calls are those that were made in it, with what came of them; text is the answer
+    in the last one, and "" in the others.
     """
 
     text: str
@@ -114,6 +137,7 @@ class Chunk(Record, frozen=True):
     index: int
     logprobs: list[float] = []
     request: int = 0
+    calls: list[ToolCall] = []
 
 
 @syscall(
@@ -127,6 +151,12 @@ class LlmGenerate(Call, frozen=True):
 
     after: earlier requests, of the agent or of those below it, that must have ended first, however
     they end; those are as urgent meanwhile as this one is. Ids stand in replies and chunks.
+
+    tools: the model may call these, as the caller may by execute_tool. In each round it either
+    calls one, or several at the same time, and is shown what came of that, or it answers. What it
+    writes is held to a grammar made of the tools' input schemas; arguments are validated before a
+    tool runs, and an error goes to the model too. With a key, no call that is on record is made
+    again. tools go with schema (of the answer), not with raw, grammar, stop or beams.
     """
 
     prompt: Annotated[
@@ -233,6 +263,25 @@ class LlmGenerate(Call, frozen=True):
             "serve requests of other agents that begin the same"
         ),
     ] = False
+    tool_rounds: Annotated[
+        int,
+        Meta(ge=1, le=64, description="rounds of tool calls at most; then the model must answer"),
+    ] = 8
+    tool_choice: Annotated[
+        str,
+        Meta(
+            max_length=16,
+            description="auto: the model calls tools or answers; required: it must call one in "
+            "each of its tool_rounds",
+        ),
+    ] = "auto"
+    tool_answer: Annotated[
+        bool,
+        Meta(
+            description="after tool_rounds have the model answer; else the reply comes with the "
+            "calls of the last round, whose results the model has not read"
+        ),
+    ] = True
 
 
 class Embeddings(Record, frozen=True):

@@ -102,7 +102,7 @@ def _render(
     template: Template, messages: Sequence[Message], contents: Sequence[str], follow: bool
 ) -> str:
     turns = [
-        {"role": message.role, "content": content}
+        {"role": _role(template, message.role), "content": content}
         for message, content in zip(messages, contents, strict=True)
     ]
     if follow:
@@ -118,6 +118,18 @@ def _render(
     if not found:
         raise _invalid("the model's chat template drops earlier replies; start a fresh context")
     return rest
+
+
+def _role(template: Template, role: str) -> str:
+    """The role that a template has for one: a tool's turn is the user's where it knows no tools."""
+    if role != "tool":
+        return role
+    asked = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    try:
+        text = template([*asked, {"role": "tool", "content": REPLY}])
+    except ValueError:
+        return "user"
+    return "tool" if REPLY in text else "user"
 
 
 def _cut(marked: str, text: str, contents: dict[str, str]) -> list[Segment]:

@@ -32,6 +32,7 @@ from aiosd.abi.inference import (
     Snapshot,
     Timing,
     TokenUsage,
+    ToolCall,
     Turn,
     Watermark,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "Timing",
     "TokenUsage",
     "Tool",
+    "ToolCall",
     "ToolResult",
     "Turn",
     "Usage",

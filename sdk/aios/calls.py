@@ -594,6 +594,9 @@ class SyncCalls:
         logprobs: bool = False,
         window: str = "",
         public: bool = False,
+        tool_rounds: int = 8,
+        tool_choice: str = "auto",
+        tool_answer: bool = True,
     ) -> Generation: ...
 
     @overload
@@ -633,6 +636,9 @@ class SyncCalls:
         logprobs: bool = False,
         window: str = "",
         public: bool = False,
+        tool_rounds: int = 8,
+        tool_choice: str = "auto",
+        tool_answer: bool = True,
     ) -> Stream[Chunk, Generation]: ...
 
     @overload
@@ -672,6 +678,9 @@ class SyncCalls:
         logprobs: bool = False,
         window: str = "",
         public: bool = False,
+        tool_rounds: int = 8,
+        tool_choice: str = "auto",
+        tool_answer: bool = True,
     ) -> Generation | Stream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -710,6 +719,9 @@ class SyncCalls:
         logprobs: bool = False,
         window: str = "",
         public: bool = False,
+        tool_rounds: int = 8,
+        tool_choice: str = "auto",
+        tool_answer: bool = True,
     ) -> Generation | Stream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -720,6 +732,16 @@ class SyncCalls:
         after: earlier requests, of the agent or of those below it, that must have ended first,
             however
         they end; those are as urgent meanwhile as this one is. Ids stand in replies and chunks.
+
+        tools: the model may call these, as the caller may by execute_tool. In each round it
+            either
+        calls one, or several at the same time, and is shown what came of that, or it answers.
+        What it
+        writes is held to a grammar made of the tools' input schemas; arguments are validated
+        before a
+        tool runs, and an error goes to the model too. With a key, no call that is on record is
+        made
+        again. tools go with schema (of the answer), not with raw, grammar, stop or beams.
 
         prompt: the user's turn, at most 4 Mi characters.
         messages: the turns of a chat.
@@ -755,6 +777,11 @@ class SyncCalls:
             summarize, expand or expand-yarn; empty: as configured.
         public: the leading system message is no secret: what was computed of it may serve
             requests of other agents that begin the same.
+        tool_rounds: rounds of tool calls at most; then the model must answer.
+        tool_choice: auto: the model calls tools or answers; required: it must call one in each of
+            its tool_rounds.
+        tool_answer: after tool_rounds have the model answer; else the reply comes with the calls
+            of the last round, whose results the model has not read.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -792,6 +819,9 @@ class SyncCalls:
             logprobs=logprobs,
             window=window,
             public=public,
+            tool_rounds=tool_rounds,
+            tool_choice=tool_choice,
+            tool_answer=tool_answer,
         )
         finish = validated(schema)
         if stream:
@@ -2010,6 +2040,9 @@ class AsyncCalls:
         logprobs: bool = False,
         window: str = "",
         public: bool = False,
+        tool_rounds: int = 8,
+        tool_choice: str = "auto",
+        tool_answer: bool = True,
     ) -> Coroutine[Any, Any, Generation]: ...
 
     @overload
@@ -2049,6 +2082,9 @@ class AsyncCalls:
         logprobs: bool = False,
         window: str = "",
         public: bool = False,
+        tool_rounds: int = 8,
+        tool_choice: str = "auto",
+        tool_answer: bool = True,
     ) -> AsyncStream[Chunk, Generation]: ...
 
     @overload
@@ -2088,6 +2124,9 @@ class AsyncCalls:
         logprobs: bool = False,
         window: str = "",
         public: bool = False,
+        tool_rounds: int = 8,
+        tool_choice: str = "auto",
+        tool_answer: bool = True,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -2126,6 +2165,9 @@ class AsyncCalls:
         logprobs: bool = False,
         window: str = "",
         public: bool = False,
+        tool_rounds: int = 8,
+        tool_choice: str = "auto",
+        tool_answer: bool = True,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -2136,6 +2178,16 @@ class AsyncCalls:
         after: earlier requests, of the agent or of those below it, that must have ended first,
             however
         they end; those are as urgent meanwhile as this one is. Ids stand in replies and chunks.
+
+        tools: the model may call these, as the caller may by execute_tool. In each round it
+            either
+        calls one, or several at the same time, and is shown what came of that, or it answers.
+        What it
+        writes is held to a grammar made of the tools' input schemas; arguments are validated
+        before a
+        tool runs, and an error goes to the model too. With a key, no call that is on record is
+        made
+        again. tools go with schema (of the answer), not with raw, grammar, stop or beams.
 
         prompt: the user's turn, at most 4 Mi characters.
         messages: the turns of a chat.
@@ -2171,6 +2223,11 @@ class AsyncCalls:
             summarize, expand or expand-yarn; empty: as configured.
         public: the leading system message is no secret: what was computed of it may serve
             requests of other agents that begin the same.
+        tool_rounds: rounds of tool calls at most; then the model must answer.
+        tool_choice: auto: the model calls tools or answers; required: it must call one in each of
+            its tool_rounds.
+        tool_answer: after tool_rounds have the model answer; else the reply comes with the calls
+            of the last round, whose results the model has not read.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -2208,6 +2265,9 @@ class AsyncCalls:
             logprobs=logprobs,
             window=window,
             public=public,
+            tool_rounds=tool_rounds,
+            tool_choice=tool_choice,
+            tool_answer=tool_answer,
         )
         finish = validated(schema)
         if stream:
