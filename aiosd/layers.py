@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import subprocess
 from typing import Final
 
 from aiosd import boxgroup, boxview, landlock, seccomp
+from aiosd.abi.tools import Layer, ListLayers
+from aiosd.access import Caller
 from aiosd.box import LayerReport
 
 PROBE_S: Final = 20.0
@@ -39,6 +42,41 @@ CURES: Final = {
 }
 
 
+NEEDED: Final = ("namespaces", "landlock", "seccomp")
+"""The layers without which nothing runs that asks for them."""
+STOPS: Final = {
+    "namespaces": "seeing other files, processes and networks; outliving the call",
+    "cgroup": "too many processes, too much memory, of all processes together",
+    "rlimits": "too large files, too much memory or processor time, of each process",
+    "landlock": "reading and writing beyond what is declared, whatever leads there",
+    "seccomp": "sockets, tracing, set-user-ID files, and calls that no tool needs",
+}
+
+
+class Doctor:
+    """Tells of the layers."""
+
+    async def sys_list_layers(self, caller: Caller, args: ListLayers) -> list[Layer]:
+        """List the layers."""
+        return [
+            Layer(
+                name=report.layer,
+                available=report.available,
+                reason=report.reason,
+                cure=report.cure,
+                stops=STOPS[report.layer],
+                needed=report.layer in NEEDED,
+            )
+            for report in await asyncio.to_thread(doctor)
+        ]
+
+
+async def known() -> None:
+    """Return when it is known what this machine has, without holding up the event loop."""
+    if not _trial.cache_info().currsize:
+        await asyncio.to_thread(doctor)
+
+
 def doctor() -> list[LayerReport]:
     """Say of each layer whether this machine can enforce it. Blocks for some 20 ms once."""
     reasons = {
@@ -54,12 +92,20 @@ def doctor() -> list[LayerReport]:
     ]
 
 
-@functools.cache
 def _namespaces() -> tuple[bool, str]:
-    """Make a box once, with every kind of namespace."""
+    """Tell whether boxes can be made; what was missing may have been installed meanwhile."""
     program = boxview.bubblewrap()
     if not program:
         return False, "bwrap is not installed"
+    found = _trial(program)
+    if not found[0]:
+        _trial.cache_clear()
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _trial(program: str) -> tuple[bool, str]:
+    """Make a box once, with every kind of namespace."""
     argv = [program, *NAMESPACES, "--ro-bind", "/", "/", "--proc", "/proc", "--", "/bin/true"]
     try:
         done = subprocess.run(argv, capture_output=True, timeout=PROBE_S, check=False, env={})

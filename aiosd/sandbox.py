@@ -33,12 +33,10 @@ from typing import Final
 
 from aiosd import boxgroup, boxview, confine, hosts, landlock, proctree, seccomp
 from aiosd.box import ALL, Box, LayerReport
-from aiosd.layers import CURES, NAMESPACES, doctor
+from aiosd.layers import CURES, NAMESPACES, NEEDED, doctor, known
 from aiosd.toolproxy import Proxy
 
-NEEDED: Final = ("namespaces", "landlock", "seccomp")
-"""The layers without which nothing runs that asks for them."""
-__all__ = ["ALL", "Box", "Boxed", "LayerReport", "check", "doctor", "start"]
+__all__ = ["ALL", "Box", "Boxed", "LayerReport", "check", "doctor", "known", "start"]
 
 LOW_FDS: Final = 100
 """Descriptors of the kernel's for `confine` have numbers from here on, those of tools below."""

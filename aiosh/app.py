@@ -36,6 +36,7 @@ PARTS: Final = {
     "store": ("store",),
     "rights": ("grant", "revoke", "grants", "approve", "audit"),
     "quota": ("quota",),
+    "tools": ("tools",),
     "simulate": ("simulate",),
     "system": ("info", "watermark", "syscall", "man"),
     "demo": ("demo",),

@@ -99,3 +99,23 @@ class RegisterTool(Call, frozen=True):
     key: Key = ""
     replace: Annotated[bool, Meta(description="in place of the registered one")] = False
     remove: bool = False
+
+
+class Layer(Record, frozen=True):
+    """A layer of the sandbox on this machine.
+
+    reason: what provides it, or why it is missing; cure: what to do then. stops: what it keeps a
+    tool from. needed: without it no tool runs that asks for isolation.
+    """
+
+    name: str
+    available: bool
+    reason: str
+    cure: str
+    stops: str
+    needed: bool
+
+
+@syscall(134, reply=list[Layer], since=2)
+class ListLayers(Call, frozen=True):
+    """List the layers of the sandbox, and what this machine can enforce."""

@@ -115,7 +115,16 @@ from aiosd.abi.storage import (
     StoredObject,
 )
 from aiosd.abi.system import Cancel, Event, Ping, Pong, Sysinfo, SystemInfo, Watch
-from aiosd.abi.tools import DescribeTool, ExecuteTool, ListTools, RegisterTool, Tool, ToolResult
+from aiosd.abi.tools import (
+    DescribeTool,
+    ExecuteTool,
+    Layer,
+    ListLayers,
+    ListTools,
+    RegisterTool,
+    Tool,
+    ToolResult,
+)
 
 
 class SyncCalls:
@@ -1340,6 +1349,11 @@ class SyncCalls:
             replace=replace,
             remove=remove,
         ))
+        return answer
+
+    def list_layers(self) -> list[Layer]:
+        """List the layers of the sandbox, and what this machine can enforce."""
+        answer: list[Layer] = self._call(ListLayers())
         return answer
 
     def grant(
@@ -2785,6 +2799,11 @@ class AsyncCalls:
             replace=replace,
             remove=remove,
         ))
+        return answer
+
+    async def list_layers(self) -> list[Layer]:
+        """List the layers of the sandbox, and what this machine can enforce."""
+        answer: list[Layer] = await self._call(ListLayers())
         return answer
 
     async def grant(

@@ -86,3 +86,30 @@ def test_terminate_reaches_the_program(tmp_path: Path) -> None:
             assert file.read() == b"bye\n"
 
     run(main())
+
+
+def test_hidden_directory_is_empty_wherever_it_lies(tmp_path: Path) -> None:
+    async def main() -> None:
+        for name in ("declared/kernel", "workspace"):
+            (tmp_path / name).mkdir(parents=True)
+        (tmp_path / "declared/seen").write_text("yes")
+        (tmp_path / "declared/kernel/state").write_text("no")
+        declared = str(tmp_path / "declared")
+        box = shell(
+            tmp_path / "workspace",
+            f"cat {declared}/seen {declared}/kernel/state; ls {declared}/kernel | wc -l",
+            write=(declared,),
+            hidden=(f"{declared}/kernel",),
+        )
+        _, data = await outcome(box)
+        assert data.startswith(b"yescat: ") and data.endswith(b"\n0\n")
+
+    run(main())
+
+
+def test_what_is_seen_anyway_may_be_declared(tmp_path: Path) -> None:
+    async def main() -> None:
+        box = shell(tmp_path, "echo fine", read=(sys.executable, "/usr/bin", "/usr"))
+        assert await outcome(box) == (0, b"fine\n")
+
+    run(main())
