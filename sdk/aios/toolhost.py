@@ -118,8 +118,9 @@ class Host:
         value = tool.result(_call(tool, call))
         files = changed(before, survey(call.workspace))
         if tool.names_file:
-            value = _artefact(root, value)
-            files = [value, *(name for name in files if name != value)]
+            file = _artefact(root, value)
+            value = {"artefact": file}
+            files = [file, *(name for name in files if name != file)]
         if len(files) > toolwire.MAX_ARTEFACTS:
             sys.stderr.write(f"{len(files)} files changed, {toolwire.MAX_ARTEFACTS} are named\n")
         metrics = {"cpu_s": _processor_seconds() - used, "memory": _memory()}

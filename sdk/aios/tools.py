@@ -51,6 +51,11 @@ Kind = Literal["json", "text", "image", "file"]
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _MARK: Final = "__aios_tool__"
+_MAGIC: Final = {
+    b"\x89PNG\r\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif",
+    b"BM": "image/bmp", b"II*\0": "image/tiff", b"MM\0*": "image/tiff",
+    b"%PDF-": "application/pdf", b"PK\x03\x04": "application/zip",
+}  # fmt: skip
 
 
 class Needs(TypedDict, total=False):
@@ -134,13 +139,15 @@ class Declared:
     def result(self, value: Any) -> Any:
         """Turn what the function returned into values of JSON. Raises BadResult.
 
-        Bytes become base64, paths strings.
+        Bytes become a table with `data` in base64 and `media_type`, paths strings.
         """
         try:
             plain = msgspec.to_builtins(value, enc_hook=_to_json, str_keys=True)
             msgspec.convert(plain, self._result, dec_hook=_from_json)
         except (TypeError, ValueError, RecursionError) as error:
             raise BadResult(f"{self.name} returned what it has not declared: {error}") from None
+        if isinstance(value, bytes):
+            return {"data": plain, "media_type": _media_type(value)}
         return plain
 
 
@@ -193,7 +200,7 @@ def tool(
             "version": version,
             "description": doc.description,
             "input": _input(function, arguments),
-            "output": _schema(function, result, "what it returns"),
+            "output": _output(function, result),
             "kind": kind or _kind(result),
             "needs": _checked(function, "needs", needs, Needs),
             "limits": _checked(function, "limits", limits, Limits),
@@ -342,11 +349,26 @@ def _input(function: Callable[..., Any], arguments: type[msgspec.Struct]) -> dic
     return schema
 
 
+def _output(function: Callable[..., Any], result: Any) -> dict[str, Any]:
+    """Return the schema of a result; that of a file is the kernel's own."""
+    schema = _schema(function, result, "what it returns")
+    return {} if _is_media(result) else schema
+
+
 def _kind(result: Any) -> Kind:
-    plain = _plain(result)
-    if plain is str:
+    if _plain(result) is str:
         return "text"
-    return "file" if plain is bytes or _is_path(plain) else "json"
+    return "file" if _is_media(result) else "json"
+
+
+def _is_media(result: Any) -> bool:
+    return _plain(result) is bytes or _is_path(_plain(result))
+
+
+def _media_type(data: bytes) -> str:
+    """Tell by its first bytes what a file is; application/octet-stream when that says nothing."""
+    found = (kind for magic, kind in _MAGIC.items() if data.startswith(magic))
+    return next(found, "application/octet-stream")
 
 
 def _plain(kind: Any) -> Any:

@@ -50,7 +50,7 @@ def write(name: Path, text: str) -> Path:
 @tool(kind="image")
 def picture() -> bytes:
     """Draw."""
-    return b"\x89PNG"
+    return b"\x89PNG\r\n\x1a\n"
 
 
 @tool

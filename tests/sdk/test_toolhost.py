@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,73 +13,17 @@ from typing import Any
 import pytest
 
 from aiosd.abi import toolwire
-from aiosd.abi.wire import Frames, frame
+from aiosd.abi.wire import frame
+from tests.toolhost import PATIENCE_S, Host, environment
 
-ROOT = Path(__file__).parents[2]
 SAMPLE = str(Path(__file__).with_name("sample_tools.py"))
-PATIENCE_S = 60.0
-
-
-class Host:
-    """A host and the kernel's end of its socket."""
-
-    def __init__(self, workspace: Path, *modules: str) -> None:
-        self.workspace = workspace
-        self.ours, theirs = socket.socketpair()
-        self.ours.settimeout(PATIENCE_S)
-        self._frames = Frames(toolwire.MAX_MESSAGE)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "aios.toolhost", f"--fd={theirs.fileno()}", *modules],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment(),
-            )
-        for pipe in (self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            os.set_blocking(pipe.fileno(), False)
-
-    def send(self, message: toolwire.Message) -> None:
-        self.ours.sendall(toolwire.pack(message))
-
-    def event(self) -> toolwire.Event | None:
-        """The host's next message; None when it has ended."""
-        while (payload := self._frames.take()) is None:
-            data = self.ours.recv(1 << 16)
-            if not data:
-                return None
-            self._frames.add(data)
-        return toolwire.decode_event(payload)
-
-    def call(self, tool: str, **arguments: Any) -> toolwire.Event | None:
-        self.send(toolwire.Call(7, tool, arguments, str(self.workspace)))
-        return self.event()
-
-    def printed(self) -> tuple[bytes, bytes]:
-        """What lies in stdout's and stderr's pipes now."""
-        assert self.process.stdout is not None and self.process.stderr is not None
-        return self.process.stdout.read() or b"", self.process.stderr.read() or b""
-
-    def close(self) -> int:
-        """Close the kernel's end; returns the host's exit status."""
-        self.ours.close()
-        try:
-            return self.process.wait(PATIENCE_S)
-        finally:
-            self.process.kill()
-            self.process.communicate()
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/sdk", "SAMPLE_URL": "http://sample"}
+PICTURE = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """One host for all calls that must leave it alive."""
-    host = Host(tmp_path_factory.mktemp("workspace"), SAMPLE)
+    host = Host(tmp_path_factory.mktemp("workspace"), SAMPLE, SAMPLE_URL="http://sample")
     ready = host.event()
     assert isinstance(ready, toolwire.Ready)
     assert {tool["name"] for tool in ready.tools} >= {"add", "later", "hang"}
@@ -109,10 +51,10 @@ def test_files_that_a_call_writes_are_its_artefacts(warm: Host) -> None:
     (warm.workspace / "old").write_text("not touched")
     done = warm.call("write", name="new.txt", text="1")
     assert isinstance(done, toolwire.Done)
-    assert (done.value, done.artefacts) == ("new.txt", ["new.txt", "beside/log"])
+    assert (done.value, done.artefacts) == ({"artefact": "new.txt"}, ["new.txt", "beside/log"])
     done = warm.call("write", name=str(warm.workspace / "new.txt"), text="22")
     assert isinstance(done, toolwire.Done)
-    assert (done.value, done.artefacts) == ("new.txt", ["new.txt", "beside/log"])
+    assert (done.value, done.artefacts) == ({"artefact": "new.txt"}, ["new.txt", "beside/log"])
     done = warm.call("add", a=1)
     assert isinstance(done, toolwire.Done) and done.artefacts == []
 
@@ -120,7 +62,8 @@ def test_files_that_a_call_writes_are_its_artefacts(warm: Host) -> None:
 def test_media_arrive_as_base64(warm: Host) -> None:
     done = warm.call("picture")
     assert isinstance(done, toolwire.Done)
-    assert base64.b64decode(done.value) == b"\x89PNG"
+    assert base64.b64decode(done.value["data"]) == PICTURE
+    assert done.value["media_type"] == "image/png"
 
 
 @pytest.mark.parametrize(
