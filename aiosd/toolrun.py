@@ -150,10 +150,12 @@ def spec(
     """
     tool = work.tool
     boxed = tool.isolation == "full"
+    reach = {"AIOS_TOOL_NETWORK": " ".join(tool.needs.network)} if tool.needs.network else {}
     known = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": INSIDE if boxed else work.workspace,
         "LANG": "C.UTF-8",
+        **reach,
         **(environ or {}),
         **work.environ,
     }

@@ -9,7 +9,8 @@ allows by name; besides that, only the standard library and the modules themselv
     modules = ["aiosd.abi"]
     may_import = ["msgspec"]
 
-Each name covers what lies below it. A module that doesn't exist is a mistake in the contract.
+Each name covers what lies below it; `except_below` leaves out parts of `modules`. A module that
+doesn't exist is a mistake in the contract.
 """
 
 import sys
@@ -24,16 +25,19 @@ class OnlyContract(Contract):
     type_name = "only"
 
     modules = fields.ListField(subfield=fields.StringField())
+    except_below = fields.ListField(subfield=fields.StringField(), required=False)
     may_import = fields.ListField(subfield=fields.StringField(), required=False)
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
         """Compare the graph with the list. `verbose` adds nothing here."""
         owners: list[str] = self.contract_options["modules"]
+        apart: list[str] = self.contract_options.get("except_below", [])
         allowed = [*owners, *self.contract_options.get("may_import", [])]
         strays = [
             (importer, imported)
             for owner in owners
             for importer in sorted({owner, *graph.find_descendants(owner)})
+            if not is_covered(importer, apart)
             for imported in sorted(graph.find_modules_directly_imported_by(importer))
             if not is_covered(imported, allowed)
         ]
