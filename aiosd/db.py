@@ -32,7 +32,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -73,6 +72,15 @@ class _Job:
     result: Any = None
     error: BaseException | None = None
 
+    def settle(self) -> None:
+        """Tell the one who waits; in the event loop."""
+        if self.future is None or self.future.done():  # nobody does, or he was cancelled
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
 
 class Database:
     """One open database file. Made by `open`; every method but `open` belongs to the event loop.
@@ -93,9 +101,13 @@ class Database:
         self._reader = _connect(path)
         self._reader.execute("pragma query_only = on")
         self._reading = threading.Lock()  # guards _reader: its thread, and read_now
-        self._read_pool = ThreadPoolExecutor(1, "aiosd-db-read")
-        self._thread = threading.Thread(target=self._run, name="aiosd-db-write", daemon=True)
-        self._thread.start()
+        self._reads: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._run, name="aiosd-db-write", daemon=True),
+            threading.Thread(target=self._run_reads, name="aiosd-db-read", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], migrations: Sequence[Migration]) -> Database:
@@ -167,10 +179,15 @@ class Database:
     async def read(self, fn: Callable[[Connection], T]) -> T:
         """Run fn on one consistent state of the database, in the reader's thread.
 
-        It sees every write that has returned. Raises what fn raises, and OSError.
+        It sees every write that has returned. Raises what fn raises, and OSError: EBADF after
+        close.
         """
+        if self._closed:
+            raise OSError(errno.EBADF, f"{self.path} is closed")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._read_pool, self.read_now, fn)
+        future: asyncio.Future[T] = loop.create_future()
+        self._reads.put(_Job(fn, False, future, loop))
+        return await future
 
     def read_now(self, fn: Callable[[Connection], T]) -> T:
         """Do the same in this thread, waiting for the disk: only before the loop serves anyone."""
@@ -191,8 +208,9 @@ class Database:
             return
         self._closed = True
         self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join)
-        self._read_pool.shutdown()
+        self._reads.put(None)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
         self._reader.close()
 
     def _hand_over(self, job: _Job) -> None:
@@ -211,12 +229,26 @@ class Database:
                 continue
             if job.room:
                 self._room.release()
-            if job.future.done():  # its caller was cancelled
-                continue
-            if job.error is not None:
-                job.future.set_exception(job.error)
-            else:
-                job.future.set_result(job.result)
+            job.settle()
+
+    # What runs in the reader's thread.
+
+    def _run_reads(self) -> None:
+        while (job := self._reads.get()) is not None:
+            self._read(job)
+            del job  # what was read may be large
+
+    def _read(self, job: _Job) -> None:
+        if job.future is not None and job.future.cancelled():
+            return
+        try:
+            job.result = self.read_now(job.fn)
+        except Exception as error:  # noqa: BLE001 (it goes to the one who waits)
+            job.error = error
+        try:
+            job.loop.call_soon_threadsafe(job.settle)
+        except RuntimeError:
+            _log.warning("a read outlived the one who waited for it")
 
     # The rest runs in the writer's thread.
 

@@ -118,6 +118,9 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         if not self._unsent:
+            if not self.session.flights:  # there are no others to come
+                self.transport.write(frame)
+                return
             self._server.loop.call_soon(self.flush)
         self._unsent.append(frame)
         self._unsent_size += len(frame)
