@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import uvloop
 
-        from aiosd import config, kernel, log, system
+        from aiosd import config, heap, kernel, log, system
     except ModuleNotFoundError as error:
         return _missing(error)
     if options.version:
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.rotate_key:
         return _rotate(settings.encryption.key_file)
     log.start(settings.kernel.log_level)
+    heap.keep()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_live(lambda: kernel.Kernel(settings, reread, _source(options))))
