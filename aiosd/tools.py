@@ -21,7 +21,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +40,7 @@ from aiosd.rates import Rates
 from aiosd.settings import Config
 from aiosd.toolbook import Book
 from aiosd.toolfiles import Workspaces
+from aiosd.toolpackages import Packages
 from aiosd.toolpool import Pool
 from aiosd.toolrun import Outcome, Programs, Runner, Work, flooded, too_slow, unlike
 from aiosd.toolsecrets import Secrets, strike, strike_all
@@ -57,15 +58,11 @@ INNER: Final = "execute_tool.inner"
 """What keyed calls of other parts of the kernel are kept under."""
 
 
-async def _nothing_to_find() -> None:
-    """All tools are known."""
-
-
 class ToolManager:
     """All tools, and the calls under way. config: what is set now.
 
-    runners: what carries out the tools of each kind: "command", "python", "mcp". discover: finds
-    tools that are not known yet, before one is looked up in vain or all are listed.
+    runners: what carries out the tools of each kind: "command", "python", "mcp". packages: finds
+    those of installed packages, before one is looked up in vain or all are listed.
     """
 
     def __init__(
@@ -96,7 +93,7 @@ class ToolManager:
             "command": Programs(settings, hidden),
             "python": self.pool,
         }
-        self.discover: Callable[[], Awaitable[None]] = _nothing_to_find
+        self.packages = Packages(settings, state_dir, hidden, self.catalog)
         self._once = Onetime(db)
         self._rates = Rates()
         self._turns = Turns(start.tools.max_running, start.tools.max_queue)
@@ -115,6 +112,7 @@ class ToolManager:
 
     async def close(self) -> None:
         """End all hosts; calls have ended before."""
+        await self.packages.close()
         await self.pool.close()
         if self._clearing:
             await asyncio.wait(self._clearing)
@@ -128,6 +126,7 @@ class ToolManager:
         )  # fmt: skip
         self._wake(self._turns.next())
         self.catalog.read_manifests()
+        self.packages.forget()
 
     # What the kernel asks.
 
@@ -163,7 +162,7 @@ class ToolManager:
 
     async def sys_list_tools(self, caller: Caller, args: ListTools) -> list[Tool]:
         """List all tools, by name."""
-        await self.discover()
+        await self.packages.discover()
         return [self.shown(tool) for tool in self.catalog]
 
     async def sys_describe_tool(self, caller: Caller, args: DescribeTool) -> Tool:
@@ -173,7 +172,7 @@ class ToolManager:
     async def sys_register_tool(self, caller: Caller, args: RegisterTool) -> Tool:
         """Declare a tool for good, or take one away."""
         if not args.remove:
-            await self.discover()
+            await self.packages.discover()
             tool = await self.catalog.register(dict(args.declaration), args.replace, self.shown)
         else:
             name = args.declaration.get("name", "")
@@ -218,7 +217,7 @@ class ToolManager:
     async def find(self, name: str) -> Declaration:
         """Return a tool; FileNotFoundError when there is none of that name."""
         if name not in self.catalog:
-            await self.discover()
+            await self.packages.discover()
         return self.catalog.get(name)
 
     def shown(self, tool: Declaration) -> Tool:

@@ -131,6 +131,8 @@ class Daemon:
     def configure(self, text: str) -> None:
         """Write the configuration: `text`, and what every test needs; no cores unless it has."""
         cores = "" if "[[cores]]" in text else "cores = []\n"
+        if "[tools" not in text:  # to know those that packages bring takes seconds
+            text += "\n[tools]\npackages = []\n"
         self.config.write_text(f'{cores}{text}\n[context]\nkv_dir = "{self._kv_dir}"\n')
 
     def arguments(self, *more: str) -> Sequence[str]:
