@@ -203,7 +203,7 @@ class Host(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._tickets = 0
         self._answer: asyncio.Future[w.Event] = self._loop.create_future()
-        process.on_flood = self._flood
+        process.flood.add_done_callback(lambda flood: self._flood())
 
     async def ready(self, seconds: float) -> None:
         """Return when it takes calls."""

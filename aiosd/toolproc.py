@@ -6,7 +6,7 @@
     await process.end(grace)             # TERM, then KILL to the whole tree
 
 What must hold: what a process writes is read as it comes and kept up to a limit, so that neither
-it nor the kernel waits for the other; `on_flood` hears when there is more. After `end` nothing of
+it nor the kernel waits for the other; `flood` tells when there is more. After `end` nothing of
 the process is left, and no descriptor.
 """
 
@@ -107,18 +107,18 @@ class Pipe:
 
 
 class Process:
-    """A running tool. exited: its status, 128+n when signal n ended it."""
+    """A running tool. exited: its status, 128+n when signal n ended it. flood: it wrote more."""
 
     def __init__(self, boxed: Boxed, stdout: int, stderr: int, stdin: int, limit: int) -> None:
         self._boxed = boxed
         self.exited = boxed.exited
         self.pid = boxed.pid
-        self.on_flood: Callable[[], None] = lambda: None
         self.stdout = Pipe(stdout, limit, self._flooded)
         self.stderr = Pipe(stderr, limit, self._flooded)
         self._stdin = stdin
         self._left = memoryview(b"")
         self._loop = asyncio.get_running_loop()
+        self.flood: asyncio.Future[None] = self._loop.create_future()
 
     def feed(self, data: bytes) -> None:
         """Write its standard input as fast as it reads, then close it."""
@@ -145,7 +145,8 @@ class Process:
         self.stderr.close()
 
     def _flooded(self) -> None:
-        self.on_flood()
+        if not self.flood.done():
+            self.flood.set_result(None)
 
     def _write(self) -> None:
         while self._left:

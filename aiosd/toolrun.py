@@ -99,15 +99,12 @@ class Programs:
         """Start the program, give it the arguments, and return what it answers."""
         tool, began = work.tool, time()
         process = await toolproc.start(spec(work, tool.command, self._hidden), stdin=True)
-        flood = asyncio.get_running_loop().create_future()
-        process.on_flood = lambda: None if flood.done() else flood.set_result(None)
-        grace = 0.0
+        flood, grace = process.flood, 0.0
         try:
             process.feed(msgspec.json.encode(work.arguments))
             seconds = max(0.0, work.left())
-            await asyncio.wait(
-                {process.exited, flood}, timeout=seconds, return_when="FIRST_COMPLETED"
-            )
+            ends: set[asyncio.Future[Any]] = {process.exited, flood}
+            await asyncio.wait(ends, timeout=seconds, return_when="FIRST_COMPLETED")
             if flood.done():
                 raise flooded(tool)
             if not process.exited.done():

@@ -55,7 +55,7 @@ from aiosd.abi.process import (
 )
 from aiosd.abi.storage import Passage, StorageSpace, StoredObject
 from aiosd.abi.system import CallStatistics, Event, Pong, SystemInfo, Welcome
-from aiosd.abi.tools import Tool, ToolResult
+from aiosd.abi.tools import Layer, Tool, ToolResult
 
 if TYPE_CHECKING:
     from aios import tools as tools
@@ -84,6 +84,7 @@ __all__ = [
     "Identity",
     "Interaction",
     "Kernel",
+    "Layer",
     "LogRecord",
     "Memory",
     "Message",

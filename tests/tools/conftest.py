@@ -51,6 +51,16 @@ class Bench:
         known = {"name": name, "command": [f"./{name}.sh"], "isolation": "none", **fields}
         (self.path / f"{name}.toml").write_text(toml(known))
 
+    def pipes(self) -> None:
+        """Make what gated tools say that they have begun with, and wait for."""
+        for name in ("begun", "gate"):
+            os.mkfifo(self.path / name)
+
+    @property
+    def gated(self) -> str:
+        """The script of a tool that waits for `release`."""
+        return f"read a; echo $$ > {self.path}/begun; read x < {self.path}/gate; echo $a"
+
     def begun(self) -> int:
         """Return the pid of the gated tool that begins next."""
         return int((self.path / "begun").read_text())
@@ -105,12 +115,10 @@ def bench(world: World) -> Iterator[Bench]:
     )
     bench.add("needy", "echo 1", needs={"secrets": ["NOWHERE"]})
     bench.add("rated", "echo 1", limits={"rate": 0.001, "burst": 5})
-    for name in ("begun", "gate"):
-        os.mkfifo(bench.path / name)
-    gated = f"read a; echo $$ > {bench.path}/begun; read x < {bench.path}/gate; echo $a"
+    bench.pipes()
     for name, fields in {"gated": {}, "lone": {"exclusive": "printer"}}.items():
-        bench.add(name, gated, limits={"time": 120}, **fields)
-    bench.add("single", gated, limits={"time": 120, "concurrent": 1})
+        bench.add(name, bench.gated, limits={"time": 120}, **fields)
+    bench.add("single", bench.gated, limits={"time": 120, "concurrent": 1})
     (bench.path / "wrong.toml").write_text('name = "wrong"\nlimits = {tim = 3}\n')
     secrets = bench.daemon.state_dir / "secrets.toml"
     secrets.write_text('API_KEY = "hush-hush"\n')

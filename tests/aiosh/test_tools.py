@@ -1,0 +1,35 @@
+"""tools against a real daemon: ls, show, run, register, remove, doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.aiosh.conftest import Run
+
+pytestmark = pytest.mark.usefixtures("kernel")
+
+
+def test_a_tool_from_declaring_to_taking_away(ctl: Run, tmp_path: Path) -> None:
+    manifest = tmp_path / "cat.toml"
+    manifest.write_text('name = "cat"\ncommand = ["cat"]\ndescription = "Say it again."\n')
+    assert ctl("tools", "register", str(manifest)).status == 0
+    again = ctl("tools", "register", str(manifest))
+    assert again.status == 1 and "there is a tool 'cat' already (registered)" in again.err
+    assert ctl("tools", "register", str(manifest), "--replace").status == 0
+    assert [row[:3] for row in ctl("tools").rows()] == [["cat", "1", "registered"]]
+    assert json.loads(ctl("tools", "show", "cat").out)["description"] == "Say it again."
+    assert ctl("tools", "remove", "cat").status == 0
+    assert json.loads(ctl("tools", "ls", "--json").out) == []
+    gone = ctl("tools", "run", "cat", "a=1")
+    assert gone.status == 1 and "there is no tool 'cat'" in gone.err
+
+
+def test_mistakes_are_named(ctl: Run, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text('name = "wrong"\ncommand = ["cat"]\nisolation = "none"\n')
+    refused = ctl("tools", "register", str(wrong))
+    assert refused.status == 1 and "field 'isolation'" in refused.err
+    assert ctl("tools", "run", "cat", "a").status == 2
