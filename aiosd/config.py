@@ -423,8 +423,7 @@ def _resolve(config: Config, environ: Mapping[str, str], system: bool) -> Config
 def _agent_path(path: list[str], environ: Mapping[str, str], system: bool) -> list[str]:
     own = Path("/usr/local/share") if system else _xdg(environ, "XDG_DATA_HOME", ".local/share")
     here = Path(__file__).resolve().parent
-    places = (here / "agents", here.parent / "agents")  # installed, and in a checkout
-    shipped = next((place for place in places if (place / "math.py").is_file()), None)
+    shipped = next((p for p in (here / "agents", here.parent / "agents") if p.is_dir()), None)
     return [*(path or [str(own / "aios/agents")]), *([str(shipped)] if shipped else [])]
 
 

@@ -6,6 +6,12 @@ from agents.tools.units import unit_convert
 from aios.tools import BadArguments
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a busy machine take its time."""
+    monkeypatch.setattr("agents.tools.units.TIME_S", 600)
+
+
 @pytest.mark.parametrize(
     ("value", "unit", "to", "result"),
     [
