@@ -24,7 +24,7 @@ from aiosd.access import Caller
 from aiosd.context import Context, Contexts
 from aiosd.cores.dispatcher import Cores
 from aiosd.engine.prompt import common
-from aiosd.engine.protocol import Goal, Sampling, Tokens
+from aiosd.engine.protocol import Goal, Sampling, Slide, Tokens
 from aiosd.generation import Generation, check
 from aiosd.order import Order
 from aiosd.process import Process
@@ -121,6 +121,7 @@ class Preparation:
         system = [] if sequence.tokens else await leading.system(context.core, args)
         await self._order.turn(generation, self._table.get(generation.aid).nice)
         await context.core.placement.settle(sequence)
+        self._begins(generation, len(read.tokens))  # before turns go to make room for it
         await self._afford(generation, len(read.tokens))
         window = context.core.setup.n_ctx
         tokens = await self._room.enter(generation, read)
@@ -161,28 +162,33 @@ class Preparation:
         if reserved is not None:
             await asyncio.shield(reserved)
 
+    def _begins(self, generation: Generation, new: int) -> Slide | None:
+        """Ask all that may be refused, before anything is changed; return how its context slides.
+
+        new: tokens that it adds to its context. Raises OSError.
+        """
+        context, beams = generation.context, generation.args.beams
+        context.core.check()
+        if beams > context.core.setup.slots:
+            raise OSError(
+                errno.EINVAL,
+                f"llm_generate: beams: {beams} take as many slots, core {context.core.name} "
+                f"has {context.core.setup.slots}; ask for fewer, or give the core more",
+            )
+        if not context.sequence.tokens and not new:
+            raise OSError(errno.EINVAL, "llm_generate: the context is empty; give a prompt")
+        return self._room.slide(context)
+
     def _set(
         self, generation: Generation, tokens: list[int], grammar: str, system: list[int]
     ) -> None:
-        """Append new tokens to the context and say what to do; system: what leading.py found.
-
-        All that may be refused is asked before anything is changed.
-        """
+        """Append new tokens to the context and say what to do; system: what leading.py found."""
         context, args = generation.context, generation.args
         process = self._table.get(generation.aid)
-        context.core.check()
-        if args.beams > context.core.setup.slots:
-            raise OSError(
-                errno.EINVAL,
-                f"llm_generate: beams: {args.beams} take as many slots, core {context.core.name} "
-                f"has {context.core.setup.slots}; ask for fewer, or give the core more",
-            )
+        slide = self._begins(generation, len(tokens))
         generation.fit()
         sequence, window = context.sequence, context.core.setup.n_ctx
         length = len(sequence.tokens) + len(tokens)
-        if not length:
-            raise OSError(errno.EINVAL, "llm_generate: the context is empty; give a prompt")
-        slide = self._room.slide(context)
         sampled = 0 if tokens else sequence.reopen(context.core.setup.grid)
         generation.cached_tokens = sequence.kv
         generation.prompt_tokens = length

@@ -381,7 +381,8 @@ class Room:
         ends = [*(turn.start for turn in window.turns[1:]), len(tokens)]
         for turn, end in zip(list(window.turns), ends, strict=False):
             if first <= turn.number <= last:
-                ids = [tokens[at] for at in range(turn.start, end) if at not in window.aside]
+                held = range(turn.start, min(end, len(tokens)))  # its tokens may be on their way
+                ids = [tokens[at] for at in held if at not in window.aside]
                 text = await self._text(context.core, ids)
                 at = turn.start if turn.start < window.head else window.before + turn.start
                 found[at] = abi.ContextTurn(turn.number, turn.role, text, ids)

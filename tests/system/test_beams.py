@@ -164,3 +164,13 @@ def test_a_fork_and_a_snapshot_in_the_middle_of_a_search_begin_at_its_prompt(
         with daemon.connect() as person:
             person.call(GenRestore(row.cid))
         assert a.ask("", context=row.cid, raw=False, max_tokens=5).token_ids
+
+
+def test_what_is_refused_leaves_its_context_as_it_was(daemon: Daemon) -> None:
+    with Writer(daemon) as a:
+        said = a.ask("hello", max_tokens=9)
+        before = a.call(GetContext(said.context, 1, 9))
+        with pytest.raises(OSError, match="beams: 6 take as many slots"):
+            a.ask("and now", context=said.context, beams=6)
+        after = a.call(GetContext(said.context, 1, 9))
+        assert (after.turns, after.length) == (before.turns, before.length)
