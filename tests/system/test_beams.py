@@ -30,6 +30,8 @@ options = {step_ms = 1, eog = 0.0}
 policy = "rr"
 quantum = 6
 """
+SLOW = CORE.replace("step_ms = 1,", "step_ms = 100,")
+"""On which a search of a dozen steps takes longer than a test to come to its middle."""
 WIDE: dict[str, Any] = {"beams": 4, "max_tokens": 40}
 
 
@@ -39,6 +41,17 @@ def daemon(world: World) -> Iterator[Daemon]:
     world.state_dirs.append(state)
     places = state, world.make(must_end_empty=True), world.make(must_end_empty=True)
     with Daemon(*places, config=CORE) as daemon:
+        until(lambda: core(daemon).state == "ready", "the core is ready")
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def slow(world: World) -> Iterator[Daemon]:
+    """A daemon whose searches last; for tests that do something in their middle."""
+    state = world.make(must_end_empty=False)
+    world.state_dirs.append(state)
+    places = state, world.make(must_end_empty=True), world.make(must_end_empty=True)
+    with Daemon(*places, config=SLOW) as daemon:
         until(lambda: core(daemon).state == "ready", "the core is ready")
         yield daemon
 
@@ -92,19 +105,19 @@ def test_a_search_outlives_its_worker(daemon: Daemon) -> None:
             assert a.finish(wanted).beams == expected
 
 
-def test_a_search_that_is_cancelled_gives_its_slots_back(daemon: Daemon) -> None:
-    with Writer(daemon) as a:
-        expected = a.ask("go on", max_tokens=9).token_ids
-        late = a.ask("go on", deadline=0.005, beams=5, max_tokens=900)
+def test_a_search_that_is_cancelled_gives_its_slots_back(slow: Daemon) -> None:
+    with Writer(slow) as a:
+        expected = a.ask("go on", max_tokens=3).token_ids
+        late = a.ask("go on", deadline=0.005, beams=5, max_tokens=300)
         assert (late.finish_reason, late.reason, late.beams) == ("cancelled", "deadline", [])
-        before = core(daemon).tokens_out
+        before = core(slow).tokens_out
         wanted = a.submit("go on", beams=5, max_tokens=40_000)
-        until(lambda: core(daemon).tokens_out > before, "it searches")
+        until(lambda: core(slow).tokens_out > before, "it searches")
         a.cancel(wanted)
         cut = a.finish(wanted)
         assert cut.finish_reason == "cancelled"
-        assert a.ask("go on", max_tokens=9).token_ids == expected
-        assert a.ask("go on", **WIDE).beams
+        assert a.ask("go on", max_tokens=3).token_ids == expected
+        assert a.ask("go on", beams=4, max_tokens=3).beams
 
 
 @pytest.mark.parametrize(
@@ -143,25 +156,27 @@ def test_a_search_outlives_the_kernel(state_dir: Path, runtime_dir: Path, kv_dir
 
 
 def test_a_fork_and_a_snapshot_in_the_middle_of_a_search_begin_at_its_prompt(
-    daemon: Daemon,
+    daemon: Daemon, slow: Daemon
 ) -> None:
-    with Writer(daemon) as a:
-        prompt = "halfway there " * 9
-        long = {**WIDE, "max_tokens": 800}
-        expected = a.ask(prompt, **long).beams
-        enough = core(daemon).tokens_out + 8
-        wanted = a.submit(prompt, **long)
-        until(lambda: core(daemon).tokens_out > enough, "it searches")
-        with daemon.connect() as person:
+    prompt = "halfway there " * 9
+    with Writer(daemon) as quick:
+        expected = quick.ask(prompt, **WIDE).beams
+    with Writer(slow) as a:
+        enough = core(slow).tokens_out + 8
+        wanted = a.submit(prompt, **WIDE)
+        until(lambda: core(slow).tokens_out > enough, "it searches")
+        with slow.connect() as person:
+            person.call(SuspendAgent(a.aid))
             [row] = [row for row in person.call(ListContexts(a.aid)) if row.busy]
             person.call(GenSnapshot(row.cid, name="middle"))
             child = person.call(Fork(a.aid))
+            person.call(ResumeAgent(a.aid))
         assert a.finish(wanted).beams == expected
-        with Writer(daemon, credential=child.credential) as c:
+        with Writer(slow, credential=child.credential) as c:
             mine = [row for row in c.call(ListContexts(child.aid)) if row.tokens == len(prompt)]
             assert mine
-            assert c.ask("", context=mine[0].cid, raw=False, **WIDE).beams
-        with daemon.connect() as person:
+            assert c.ask("", context=mine[0].cid, raw=False, beams=4, max_tokens=3).beams
+        with slow.connect() as person:
             person.call(GenRestore(row.cid))
         assert a.ask("", context=row.cid, raw=False, max_tokens=5).token_ids
 
