@@ -81,6 +81,7 @@ def test_terminate_reaches_the_program(tmp_path: Path) -> None:
         os.close(theirs)
         with io.FileIO(ours) as file:
             assert await asyncio.to_thread(file.readline) == b"started\n"
+            await boxed.ready()  # until the kernel knows that it runs, to end it is to kill it
             boxed.terminate()
             assert await boxed.exited == 7
             assert file.read() == b"bye\n"
