@@ -23,6 +23,8 @@ MOST: Final = 20_000
 """Files that are looked at in one workspace."""
 NAMED: Final = 256
 """Files that a call's result names."""
+TICK: Final = 0.01
+"""Seconds by which a file's time may lag behind the clock: it moves with the timer's interrupt."""
 
 
 class Workspaces:
@@ -65,7 +67,7 @@ async def size(folder: str) -> int:
 def _changed(folder: str, since: float) -> list[str]:
     names: list[str] = []
     for path, found in _files(folder):
-        if found.st_mtime >= since and len(names) < NAMED:
+        if found.st_mtime >= since - TICK and len(names) < NAMED:
             names.append(os.path.relpath(path, folder))
     return sorted(names)
 
