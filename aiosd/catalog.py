@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from aiosd.declaration import Declaration, declare
+from aiosd.declaration import Declaration, declare, widen
 from aiosd.keys import answerer
 from aiosd.killpoint import reach
 from aiosd.settings import Tools
@@ -94,7 +94,20 @@ class Catalog:
         for source in sorted(self._sources, key=_rank):
             for name, tool in self._sources[source].items():
                 tools.setdefault(name, tool)
-        self._tools = tools
+        self._tools = {name: self._widened(tool) for name, tool in tools.items()}
+
+    def _widened(self, tool: Declaration) -> Declaration:
+        """Return a tool with what the operator lets it reach besides."""
+        self.problems.pop(f"needs:{tool.name}", None)
+        more = self._settings().needs.get(tool.name)
+        if not more:
+            return tool
+        try:
+            return widen(tool, more)
+        except OSError as error:
+            self.problems[f"needs:{tool.name}"] = str(error.strerror)
+            log.warning("%s", error.strerror)
+            return tool
 
     # Manifests.
 

@@ -163,6 +163,24 @@ def declare(
     return found
 
 
+def widen(tool: Declaration, more: Mapping[str, list[str]]) -> Declaration:
+    """Return a tool that needs more: what an operator adds to its own needs, field by field.
+
+    Raises OSError(EINVAL) that names the setting.
+    """
+    try:
+        added = msgspec.convert(more, Needs)
+        _check_needs(f"tool {tool.name}", added)
+    except msgspec.ValidationError as error:
+        reason = ": ".join(_place(str(error)))
+        raise OSError(errno.EINVAL, f"[tools.needs.{tool.name}]: {reason}") from None
+    except OSError as error:
+        raise OSError(errno.EINVAL, f"[tools.needs.{tool.name}]: {error.strerror}") from None
+    own = msgspec.structs.asdict(tool.needs)
+    both = {field: tuple(dict.fromkeys([*own[field], *getattr(added, field)])) for field in own}
+    return msgspec.structs.replace(tool, needs=Needs(**both))
+
+
 def _command(tool: str, command: tuple[str, ...], base: str) -> tuple[str, ...]:
     """Return argv with a program in the manifest's directory made absolute."""
     if not command:

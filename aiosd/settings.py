@@ -351,7 +351,7 @@ class Tools(Section, frozen=True, kw_only=True):
     concurrent: of one agent and tool, where the tool says nothing. max_timeout: seconds that any
     call may take. kill_timeout: from TERM to KILL. max_warm: hosts kept for the next call; idle:
     how long. workspace_limit: bytes of one agent's workspace. settings: by tool, what it finds in
-    its environment.
+    its environment. needs: by tool, what it may reach beyond what it declares.
     """
 
     path: Annotated[list[str], PATH] = []
@@ -366,6 +366,7 @@ class Tools(Section, frozen=True, kw_only=True):
     workspace_limit: Size = 256 << 20
     secrets_file: Place = ""
     settings: dict[str, dict[str, str]] = {}
+    needs: dict[str, dict[str, list[str]]] = {}
 
 
 class Config(Section, frozen=True, kw_only=True):
