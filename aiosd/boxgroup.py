@@ -23,9 +23,9 @@ import msgspec
 ROOT: Final = "/sys/fs/cgroup"
 PREFIX: Final = "aios-box-"
 WANTED: Final = ("memory", "pids", "cpu")
-SHARE: Final = 204
+SHARE: Final = 512
 """CPU shares of a box (version 1; the usual is 1024): tools come after the kernel and its cores."""
-WEIGHT: Final = 20
+WEIGHT: Final = 50
 """The same in version 2 (the usual is 100)."""
 
 SWEEPS: Final = 20

@@ -1,11 +1,12 @@
 """What runs first inside a tool's box: takes rights away from itself, then becomes the tool.
 
-    python -I confine.py FD
+    python -I -c "..." FD        (START, with this module's own code and the order in FD)
 
-FD holds the order that `sandbox.start` wrote, in marshal's format (both ends are one Python). The
-layers come in an order in which each still lets the next be put on: cgroup, limits, the listening
-socket of the proxy, no_new_privs, Landlock, seccomp. Then the program: executed, or, where it is a
-module for this very Python, run in place, which saves a second start of the interpreter.
+The order is what `sandbox.start` wants, in marshal's format (both ends are one Python); the code
+comes with it, compiled by the kernel once, as Python would compile a program's text at each start.
+The layers come in an order in which each still lets the next be put on: cgroup, limits, the
+listening socket of the proxy, no_new_privs, Landlock, seccomp. Then the program: executed, or,
+where it is a module for this very Python, run in place, which saves a second start of Python.
 
 What must hold: nothing of the tool runs unless every layer of the order is on. The kernel hears
 on the report's descriptor: "+" and an end, and the program runs, or "+errno message" or "errno
@@ -20,7 +21,7 @@ import ctypes
 import marshal
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
@@ -32,12 +33,19 @@ CONNECT_TCP = 2
 ON_FILES = 0b1100_0000_0000_0111  # the Landlock rights that a file, not a directory, can have
 SETUP_FAILED = 126
 
+START = "import marshal,sys;f=open(int(sys.argv[1]),'rb');exec(marshal.load(f));main(f)"
+"""How Python is told to run this: -c START FD."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main() -> None:
-    """Confine this process as the order says, then run the program. Returns when a module did."""
-    order = _read(int(sys.argv[1]))
+def main(file: BinaryIO) -> None:
+    """Confine this process as the order says, then run the program. Returns when a module did.
+
+    file: holds the order from where it is now; it is closed.
+    """
+    with file:
+        order: dict[str, Any] = marshal.load(file)
     doing = ""
     try:
         for step, act in (
@@ -56,12 +64,6 @@ def main() -> None:
     except (OSError, ValueError) as error:
         _fail(order["report"], f"cannot {doing}", error)
     _run(order)
-
-
-def _read(fd: int) -> dict[str, Any]:
-    with open(fd, "rb") as file:
-        order: dict[str, Any] = marshal.loads(file.read())
-    return order
 
 
 def _fail(report: int, what: str, error: OSError | ValueError) -> NoReturn:
@@ -220,7 +222,3 @@ def _run_module(path: list[str], argv: list[str], env: dict[str, str]) -> None:
     import runpy
 
     runpy.run_module(argv[2], run_name="__main__", alter_sys=True)
-
-
-if __name__ == "__main__":
-    main()

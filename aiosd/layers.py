@@ -112,7 +112,12 @@ def _trial(program: str) -> tuple[bool, str]:
     except (OSError, subprocess.SubprocessError) as error:
         return False, f"{program}: {error}"
     if done.returncode:
-        return False, f"{program}: {done.stderr.decode(errors='replace').strip()[:300]}"
+        why = done.stderr.decode(errors="replace").strip()[:300]
+        if "mount proc" in why:
+            why += (
+                " (something is mounted over this machine's /proc, as ProtectKernelTunables does)"
+            )
+        return False, f"{program}: {why}"
     return True, program
 
 

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import marshal
 import os
 import re
@@ -175,12 +176,12 @@ class _Making:
             "landlock": _rules(box) if "landlock" in box.layers else None,
             "seccomp": seccomp.build(bool(box.network)) if "seccomp" in box.layers else b"",
         }
-        return self._file("order", marshal.dumps(order))
+        return self._file("order", _code() + marshal.dumps(order))
 
     def command(self, order: int) -> list[str]:
         """Return what to execute."""
         flags = ["-I"] if self.box.argv[0] == sys.executable else ["-I", "-S"]
-        inner = [sys.executable, *flags, confine.__file__, str(order)]
+        inner = [sys.executable, *flags, "-c", confine.START, str(order)]
         if "namespaces" not in self.box.layers:
             return inner
         made = {path: self._file("made", data) for path, data in boxview.MADE.items()}
@@ -209,6 +210,13 @@ class _Making:
         limits = boxgroup.Limits(self.box.memory, self.box.processes)
         self.group = boxgroup.create(limits)
         return [self.lend(fd) for fd in self.group.descriptors] if self.group is not None else []
+
+
+@functools.cache
+def _code() -> bytes:
+    """Return `confine`, compiled."""
+    with open(confine.__file__, encoding="utf-8") as file:
+        return marshal.dumps(compile(file.read(), confine.__file__, "exec"))
 
 
 def environment(box: Box) -> dict[str, str]:
@@ -283,29 +291,33 @@ class Boxed:
         return not self.exited.done()
 
     def terminate(self) -> None:
-        """Ask every process of the tool to end (SIGTERM)."""
-        if self.running and self._ready.done():
-            proctree.signal_tree(self.pid, signal.SIGTERM)
-            if not self._namespaces:
-                self._signal(signal.SIGTERM)
-        elif self.running:
+        """Ask every process of the tool to end (SIGTERM); before it runs, end the box."""
+        if not self.running:
+            return
+        self._hear()
+        if not self._ready.done() and self._heard != b"+":
             self.kill_tree()
+            return
+        proctree.signal_tree(self.pid, signal.SIGTERM)
+        if not self._namespaces:
+            self._signal(signal.SIGTERM)
 
     def kill_tree(self) -> None:
         """Kill every process of the tool, at once."""
         if not self.running:
             return
+        self._hear()
         self._doomed = True
-        if not self._ready.done():
-            # The box is being built: `confine` sees this and ends it. Killed at once, bubblewrap
-            # could leave a child that waits for it for ever.
-            self._cut()
-            self._loop.call_later(2.0, self._signal, signal.SIGKILL)
-        elif self._init >= 0:
+        if self._init >= 0:
             # The first process of its namespace: Linux ends the others with it, and bubblewrap,
             # its parent, when all are gone.
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init, signal.SIGKILL)
+        elif not self._ready.done():
+            # The box is being built: `confine` sees this and ends it. Killed at once, bubblewrap
+            # could leave a child that waits for it for ever.
+            self._cut()
+            self._loop.call_later(2.0, self._signal, signal.SIGKILL)
         else:
             proctree.kill_tree(self.pid)
             self._signal(signal.SIGKILL)
@@ -325,26 +337,27 @@ class Boxed:
             self._lifeline = -1
 
     def _hear(self) -> None:
-        """Take in what `confine` reports."""
-        if self._report < 0:
-            return
-        try:
-            data = os.read(self._report, 4096)
-        except BlockingIOError:
-            return
-        self._heard += data
-        if self._init < 0 and (found := CHILD.search(self._heard)):
-            self._heard = self._heard[found.end() :]
-            with contextlib.suppress(ProcessLookupError):
-                self._init = os.pidfd_open(int(found[1]))
-        if not data:
-            self._loop.remove_reader(self._report)
-            os.close(self._report)
-            self._report = -1
-            if self._heard == b"+":
-                self._started()
-            else:
-                self._settle()
+        """Take in what bubblewrap and `confine` report, as far as it has come."""
+        while self._report >= 0:
+            try:
+                data = os.read(self._report, 4096)
+            except BlockingIOError:
+                return
+            self._heard += data
+            if self._init < 0 and (found := CHILD.search(self._heard)):
+                self._heard = self._heard[found.end() :]
+                with contextlib.suppress(ProcessLookupError):
+                    self._init = os.pidfd_open(int(found[1]))
+                if self._doomed:
+                    self.kill_tree()
+            if not data:
+                self._loop.remove_reader(self._report)
+                os.close(self._report)
+                self._report = -1
+                if self._heard == b"+":
+                    self._started()
+                else:
+                    self._settle()
 
     def _started(self) -> None:
         self._late.cancel()
@@ -387,7 +400,6 @@ class Boxed:
         self._loop.remove_reader(self.pidfd)
         self._status = self._process.wait()
         self._hear()
-        self._hear()  # its end
         self._settle()
         self._fail(
             OSError(errno.EIO, f"the box could not be built (bubblewrap: status {self._status})")
