@@ -170,6 +170,10 @@ async def start(spec: Spec, *, stdin: bool) -> Process:
 
     stdin: whether it is fed; else it finds the end at once. Raises OSError that names the tool.
     """
+    if spec.box is not None:
+        from aiosd import sandbox  # loaded with the first tool that needs it
+
+        await sandbox.known()
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
         out_read, out_write = _pipe(ours, theirs)
         err_read, err_write = _pipe(ours, theirs)
@@ -212,7 +216,7 @@ def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple
 
 
 def _start(spec: Spec, stdin: int, stdout: int, stderr: int) -> Boxed:
-    from aiosd import sandbox  # loaded with the first tool that needs it
+    from aiosd import sandbox
 
     fds = {BOXED_FD: spec.fd} if spec.fd >= 0 else {}
     return sandbox.start(spec.box, fds=fds, stdin=stdin, stdout=stdout, stderr=stderr)
