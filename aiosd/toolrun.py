@@ -32,8 +32,6 @@ from aiosd.declaration import Declaration
 from aiosd.settings import Tools
 from aiosd.toolfiles import changed
 
-TICK: Final = 0.01
-"""Seconds by which a file's time may be behind the clock."""
 TAIL: Final = 600
 """Characters of its standard error that a failed tool's error shows."""
 OPEN_FILES: Final = 256
@@ -99,7 +97,7 @@ class Programs:
 
     async def run(self, work: Work) -> Outcome:
         """Start the program, give it the arguments, and return what it answers."""
-        tool, began = work.tool, time() - TICK
+        tool, began = work.tool, time()
         process = await toolproc.start(spec(work, tool.command, self._hidden), stdin=True)
         flood, grace = process.flood, 0.0
         try:
