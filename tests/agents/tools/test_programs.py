@@ -63,10 +63,10 @@ DAEMON = """
 import os, sys, time
 if os.fork() == 0:
     os.setsid()
-    if os.fork() == 0:
-        print(os.getpid(), flush=True)
-        time.sleep(1000)
-    os._exit(0)
+    if pid := os.fork():
+        print(pid, flush=True)
+        os._exit(0)
+    time.sleep(1000)
 os.wait()
 """
 
