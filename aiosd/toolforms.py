@@ -1,8 +1,8 @@
 """How a model is offered tools, and how what it writes is read as calls. Pure.
 
-    text = offer(tools, choice)                 # what it is told
-    schema = form(tools, choice, answer=None)   # what it may write: a grammar is made of this
-    said = read(value, tools)                   # calls, or an answer
+    text = offer(tools, choice, most)               # what it is told
+    schema = form(tools, choice, most, answer=None) # what it may write: a grammar is made of this
+    said = read(value, tools, most)                 # calls, or an answer
 
 A model writes {"tool": NAME, "arguments": {...}} for a call, a list of those for several at the
 same time, and {"answer": TEXT} when it is done: TEXT, or a value of the answer's own schema.
@@ -26,9 +26,6 @@ from typing import Any, Final
 import msgspec
 
 from aiosd.engine import schema as grammars
-
-AT_ONCE: Final = 8
-"""Calls that a model may make at the same time."""
 
 SHOWN: Final = 4000
 """Characters of a result that a model is shown; those of its error too."""
@@ -69,14 +66,15 @@ class Said(msgspec.Struct, frozen=True):
 # What a model is told.
 
 
-def offer(tools: Sequence[Offered], choice: str) -> str:
-    """Return the text that offers tools."""
+def offer(tools: Sequence[Offered], choice: str, most: int) -> str:
+    """Return the text that offers tools. most: calls at the same time."""
     lines = [f"- {tool.name}: {_one_line(tool)}" for tool in tools]
     done = "" if choice == "required" else ' When you know the answer, write {"answer": ...}.'
+    several = "; to call several at the same time, a list of those" if most > 1 else ""
     return (
         "You can call these tools:\n" + "\n".join(lines) + "\n"
-        'To call one, write {"tool": its name, "arguments": {...}}; to call several at the same '
-        f"time, a list of those. You are told the results.{done}"
+        'To call one, write {"tool": its name, "arguments": {...}}'
+        f"{several}. You are told the results.{done}"
     )
 
 
@@ -84,18 +82,6 @@ def _one_line(tool: Offered) -> str:
     plain = {key: value for key, value in tool.input.items() if key not in ("title", "$schema")}
     schema = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
     return f"{' '.join(tool.description.split())} Arguments: {schema}".strip()
-
-
-def results(calls: Sequence[Mapping[str, str]]) -> str:
-    """Return the turn that tells what came of calls: of each its tool, and result or error."""
-    lines = []
-    for call in calls:
-        about = f'{{"tool": {json.dumps(call["tool"], ensure_ascii=False)}, '
-        if call["error"]:
-            lines.append(about + f'"error": {json.dumps(call["error"], ensure_ascii=False)}}}')
-        else:
-            lines.append(about + f'"result": {call["result"]}}}')
-    return "\n".join(lines)
 
 
 def shown(text: str) -> str:
@@ -107,12 +93,12 @@ def shown(text: str) -> str:
 
 
 def form(
-    tools: Sequence[Offered], choice: str, answer: Mapping[str, Any] | None = None
+    tools: Sequence[Offered], choice: str, most: int, answer: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the JSON Schema of what a model may write in a round.
 
-    tools: none of them: it must answer. choice: "required": it must call. answer: the schema of
-    answers; None: a text.
+    tools: none of them: it must answer. choice: "required": it must call. most: calls at the same
+    time. answer: the schema of answers; None: a text.
     """
     whole: dict[str, Any] = {}
     parts: list[dict[str, Any]] = []
@@ -120,7 +106,9 @@ def form(
         calls = [_call(tool, f"#/$defs/call/anyOf/{i}") for i, tool in enumerate(tools)]
         whole["$defs"] = {"call": {"anyOf": calls}}
         one = {"$ref": "#/$defs/call"}
-        parts = [one, {"type": "array", "items": one, "minItems": 2, "maxItems": AT_ONCE}]
+        parts = [one]
+        if most > 1:
+            parts.append({"type": "array", "items": one, "minItems": 2, "maxItems": most})
     if not tools or choice != "required":
         at = f"#/anyOf/{len(parts)}/properties/answer"
         inside = _ANSWER if answer is None else _moved(answer, at)
@@ -200,13 +188,13 @@ def _moved(schema: Any, at: str) -> Any:
 # What it wrote.
 
 
-def read(value: Any, tools: Sequence[Offered]) -> Said:
+def read(value: Any, tools: Sequence[Offered], most: int) -> Said:
     """Return what a value says; OSError(EIO) where it is neither calls nor an answer."""
     if isinstance(value, dict) and value.keys() == {"answer"}:
         return Said(answer=value["answer"])
     wanted = value if isinstance(value, list) else [value]
-    if not 1 <= len(wanted) <= AT_ONCE:
-        raise _strange(f"{len(wanted)} calls at once, {AT_ONCE} are the most")
+    if not 1 <= len(wanted) <= most:
+        raise _strange(f"{len(wanted)} calls at once, {most} are the most")
     names = {tool.name for tool in tools}
     return Said(calls=[_wanted(each, names) for each in wanted])
 

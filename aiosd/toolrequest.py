@@ -228,7 +228,7 @@ def _misplaced(resume: int) -> OSError:
 
 def check_plain(args: abi.LlmGenerate) -> None:
     """Refuse fields about tools where none are offered; raises OSError(EINVAL)."""
-    for name in ("tool_rounds", "tool_choice", "tool_answer"):
+    for name in ("tool_rounds", "tool_choice", "tool_answer", "tool_calls"):
         if getattr(args, name) != getattr(PLAIN, name):
             raise OSError(errno.EINVAL, f"llm_generate: {name}: it needs tools; name some")
 

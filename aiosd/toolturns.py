@@ -32,6 +32,7 @@ import msgspec
 from aiosd import again, toolforms
 from aiosd.abi import inference as abi
 from aiosd.abi.table import BY_NAME
+from aiosd.abi.toolcalls import results
 from aiosd.abi.tools import ExecuteTool, ToolResult
 from aiosd.access import Access, Caller
 from aiosd.inference import Inference
@@ -278,7 +279,7 @@ class ToolTurns:
             if reply.finish_reason != "stop":
                 run.end(reply.finish_reason, reply.reason, toolforms.partial(reply.text))
                 return
-            said = toolforms.read(reply.parsed, now)
+            said = toolforms.read(reply.parsed, now, args.tool_calls)
             if not said.calls:
                 run.end("stop", "", *answer(args, said.answer))
                 return
@@ -294,16 +295,18 @@ class ToolTurns:
     def _turns(self, run: Run, offered: list[Offered]) -> list[abi.Turn]:
         """Return the turns of the next round: the request's own, or what came of the last calls."""
         if not run.rounds:
-            return first_turns(run.args, toolforms.offer(offered, run.args.tool_choice))
-        last = [_plain(call) for call in run.calls if call.round == len(run.rounds)]
-        return [abi.Turn("tool", toolforms.results(last))]
+            args = run.args
+            text = toolforms.offer(offered, args.tool_choice, args.tool_calls)
+            return first_turns(args, text)
+        last = [call for call in run.calls if call.round == len(run.rounds)]
+        return [abi.Turn("tool", results(last))]
 
     async def _round(
         self, run: Run, number: int, turns: list[abi.Turn], offered: list[Offered]
     ) -> abi.Generation:
         """Have the model write once."""
         args = run.args
-        schema = toolforms.form(offered, args.tool_choice, args.schema)
+        schema = toolforms.form(offered, args.tool_choice, args.tool_calls, args.schema)
         inner = msgspec.structs.replace(
             args,
             prompt="",
@@ -317,6 +320,7 @@ class ToolTurns:
             tool_rounds=PLAIN.tool_rounds,
             tool_choice=PLAIN.tool_choice,
             tool_answer=PLAIN.tool_answer,
+            tool_calls=PLAIN.tool_calls,
             key=_derived(args.key, str(number)),
             **({} if number == 1 else _ONCE),
         )
@@ -442,10 +446,6 @@ def _derived(key: str, part: str) -> str:
     if not key or len(derived) <= LONGEST_KEY:
         return derived if key else ""
     return hashlib.blake2b(derived.encode(), digest_size=LONGEST_KEY // 2).hexdigest()
-
-
-def _plain(call: abi.ToolCall) -> dict[str, str]:
-    return {"tool": call.tool, "result": call.result, "error": call.error}
 
 
 async def _all_or_stop(tasks: list[asyncio.Task[abi.ToolCall]], stop: asyncio.Task[Any]) -> None:

@@ -282,6 +282,9 @@ class LlmGenerate(Call, frozen=True):
             "calls of the last round, whose results the model has not read"
         ),
     ] = True
+    tool_calls: Annotated[
+        int, Meta(ge=1, le=8, description="calls that the model may make at the same time, at most")
+    ] = 8
 
 
 class Embeddings(Record, frozen=True):

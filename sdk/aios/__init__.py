@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from aios.errors import Busy, ConnectionLost, VersionError
 from aios.kernel import Kernel, connect
+from aios.loop import LoopResult, LoopStep
 from aios.streams import AsyncStream, Stream
 from aiosd.abi import LEVEL
 from aiosd.abi.accounts import AuditRecord, GrantRecord, Pending, Quota, UsageRow
@@ -86,6 +87,8 @@ __all__ = [
     "Kernel",
     "Layer",
     "LogRecord",
+    "LoopResult",
+    "LoopStep",
     "Memory",
     "Message",
     "Passage",

@@ -606,6 +606,7 @@ class SyncCalls:
         tool_rounds: int = 8,
         tool_choice: str = "auto",
         tool_answer: bool = True,
+        tool_calls: int = 8,
     ) -> Generation: ...
 
     @overload
@@ -648,6 +649,7 @@ class SyncCalls:
         tool_rounds: int = 8,
         tool_choice: str = "auto",
         tool_answer: bool = True,
+        tool_calls: int = 8,
     ) -> Stream[Chunk, Generation]: ...
 
     @overload
@@ -690,6 +692,7 @@ class SyncCalls:
         tool_rounds: int = 8,
         tool_choice: str = "auto",
         tool_answer: bool = True,
+        tool_calls: int = 8,
     ) -> Generation | Stream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -731,6 +734,7 @@ class SyncCalls:
         tool_rounds: int = 8,
         tool_choice: str = "auto",
         tool_answer: bool = True,
+        tool_calls: int = 8,
     ) -> Generation | Stream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -791,6 +795,7 @@ class SyncCalls:
             its tool_rounds.
         tool_answer: after tool_rounds have the model answer; else the reply comes with the calls
             of the last round, whose results the model has not read.
+        tool_calls: calls that the model may make at the same time, at most.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -831,6 +836,7 @@ class SyncCalls:
             tool_rounds=tool_rounds,
             tool_choice=tool_choice,
             tool_answer=tool_answer,
+            tool_calls=tool_calls,
         )
         finish = validated(schema)
         if stream:
@@ -2057,6 +2063,7 @@ class AsyncCalls:
         tool_rounds: int = 8,
         tool_choice: str = "auto",
         tool_answer: bool = True,
+        tool_calls: int = 8,
     ) -> Coroutine[Any, Any, Generation]: ...
 
     @overload
@@ -2099,6 +2106,7 @@ class AsyncCalls:
         tool_rounds: int = 8,
         tool_choice: str = "auto",
         tool_answer: bool = True,
+        tool_calls: int = 8,
     ) -> AsyncStream[Chunk, Generation]: ...
 
     @overload
@@ -2141,6 +2149,7 @@ class AsyncCalls:
         tool_rounds: int = 8,
         tool_choice: str = "auto",
         tool_answer: bool = True,
+        tool_calls: int = 8,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -2182,6 +2191,7 @@ class AsyncCalls:
         tool_rounds: int = 8,
         tool_choice: str = "auto",
         tool_answer: bool = True,
+        tool_calls: int = 8,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -2242,6 +2252,7 @@ class AsyncCalls:
             its tool_rounds.
         tool_answer: after tool_rounds have the model answer; else the reply comes with the calls
             of the last round, whose results the model has not read.
+        tool_calls: calls that the model may make at the same time, at most.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -2282,6 +2293,7 @@ class AsyncCalls:
             tool_rounds=tool_rounds,
             tool_choice=tool_choice,
             tool_answer=tool_answer,
+            tool_calls=tool_calls,
         )
         finish = validated(schema)
         if stream:

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, Unpack
 
 import msgspec
 
@@ -25,6 +25,7 @@ from aios import errors
 from aios.asking import interactions
 from aios.calls import SyncCalls
 from aios.link import Begin, Exchange, Link, Open, Pause, Plan, Step, exit_code
+from aios.loop import LoopOptions, LoopResult, agent_loop
 from aios.place import inherited, socket_path
 from aios.session import Finish, InFlight, Session
 from aios.spending import named, tightest
@@ -377,6 +378,13 @@ class Kernel(SyncCalls):
             finish=finish, request=request, before=before, limit=limit,
         )  # fmt: skip
         return interactions(rows)
+
+    def run_agent_loop(self, task: str, **options: Unpack[LoopOptions]) -> LoopResult:
+        """Work on a task in steps: the model calls tools, is shown what came of it, and goes on.
+
+        `aios.loop` says which options there are, and what the result holds. Raises OSError.
+        """
+        return self._run(agent_loop(self._link, task, options))
 
     def quota(self, subject: str = "") -> dict[str, Quota]:
         """Return, by resource, the hard limit that leaves the caller (or a subject) least.

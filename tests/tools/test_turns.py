@@ -114,7 +114,7 @@ def seeded(a: Writer, count: int, **options: Any) -> list[Generation]:
 def test_calls_are_made_as_the_model_wrote_them_and_then_it_answers(daemon: ToolDaemon) -> None:
     before = len(daemon.made())
     with Writer(daemon) as a:
-        replies = seeded(a, 8, tools=["launch", "add"])
+        replies = seeded(a, 5, tools=["launch", "add"])
     told = [call for reply in replies for call in reply.calls]
     made = daemon.made()[before:]
     assert sorted(order(call.tool, call.arguments) for call in told) == sorted(
@@ -224,6 +224,12 @@ def test_a_stream_has_a_chunk_for_each_round(daemon: ToolDaemon) -> None:
     assert {call.round for call in reply.calls} == {1, 2}
 
 
+def test_one_call_at_a_time_where_that_is_wanted(daemon: ToolDaemon) -> None:
+    with Writer(daemon) as a:
+        replies = [required(a, "meet", temperature=1.0, seed=n, tool_calls=1) for n in range(8)]
+    assert [len(reply.calls) for reply in replies] == [1] * 8
+
+
 def test_a_schema_shapes_the_answer(daemon: ToolDaemon) -> None:
     schema = {
         "$defs": {"w": WORD},
@@ -264,7 +270,7 @@ def test_a_cancel_ends_a_call_that_waits_and_nobody_takes_its_context(daemon: To
         assert a.ask("", context=cut.context, max_tokens=2).context == cut.context
 
 
-@pytest.mark.parametrize("point", ["toolturns.round", "toolturns.called", "toolturns.recorded"])
+@pytest.mark.parametrize("point", ["toolturns.called", "toolturns.recorded"])
 def test_asked_again_after_a_kill_no_call_on_record_is_made_again(
     state_dir: Path, runtime_dir: Path, kv_dir: Path, point: str
 ) -> None:

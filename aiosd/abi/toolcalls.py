@@ -1,0 +1,24 @@
+"""What a model is shown of calls that it made: the content of the next turn, of role tool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from aiosd.abi.inference import ToolCall
+
+
+def results(calls: Sequence[ToolCall]) -> str:
+    """Return what came of calls, a line of JSON each: the tool, and its result or its error."""
+    return "\n".join(map(_line, calls))
+
+
+def _line(call: ToolCall) -> str:
+    about = f'{{"tool": {_text(call.tool)}, '
+    if call.error:
+        return f'{about}"error": {_text(call.error)}}}'
+    return f'{about}"result": {call.result}}}'
+
+
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
