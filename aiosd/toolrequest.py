@@ -72,7 +72,8 @@ class Run:
         self.stop = asyncio.Event()  # it was cancelled
         self.over = asyncio.Event()
         self._news = asyncio.Event()
-        self._due: asyncio.TimerHandle | None = None
+        self._clock: asyncio.Handle | None = None
+        self._due = 0.0
 
     # What it has come to.
 
@@ -112,13 +113,6 @@ class Run:
         self.finish, self.reason, self.text, self.parsed = finish, reason, text, parsed
         if self.rounds and len(self.chunks) < len(self.rounds):
             self.tell(text)
-
-    def cut(self) -> None:
-        """It ends between two rounds, or before the first one, since it was cancelled."""
-        if self.rounds:
-            self.end("cancelled", self.reason)
-        else:
-            self.error = OSError(errno.ECANCELED, f"llm_generate: {self.reason}")
 
     def result(self) -> abi.Generation:
         """Return the reply; raises the error that ended it."""
@@ -168,21 +162,22 @@ class Run:
 
     def stop_clock(self) -> None:
         """Stop counting towards the deadline (its agent is suspended)."""
-        if self._due is not None:
-            self.left = max(0.0, self._due.when() - asyncio.get_running_loop().time())
-            self._due.cancel()
-            self._due = None
+        if self._clock is not None:
+            self.left = max(0.0, self._due - asyncio.get_running_loop().time())
+            self._clock.cancel()
+            self._clock = None
 
     def start_clock(self) -> None:
         """Count towards the deadline, if there is one."""
-        if self.left is not None and self._due is None and not self.over.is_set():
+        if self.left is not None and self._clock is None and not self.over.is_set():
             loop = asyncio.get_running_loop()
-            self._due = loop.call_later(self.left, self.cancel, "deadline")
+            self._due = loop.time() + self.left
+            self._clock = loop.call_later(self.left, self.cancel, "deadline")
 
     def spent(self, seconds: float) -> None:
         """Count time that went by under an earlier kernel towards the deadline."""
         if self.left is not None:
-            counting = self._due is not None
+            counting = self._clock is not None
             self.stop_clock()
             self.left = max(0.0, self.left - seconds)
             if counting:

@@ -269,7 +269,7 @@ class ToolTurns:
     async def _rounds(self, run: Run, offered: list[Offered]) -> None:
         """Go through the rounds, behind those that have ended, until one ends it."""
         args = run.args
-        while not run.stop.is_set():
+        while not (run.rounds and run.stop.is_set()):
             number = len(run.rounds) + 1
             if run.rounds and number > args.tool_rounds and not args.tool_answer:
                 run.end("stop")
@@ -277,7 +277,8 @@ class ToolTurns:
             now = offered if number <= args.tool_rounds else []
             reply = await self._round(run, number, self._turns(run, offered), now)
             if reply.finish_reason != "stop":
-                run.end(reply.finish_reason, reply.reason, toolforms.partial(reply.text))
+                reason = run.reason or reply.reason
+                run.end(reply.finish_reason, reason, toolforms.partial(reply.text))
                 return
             said = toolforms.read(reply.parsed, now, args.tool_calls)
             if not said.calls:
@@ -290,7 +291,7 @@ class ToolTurns:
             if args.key and not run.stop.is_set():
                 await self._record.add(run.aid, args.key, number, reply, calls)
                 reach("toolturns.recorded")
-        run.cut()
+        run.end("cancelled", run.reason)
 
     def _turns(self, run: Run, offered: list[Offered]) -> list[abi.Turn]:
         """Return the turns of the next round: the request's own, or what came of the last calls."""
@@ -305,7 +306,7 @@ class ToolTurns:
         self, run: Run, number: int, turns: list[abi.Turn], offered: list[Offered]
     ) -> abi.Generation:
         """Have the model write once."""
-        args = run.args
+        args, late = run.args, run.stop.is_set()  # late: it was cancelled before it could begin
         schema = toolforms.form(offered, args.tool_choice, args.tool_calls, args.schema)
         inner = msgspec.structs.replace(
             args,
@@ -314,14 +315,14 @@ class ToolTurns:
             context=run.context,
             stream=False,
             resume=0,
-            deadline=None,
+            deadline=0.0 if late else None,
             schema=schema,
             tools=[],
             tool_rounds=PLAIN.tool_rounds,
             tool_choice=PLAIN.tool_choice,
             tool_answer=PLAIN.tool_answer,
             tool_calls=PLAIN.tool_calls,
-            key=_derived(args.key, str(number)),
+            key="" if late else _derived(args.key, str(number)),
             **({} if number == 1 else _ONCE),
         )
         began = time.monotonic()

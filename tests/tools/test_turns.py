@@ -247,6 +247,8 @@ def test_a_schema_shapes_the_answer(daemon: ToolDaemon) -> None:
 def test_a_deadline_ends_it_with_the_trace(daemon: ToolDaemon) -> None:
     with Writer(daemon) as a:
         late = required(a, "wait", deadline=0.5, tool_answer=True)
+        never = required(a, "wait", deadline=0.0)
+    assert (never.finish_reason, never.reason, never.calls) == ("cancelled", "deadline", [])
     assert (late.finish_reason, late.reason, late.text) == ("cancelled", "deadline", "")
     assert late.calls == [] or {call.error for call in late.calls} == {"cancelled: deadline"}
 
