@@ -81,6 +81,9 @@ ENVIRONMENT: Final = {
 }
 
 
+_TABLE_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,23}")
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One mistake. source: the file, a variable, "command line", or "" for a default.
@@ -194,7 +197,8 @@ def make_dirs(config: Config) -> None:
     gid = grp.getgrnam(kernel.group).gr_gid if kernel.group else -1
     for place in (kernel.state_dir, config.context.kv_dir):
         _make_dir(Path(place), -1)
-    inner = [Path(kernel.state_dir, name) for name in ("agents", "work", "indexes", "tools")]
+    names = ("agents", "work", "indexes", "tools", "mcp")
+    inner = [Path(kernel.state_dir, name) for name in names]
     if Path(config.storage.dir).parent == Path(kernel.state_dir):
         inner.append(Path(config.storage.dir))
     for inside in inner:
@@ -285,6 +289,9 @@ class _Reader:
             reason = f"{config.kernel.socket}: longer than the 107 bytes a Unix socket may have"
             self._wrong("kernel.socket", f"{reason}; set a shorter one, or AIOS_RUNTIME_DIR")
         self._shares(config.sched)
+        for name, server in config.tools.mcp.items():
+            if bool(server.command) == bool(server.url):
+                self._wrong(f"tools.mcp.{name}", "give it either a command or a url")
         groups = [group.gr_name for group in grp.getgrall()] if config.kernel.group else []
         if config.kernel.group and config.kernel.group not in groups:
             close = difflib.get_close_matches(config.kernel.group, groups, n=1)
@@ -322,6 +329,8 @@ class _Reader:
                 self._wrong(dotted, f"unknown key{_nearest_key(dotted, list(hints))}")
             elif _is_section(hint):
                 values |= self._table(hint, value, dotted)
+            elif (kind := _sections(hint)) is not None:
+                values[dotted] = self._named(kind, value, dotted)
             elif dotted == "cores":
                 values[dotted] = self._cores(value)
             else:
@@ -334,6 +343,18 @@ class _Reader:
             return ()
         tables = ((f"cores[{i}]", table) for i, table in enumerate(raw))
         return tuple(_build(Core, self._table(Core, table, at), at) for at, table in tables)
+
+    def _named(self, cls: type[Section], raw: object, at: str) -> dict[str, Section]:
+        """Read tables that the user names, as [tools.mcp.NAME]."""
+        if not isinstance(raw, Mapping):
+            self._wrong(at, f"write each as a table [{at}.NAME]")
+            return {}
+        for name in raw:
+            if not _TABLE_NAME.fullmatch(name):
+                reason = "a name has up to 24 small letters, digits and _, and begins with a letter"
+                self._wrong(f"{at}.{name}", reason)
+        tables = ((name, f"{at}.{name}", table) for name, table in raw.items())
+        return {name: _build(cls, self._table(cls, table, key), key) for name, key, table in tables}
 
     def _value(self, hint: Any, value: Any, dotted: str) -> dict[str, Any]:
         marks = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
@@ -465,6 +486,12 @@ def _hints(cls: type[Section]) -> dict[str, Any]:
 
 def _is_section(hint: object) -> TypeGuard[type[Section]]:
     return isinstance(hint, type) and issubclass(hint, Section)
+
+
+def _sections(hint: object) -> type[Section] | None:
+    """Return of which section a field holds several, by their names; None when it doesn't."""
+    kind = typing.get_args(hint)[1:] if typing.get_origin(hint) is dict else ()
+    return kind[0] if kind and _is_section(kind[0]) else None
 
 
 def _keys(cls: type[Section], prefix: str = "") -> Iterator[str]:

@@ -41,6 +41,7 @@ from aiosd.inference import Inference
 from aiosd.keys import Keys
 from aiosd.layers import Doctor
 from aiosd.machine import Machine
+from aiosd.mcpservers import McpServers
 from aiosd.messages import Messages
 from aiosd.notify import Notifier
 from aiosd.proc import ProcessTable
@@ -224,6 +225,7 @@ class Kernel:
         self.dispatcher.bind(*self.stores.managers)
 
     def _assemble_tools(self) -> None:
+        kernel = self.config.kernel
         self.tools = ToolManager(
             lambda: self.config,
             self.db,
@@ -233,6 +235,15 @@ class Kernel:
             self.events,
             self.keys,
         )
+        self.mcp = McpServers(
+            lambda: self.config.tools.mcp,
+            kernel.state_dir,
+            self.events,
+            self.tools.catalog,
+            self.tools.secrets.find,
+            hidden=(kernel.state_dir, kernel.runtime_dir, self.config.context.kv_dir),
+        )
+        self.tools.runners["mcp"] = self.mcp
         self.table.on_settled(self.tools.agent_ended)
         self.table.channels.append(self.tools.waits_for)
         self.budgets.settle = self.tools.book.settle
@@ -240,7 +251,7 @@ class Kernel:
         self.turns.tools = self.tools
         self.table.on_settled(self.turns.agent_settled)
         self.table.listener = self.turns
-        self.dispatcher.bind(self.tools, self.turns, Doctor())
+        self.dispatcher.bind(self.tools, self.turns, self.mcp, Doctor())
 
     async def _recover(self) -> None:
         self._undo.push_async_callback(self.stores.close)
@@ -251,6 +262,8 @@ class Kernel:
         await self.table.boot()
         self._undo.push_async_callback(self.tools.close)
         await self.tools.boot()
+        self._undo.push_async_callback(self.mcp.close)
+        self.mcp.reload()  # servers begin to start; calls of their tools wait for them
         await self.grants.prune()
         await self.quotas.boot()  # what the last kernel had reserved counts
         await self.messages.boot()
@@ -317,6 +330,7 @@ class Kernel:
         self.vault.reload()
         self.stores.reload(config)
         self.tools.reload()
+        self.mcp.reload()
         self.access.set_policy(config.access.ask, config.access.grantors)
         self.machine.reload(config)
         self.server.max_connections = config.kernel.max_connections

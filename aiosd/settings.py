@@ -90,6 +90,7 @@ Limit = Annotated[int, Meta(ge=-1, le=1 << 62), parse_size]
 Place = Annotated[str, PATH, AT_START]
 _Cost = Annotated[float, Meta(ge=0.001, le=1000)]
 _Price = Annotated[float, Meta(ge=0, le=1e6)]
+_Variable = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
 
 
@@ -343,6 +344,32 @@ class Storage(Section, frozen=True, kw_only=True):
     postgres: Postgres = Postgres()
 
 
+class McpServer(Section, frozen=True, kw_only=True):
+    """One [tools.mcp.NAME], a server of the Model Context Protocol: a command (stdio) or a url.
+
+    headers: of every HTTP request; {NAME} in one is the secret of that name. env, secrets, read,
+    write, network, memory, processes: what the sandboxed command gets and may reach. isolation
+    "none": without a sandbox. start_timeout: until it has listed its tools. timeout and output (in
+    bytes): of one call. calls: at once.
+    """
+
+    command: list[str] = []
+    url: Annotated[str, Meta(pattern=r"^(https?://[^@\s]+)?$")] = ""
+    headers: dict[str, str] = {}
+    env: dict[str, str] = {}
+    secrets: list[_Variable] = []
+    read: Annotated[list[str], PATH] = []
+    write: Annotated[list[str], PATH] = []
+    network: list[str] = []
+    isolation: Literal["full", "none"] = "full"
+    memory: Size = 1 << 30
+    processes: Annotated[int, Meta(ge=1, le=65536)] = 64
+    start_timeout: Duration = 60.0
+    timeout: Duration = 60.0
+    output: Annotated[int, Meta(ge=1024, le=16 << 20), parse_size] = 1 << 20
+    calls: Annotated[int, Meta(ge=1, le=1024)] = 16
+
+
 class Tools(Section, frozen=True, kw_only=True):
     """[tools]: what may be called, and how much of it at a time.
 
@@ -351,7 +378,8 @@ class Tools(Section, frozen=True, kw_only=True):
     concurrent: of one agent and tool, where the tool says nothing. max_timeout: seconds that any
     call may take. kill_timeout: from TERM to KILL. max_warm: hosts kept for the next call; idle:
     how long. workspace_limit: bytes of one agent's workspace. settings: by tool, what it finds in
-    its environment. needs: by tool, what it may reach beyond what it declares.
+    its environment. needs: by tool, what it may reach beyond what it declares. mcp: servers, by
+    what stands before the names of their tools.
     """
 
     path: Annotated[list[str], PATH] = []
@@ -367,6 +395,7 @@ class Tools(Section, frozen=True, kw_only=True):
     secrets_file: Place = ""
     settings: dict[str, dict[str, str]] = {}
     needs: dict[str, dict[str, list[str]]] = {}
+    mcp: dict[str, McpServer] = {}
 
 
 class Config(Section, frozen=True, kw_only=True):

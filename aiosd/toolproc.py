@@ -183,7 +183,7 @@ async def start(spec: Spec, *, stdin: bool) -> Process:
             in_read, in_write = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1
             theirs.callback(os.close, in_read)
         try:
-            boxed = _start(spec, in_read, out_write, err_write)
+            boxed = place(spec, in_read, out_write, err_write)
         except OSError as error:
             raise _named(spec, error) from None
         ours.pop_all()
@@ -215,8 +215,9 @@ def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple
     return read, write
 
 
-def _start(spec: Spec, stdin: int, stdout: int, stderr: int) -> Boxed:
-    from aiosd import sandbox
+def place(spec: Spec, stdin: int, stdout: int, stderr: int) -> Boxed:
+    """Start a program with these descriptors, in its box. Raises OSError."""
+    from aiosd import sandbox  # loaded with the first tool that needs it
 
     fds = {BOXED_FD: spec.fd} if spec.fd >= 0 else {}
     return sandbox.start(spec.box, fds=fds, stdin=stdin, stdout=stdout, stderr=stderr)

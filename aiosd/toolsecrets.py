@@ -40,9 +40,10 @@ class Secrets:
 
     def of(self, tool: Declaration) -> dict[str, str]:
         """Return what a tool declares to need, by name. Blocks for a small file at most."""
-        return {name: self._find(name, tool.name) for name in tool.needs.secrets}
+        return {name: self.find(name, f"tool {tool.name}") for name in tool.needs.secrets}
 
-    def _find(self, name: str, tool: str) -> str:
+    def find(self, name: str, who: str) -> str:
+        """Return the value of a name; OSError(ENOKEY) that says who needs it, and where it goes."""
         if value := self._environ.get(VARIABLE + name):
             return value
         folder = self._environ.get("CREDENTIALS_DIRECTORY")
@@ -54,7 +55,7 @@ class Secrets:
             return value
         raise OSError(
             errno.ENOKEY,
-            f'tool {tool}: needs the secret {name}: put {name} = "..." into {self._file()} (mode '
+            f'{who}: needs the secret {name}: put {name} = "..." into {self._file()} (mode '
             f"0600), or set {VARIABLE}{name} for aiosd",
         )
 

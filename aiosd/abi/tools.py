@@ -119,3 +119,27 @@ class Layer(Record, frozen=True):
 @syscall(134, reply=list[Layer], since=2)
 class ListLayers(Call, frozen=True):
     """List the layers of the sandbox, and what this machine can enforce."""
+
+
+class ToolServer(Record, frozen=True):
+    """A server that tools come from. kind: stdio or http. since: Unix time of its state.
+
+    state: starting, ready, waiting (it has ended, and is started again), failed (it can't be
+    started) or stopped; reason says why. pid: 0 for none. restarts: since the kernel runs. tools:
+    how many it has. refused: those that are not offered, and why.
+    """
+
+    name: str
+    kind: str
+    state: str
+    pid: int
+    since: float
+    restarts: int
+    tools: int
+    refused: dict[str, str]
+    reason: str
+
+
+@syscall(135, reply=list[ToolServer], since=2)
+class ListToolServers(Call, frozen=True):
+    """List the servers of the Model Context Protocol, and what has become of each."""

@@ -120,10 +120,12 @@ from aiosd.abi.tools import (
     ExecuteTool,
     Layer,
     ListLayers,
+    ListToolServers,
     ListTools,
     RegisterTool,
     Tool,
     ToolResult,
+    ToolServer,
 )
 
 
@@ -1360,6 +1362,11 @@ class SyncCalls:
     def list_layers(self) -> list[Layer]:
         """List the layers of the sandbox, and what this machine can enforce."""
         answer: list[Layer] = self._call(ListLayers())
+        return answer
+
+    def list_tool_servers(self) -> list[ToolServer]:
+        """List the servers of the Model Context Protocol, and what has become of each."""
+        answer: list[ToolServer] = self._call(ListToolServers())
         return answer
 
     def grant(
@@ -2816,6 +2823,11 @@ class AsyncCalls:
     async def list_layers(self) -> list[Layer]:
         """List the layers of the sandbox, and what this machine can enforce."""
         answer: list[Layer] = await self._call(ListLayers())
+        return answer
+
+    async def list_tool_servers(self) -> list[ToolServer]:
+        """List the servers of the Model Context Protocol, and what has become of each."""
+        answer: list[ToolServer] = await self._call(ListToolServers())
         return answer
 
     async def grant(
