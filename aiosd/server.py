@@ -115,7 +115,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, frame: bytes) -> None:
         """Send a frame, with the others that are written in this turn of the loop."""
-        if self._closing:
+        if self._closing or self.transport.is_closing():
             return
         if not self._unsent:
             if not self.session.flights:  # there are no others to come
@@ -129,9 +129,8 @@ class Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Send what was written."""
-        unsent = self._unsent
-        if unsent:
-            self._unsent, self._unsent_size = [], 0
+        unsent, self._unsent, self._unsent_size = self._unsent, [], 0
+        if unsent and not self.transport.is_closing():  # the peer may have gone in this turn
             self.transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     def writable(self) -> bool:
