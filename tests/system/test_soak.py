@@ -24,4 +24,4 @@ def test_kills_at_every_point_and_at_random(
     with squeezed(Daemon(state_dir, runtime_dir, kv_dir, config=CORE)) as daemon:
         soak = Soak(daemon, seed=5)
         asyncio.run(soak.run(6, MET))
-    assert soak.points.keys() == set(MET)
+    assert soak.points.keys() >= set(MET)  # what the kills at random meet comes on top
