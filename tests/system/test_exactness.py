@@ -53,7 +53,7 @@ def daemon(
 def prompt(index: int, real: bool, longest: int) -> str:
     """Return a prompt of about 20 to `longest` tokens: the fake core's tokens are bytes."""
     words = f"Agent {index} keeps a diary about the sea, the wind and a small boat. "
-    tokens = 20 + index * (longest - 20) // (AGENTS - 1)
+    tokens = round(20 * (longest / 20) ** (index / (AGENTS - 1)))  # each longer by the same factor
     return words * (tokens // 16 + 1) if real else (words * (tokens // len(words) + 1))[:tokens]
 
 
