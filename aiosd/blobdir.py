@@ -10,13 +10,19 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import xxhash
 
 from aiosd.blobs import PIECE, SUM, Blob
 from aiosd.settings import Storage
+
+BESIDE: Final = 256 << 10
+"""Bytes from which a part is hashed while it is written: less than that is not worth a thread."""
+_sums: Final = ThreadPoolExecutor(2, "aiosd-sums")
 
 
 class Directory:
@@ -109,12 +115,20 @@ class FileDraft:
     def write(self, data: bytes) -> None:
         """Append to the file."""
         view = memoryview(data)
-        self._digest.update(view)
-        self._sum(view)
-        while view:
-            view = view[os.write(self._file, view) :]
+        summed: Future[None] | None = None
+        if len(view) < BESIDE:
+            self._sum(view)
+        else:  # SHA-256 takes longer than the disk's cache
+            summed = _sums.submit(self._sum, view)
+        try:
+            while view:
+                view = view[os.write(self._file, view) :]
+        finally:
+            if summed is not None:
+                summed.result()
 
     def _sum(self, view: memoryview) -> None:
+        self._digest.update(view)
         while view:
             part = view[: PIECE - self.size % PIECE]
             self._piece.update(part)
