@@ -7,6 +7,7 @@ sample at temperature 0, half at 0.8 with a seed of their own.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -53,7 +54,8 @@ def daemon(
 def prompt(index: int, real: bool, longest: int) -> str:
     """Return a prompt of about 20 to `longest` tokens: the fake core's tokens are bytes."""
     words = f"Agent {index} keeps a diary about the sea, the wind and a small boat. "
-    tokens = round(20 * (longest / 20) ** (index / (AGENTS - 1)))  # each longer by the same factor
+    # Each is longer than the last by the same factor.
+    tokens = round(20 * math.pow(longest / 20, index / (AGENTS - 1)))
     return words * (tokens // 16 + 1) if real else (words * (tokens // len(words) + 1))[:tokens]
 
 
