@@ -56,7 +56,7 @@ from aiosd.abi.process import (
 )
 from aiosd.abi.storage import Passage, StorageSpace, StoredObject
 from aiosd.abi.system import CallStatistics, Event, Pong, SystemInfo, Welcome
-from aiosd.abi.tools import Layer, Tool, ToolResult
+from aiosd.abi.tools import Layer, Tool, ToolResult, ToolServer
 
 if TYPE_CHECKING:
     from aios import tools as tools
@@ -113,6 +113,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "ToolResult",
+    "ToolServer",
     "Turn",
     "Usage",
     "UsageRow",
