@@ -129,8 +129,10 @@ class Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Send what was written."""
+        if not self._unsent:  # the usual case, on every request's way
+            return
         unsent, self._unsent, self._unsent_size = self._unsent, [], 0
-        if unsent and not self.transport.is_closing():  # the peer may have gone in this turn
+        if not self.transport.is_closing():  # the peer may have gone in this turn
             self.transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     def writable(self) -> bool:
