@@ -364,7 +364,8 @@ class Cores:
 
     def _begun(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and getattr(error, "errno", 0) != errno.ECANCELED:  # it was removed
             log.error("%s", getattr(error, "strerror", None) or error)
 
     def _setup(self, config: CoreConfig) -> CoreSetup:
