@@ -22,12 +22,13 @@ class Entry:
     fast: the handler where the short way through `Dispatcher.handle` will do, else None. third:
     the name of the handler's third parameter, or "". keyed: the dispatcher keeps its answers by
     key; lasting: on disk too. floats: arguments that must be finite. free: its body admits free
-    nesting. alone: nothing else of the session is handled until it is answered.
+    nesting. alone: nothing else of the session is handled until it is answered. failures: how often
+    it failed, by errno.
     """
 
     __slots__ = (
-        "alone", "asynchronous", "call", "calls", "decode", "errors", "fast", "floats", "free",
-        "handler", "keyed", "lasting", "needs", "seconds", "slowest", "third", "waits",
+        "alone", "asynchronous", "call", "calls", "decode", "errors", "failures", "fast", "floats",
+        "free", "handler", "keyed", "lasting", "needs", "seconds", "slowest", "third", "waits",
     )  # fmt: skip
 
     def __init__(self, call: Syscall) -> None:
@@ -43,6 +44,7 @@ class Entry:
         self.third = ""
         self.calls = self.errors = 0
         self.seconds = self.slowest = 0.0
+        self.failures: dict[int, int] = {}
 
     def bind(self, handler: Callable[..., Any]) -> None:
         """Make `handler` the one that answers this call.
@@ -65,14 +67,15 @@ class Entry:
         if not (self.asynchronous or self.keyed or self.third or self.free):
             self.fast = handler
 
-    def count(self, seconds: float, failed: bool) -> None:
-        """Enter one answered request in the statistics."""
+    def count(self, seconds: float, failure: int) -> None:
+        """Enter one answered request in the statistics. failure: its errno, 0 for none."""
         self.calls += 1
         self.seconds += seconds
         if seconds > self.slowest:
             self.slowest = seconds
-        if failed:
+        if failure:
             self.errors += 1
+            self.failures[failure] = self.failures.get(failure, 0) + 1
 
     def statistics(self) -> CallStatistics:
         """Return the call's numbers so far."""

@@ -43,6 +43,7 @@ from aiosd.layers import Doctor
 from aiosd.machine import Machine
 from aiosd.mcpservers import McpServers
 from aiosd.messages import Messages
+from aiosd.meters import Meters
 from aiosd.notify import Notifier
 from aiosd.proc import ProcessTable
 from aiosd.quota import Quotas
@@ -141,7 +142,7 @@ class Kernel:
         self.audit.open(await self.db.read(_written))
         self._undo.push_async_callback(self.audit.close)
         self.access.witness = self.audit.decision
-        self.events.witness = self.audit.happened
+        self.events.witness = self._witness
         await self.grants.boot()
         await self.approvals.boot()
 
@@ -220,6 +221,8 @@ class Kernel:
         self.table.on_settled(self.messages.agent_ended)
         self.table.channels += [self.approvals.waits_for, self.messages.waits_for]
         self.dispatcher.bind(self.audit, self.grants, self.approvals, self.messages)
+        self.meters = Meters(self.dispatcher, self._figures, self.machine.cores.rows)
+        self.dispatcher.bind(self.meters)
         self._assemble_tools()
         self.dispatcher.bind(self.vault, self.snapshots, self.budgets)
         self.dispatcher.bind(*self.stores.managers)
@@ -247,6 +250,7 @@ class Kernel:
         self.table.on_settled(self.tools.agent_ended)
         self.table.channels.append(self.tools.waits_for)
         self.budgets.settle = self.tools.book.settle
+        self.tools.book.tell = self._tool_ended
         self.turns = ToolTurns(self.inference, self.access, self.keys, self.db, self.approvals.wait)
         self.turns.tools = self.tools
         self.table.on_settled(self.turns.agent_settled)
@@ -337,6 +341,18 @@ class Kernel:
 
     async def _attach(self, caller: Caller, credential: str) -> str:
         return (await self.table.attach(caller, credential))[1]
+
+    def _witness(self, kind: str, aid: int, data: dict[str, Any]) -> None:
+        """Put what happens on record, and count it."""
+        self.audit.happened(kind, aid, data)
+        self.meters.happened(kind, aid, data)
+
+    def _tool_ended(self, aid: int, **facts: Any) -> None:
+        """Tell who may see the agent; what a person did who is none is only counted."""
+        if aid:
+            self.events.emit("tool.end", aid, **facts)
+        else:
+            self.meters.happened("tool.end", 0, facts)
 
     def _note_written(self, id: int) -> None:
         """Remember in the database how far the audit log goes, so that a missing end is noticed."""

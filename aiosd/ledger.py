@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from errno import errorcode
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -107,7 +108,7 @@ class Ledger:
             waiting_s=timing.waiting_s,
             turnaround_s=timing.turnaround_s,
             dollars=charge.dollars(generation),
-            note=Note("request.end", generation.aid, row),
+            note=Note("request.end", generation.aid, row | _facts(generation)),
         )
 
         def write(db: Connection) -> None:
@@ -117,3 +118,13 @@ class Ledger:
             totals(db)
 
         return write
+
+
+def _facts(generation: Generation) -> dict[str, object]:
+    """Return what watchers are told of an ended request beside its record."""
+    error = generation.error
+    return {
+        "errno": errorcode.get(error.errno or 0, "EIO") if error else "",
+        "first_token_s": generation.timing().first_token_s,
+        "dollars": charge.dollars(generation),
+    }

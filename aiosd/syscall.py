@@ -136,6 +136,14 @@ class Dispatcher:
         """Return the numbers of every call that was made."""
         return [entry.statistics() for entry in self._entries.values() if entry.calls]
 
+    def failures(self) -> dict[tuple[str, int], int]:
+        """Return how often each call failed with each errno."""
+        return {
+            (entry.call.name, code): times
+            for entry in self._entries.values()
+            for code, times in entry.failures.items()
+        }
+
     # Sessions.
 
     def open_session(self, caller: Caller, port: Port) -> Session:
@@ -186,7 +194,7 @@ class Dispatcher:
         if session.restricted or entry is None or entry.fast is None or id in session.flights:
             return self._handle_slowly(session, id, request.number, entry, request.body)
         began = perf_counter()
-        failed = True
+        failure = 0
         args = None
         try:
             try:
@@ -198,10 +206,10 @@ class Dispatcher:
             if entry.needs and self.access.permit(session.caller, entry.call, args):
                 return self._handle_slowly(session, id, request.number, entry, request.body)
             reply = answer(id, False, entry.fast(session.caller, args), self.max_frame)
-            failed = False
         except Exception as error:  # noqa: BLE001 - becomes the answer
-            reply = last(id, *self._translate(session.caller, entry.call, args, error))
-        entry.count(perf_counter() - began, failed)
+            failure, text = self._translate(session.caller, entry.call, args, error)
+            reply = last(id, failure, text)
+        entry.count(perf_counter() - began, failure)
         return reply
 
     def _damaged(self, payload: bytes | bytearray, error: Exception) -> bytes:
@@ -217,7 +225,7 @@ class Dispatcher:
             known = f"this kernel knows {len(TABLE)} calls of ABI level {LEVEL}"
             return last(id, errno.ENOSYS, f"no system call has the number {number}; {known}")
         began = perf_counter()
-        failed = True
+        failure = 0
         args = None
         try:
             self._admit(session, id, entry)
@@ -235,10 +243,10 @@ class Dispatcher:
                 return None
             else:
                 reply = self._answer_now(session, id, entry, args, kept)
-            failed = False
         except Exception as error:  # noqa: BLE001 - becomes the answer
-            reply = last(id, *self._translate(session.caller, entry.call, args, error))
-        entry.count(perf_counter() - began, failed)
+            failure, text = self._translate(session.caller, entry.call, args, error)
+            reply = last(id, failure, text)
+        entry.count(perf_counter() - began, failure)
         return reply
 
     def _translate(
@@ -379,7 +387,7 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - becomes the answer
             number, text = self._translate(flight.caller, call, flight.args, error)
             body = sentence(text)
-        flight.entry.count(perf_counter() - began, number != 0)
+        flight.entry.count(perf_counter() - began, number)
         self._land(flight, number, body)
 
     async def _remember(self, kept: Kept, body: bytes) -> None:

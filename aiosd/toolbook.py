@@ -46,7 +46,10 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Book:
-    """Puts calls on record. history: what is struck out of texts, now."""
+    """Puts calls on record. history: what is struck out of texts, now.
+
+    tell: told of each call that has ended: whose, and the facts by name. Must not raise.
+    """
 
     def __init__(
         self, db: Database, access: Access, audit: Audit, history: Callable[[], History]
@@ -59,6 +62,7 @@ class Book:
         self._used: Counter[tuple[int, int, str]] = Counter()
         self._due: asyncio.TimerHandle | None = None
         self._last = 0
+        self.tell: Callable[..., None] = lambda aid, **facts: None
 
     def begun(
         self, caller: Caller, tool: Declaration, arguments: dict[str, Any], secrets: Iterable[str]
@@ -77,6 +81,7 @@ class Book:
         except OSError as error:
             log.error("the end of call %d of %s is not on record: %s", number, tool.name, error)
         self._used[caller.aid, caller.uid, tool.name] += 1
+        self.tell(caller.aid, call=number, tool=tool.name, **facts)
         if self._due is None:
             self._due = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
 

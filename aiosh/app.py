@@ -38,7 +38,7 @@ PARTS: Final = {
     "quota": ("quota",),
     "tools": ("tools",),
     "simulate": ("simulate",),
-    "system": ("info", "watermark", "syscall", "man"),
+    "system": ("info", "metrics", "watermark", "syscall", "man"),
     "demo": ("demo",),
 }
 """The commands by the module that holds them: to run one, only its module is loaded."""

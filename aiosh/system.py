@@ -1,4 +1,4 @@
-"""Commands about the kernel itself: info, syscall, man."""
+"""Commands about the kernel itself: info, metrics, watermark, syscall, man."""
 
 from __future__ import annotations
 
@@ -109,6 +109,19 @@ def _few(names: list[str]) -> str:
     if len(names) <= 6:
         return " ".join(names) or "none"
     return f"{len(names)} of the table's (--json names them)"
+
+
+@app.command()
+def metrics(json: Json = False) -> None:
+    """Show the kernel's metrics, as text that Prometheus reads."""
+    from aios import exposition
+
+    with link.kernel() as kernel:
+        rows = kernel.read_metrics()
+    if json:
+        tables.print_json(rows)
+    else:
+        print(exposition(rows), end="")
 
 
 @app.command()

@@ -118,3 +118,29 @@ class Cancel(Call, frozen=True):
     """
 
     id: Annotated[int, Meta(ge=0, description="the id in the request's header")]
+
+
+class Sample(Record, frozen=True):
+    """One number of a metric. name: the metric's own, or for a histogram with _bucket, _sum or
+    _count; a bucket's label `le` is its upper bound."""
+
+    name: str
+    value: float
+    labels: dict[str, str] = {}
+
+
+class Metric(Record, frozen=True):
+    """A metric: kind is counter, gauge or histogram, text says what it counts, in which unit."""
+
+    name: str
+    kind: str
+    text: str
+    samples: list[Sample] = []
+
+
+@syscall(138, reply=list[Metric], since=2)
+class ReadMetrics(Call, frozen=True):
+    """Read the kernel's metrics: requests, tokens, queues, KV, preemptions, errors.
+
+    They begin at nought when the kernel starts, and name calls, cores and tools, but no agent.
+    """

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aios.errors import Busy, ConnectionLost, VersionError
+from aios.exposition import exposition
 from aios.kernel import Kernel, connect
 from aios.loop import LoopResult, LoopStep
 from aios.streams import AsyncStream, Stream
@@ -55,7 +56,7 @@ from aiosd.abi.process import (
     Watched,
 )
 from aiosd.abi.storage import Passage, StorageSpace, StoredObject
-from aiosd.abi.system import CallStatistics, Event, Pong, SystemInfo, Welcome
+from aiosd.abi.system import CallStatistics, Event, Metric, Pong, Sample, SystemInfo, Welcome
 from aiosd.abi.tools import Layer, Tool, ToolResult, ToolServer
 
 if TYPE_CHECKING:
@@ -91,12 +92,14 @@ __all__ = [
     "LoopStep",
     "Memory",
     "Message",
+    "Metric",
     "Passage",
     "Pending",
     "Pong",
     "Priority",
     "Quota",
     "Recalled",
+    "Sample",
     "Sched",
     "SchedRow",
     "Sent",
@@ -123,6 +126,7 @@ __all__ = [
     "Welcome",
     "connect",
     "connect_async",
+    "exposition",
 ]
 
 

@@ -114,7 +114,17 @@ from aiosd.abi.storage import (
     StorageSpace,
     StoredObject,
 )
-from aiosd.abi.system import Cancel, Event, Ping, Pong, Sysinfo, SystemInfo, Watch
+from aiosd.abi.system import (
+    Cancel,
+    Event,
+    Metric,
+    Ping,
+    Pong,
+    ReadMetrics,
+    Sysinfo,
+    SystemInfo,
+    Watch,
+)
 from aiosd.abi.tools import (
     DescribeTool,
     ExecuteTool,
@@ -1367,6 +1377,15 @@ class SyncCalls:
     def list_tool_servers(self) -> list[ToolServer]:
         """List the servers of the Model Context Protocol, and what has become of each."""
         answer: list[ToolServer] = self._call(ListToolServers())
+        return answer
+
+    def read_metrics(self) -> list[Metric]:
+        """Read the kernel's metrics: requests, tokens, queues, KV, preemptions, errors.
+
+        They begin at nought when the kernel starts, and name calls, cores and tools, but no
+        agent.
+        """
+        answer: list[Metric] = self._call(ReadMetrics())
         return answer
 
     def grant(
@@ -2828,6 +2847,15 @@ class AsyncCalls:
     async def list_tool_servers(self) -> list[ToolServer]:
         """List the servers of the Model Context Protocol, and what has become of each."""
         answer: list[ToolServer] = await self._call(ListToolServers())
+        return answer
+
+    async def read_metrics(self) -> list[Metric]:
+        """Read the kernel's metrics: requests, tokens, queues, KV, preemptions, errors.
+
+        They begin at nought when the kernel starts, and name calls, cores and tools, but no
+        agent.
+        """
+        answer: list[Metric] = await self._call(ReadMetrics())
         return answer
 
     async def grant(
