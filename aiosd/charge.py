@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def worst(generation: Generation, new: int) -> dict[str, int]:
     """Return what a request takes at worst; new: tokens that it adds to its context."""
     context = generation.context
-    window, core = context.core.setup.n_ctx, context.core
+    window, core = context.core.window, context.core
     prompt, output = len(context.sequence.tokens) + new, generation.most or window
     cells = min(prompt + output, window) * max(1, generation.args.beams)
     return {
         "tokens": prompt + output,
         "dollars": core.price.nano(prompt, output),
-        "kv_bytes": cells * core.placement.bytes_per_token,
+        "kv_bytes": cells * core.bytes_per_token,
     }
 
 

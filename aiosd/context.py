@@ -21,6 +21,7 @@ from typing import Any
 
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
+from aiosd.cores.core import Core
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import DISK, RAM, Place, Sequence
 from aiosd.engine import runs as record
@@ -40,7 +41,7 @@ class Context:
     """
 
     sequence: Sequence
-    core: LocalCore
+    core: Core
     busy: bool = False
     window: Window = field(default_factory=Window)
     exact: bool = True
@@ -91,8 +92,9 @@ class Context:
         and the context computed anew is no longer what a solo run would have. Returns whether the
         core is such another one.
         """
-        assert self.core.loaded is not None
-        before, self.fingerprint = self.fingerprint, self.core.loaded.fingerprint
+        loaded = self.local.loaded
+        assert loaded is not None
+        before, self.fingerprint = self.fingerprint, loaded.fingerprint
         moved = before not in ("", self.fingerprint)
         if moved and self.sequence.kv:
             tokens = self.sequence.tokens
@@ -110,12 +112,23 @@ class Context:
         window.slid += sum(run.kind == SHIFT for run in sequence.history)
         window.restart(kept, len(tokens), len(more))
         stay = [*(tokens[at] for at in kept[:system]), *more, *(tokens[at] for at in kept[system:])]
-        self.core.placement.restart(sequence, stay)
+        self.local.placement.restart(sequence, stay)
+
+    @property
+    def local(self) -> LocalCore:
+        """Its core, whose KV is in our hands; raises OSError(ENOTSUP) where it is not."""
+        if not isinstance(self.core, LocalCore):
+            raise OSError(
+                errno.ENOTSUP,
+                f"context {self.cid} is on core {self.core.name}, a provider's: what it has read "
+                "is kept here as text alone; this can be asked of contexts on local cores",
+            )
+        return self.core
 
     @property
     def certain(self) -> bool:
         """Whether its core promises the tokens of a solo run, and its KV is what it would be."""
-        return bool(self.exact and self.core.loaded and self.core.loaded.exact)
+        return self.exact and self.core.certain
 
     @property
     def engaged(self) -> bool:
@@ -138,7 +151,7 @@ class Context:
     @property
     def kv_ram(self) -> int:
         """Bytes that its KV takes, in a slot and in memory; files that are shared count in full."""
-        in_slot = self.sequence.cells(self.sequence.slot_kv) * self.core.placement.bytes_per_token
+        in_slot = self.sequence.cells(self.sequence.slot_kv) * self.core.bytes_per_token
         return in_slot + self._bytes(RAM)
 
     @property
@@ -159,7 +172,7 @@ class Context:
             tier=self.tier,
             tokens=sequence.length,
             kv=sequence.cells(sequence.held),
-            limit=self.core.setup.n_ctx,
+            limit=self.core.window,
             bytes=self.kv_ram,
             slot=sequence.slot,
             policy=self.window.policy,
@@ -216,7 +229,7 @@ class Contexts:
 
     def create(
         self,
-        core: LocalCore,
+        core: Core,
         aid: int,
         uid: int,
         nice: int,
@@ -235,7 +248,7 @@ class Contexts:
         window = Window(policy=policy, internal=internal)
         return self._enter(Context(sequence, core, window=window))
 
-    def restore(self, row: ContextRow, core: LocalCore, nice: int) -> Context:
+    def restore(self, row: ContextRow, core: Core, nice: int) -> Context:
         """Make a context of an earlier kernel again, its KV yet to be found or computed."""
         sequence = Sequence(cid=row.cid, aid=row.aid, uid=row.uid, nice=nice)
         sequence.tokens, sequence.history, sequence.kv = row.tokens, row.runs, row.kv
@@ -250,7 +263,7 @@ class Contexts:
         self._of.setdefault(context.sequence.aid, {})[context.cid] = context
         return context
 
-    def move(self, context: Context, core: LocalCore) -> None:
+    def move(self, context: Context, core: Core) -> None:
         """Put a context whose core is gone on another one of the same name."""
         old, context.core = context.core, core
         if context.busy:
@@ -278,7 +291,7 @@ class Contexts:
 
     async def copy(self, parent: Context, aid: int) -> Context:
         """Give an agent a copy of a context: its tokens, its record, and its KV as it is held."""
-        source, core = parent.sequence, parent.core
+        source, core = parent.sequence, parent.local
         await core.placement.save(source)
         child = self.create(core, aid, source.uid, source.nice)
         target = child.sequence

@@ -286,7 +286,7 @@ class Inference:
             context.core.check()
             goal = await self._room.go_on(generation, goal)
             sequence = context.sequence
-            await context.core.placement.settle(sequence)
+            await context.local.placement.settle(sequence)
             generation.goal = sequence.goal = goal
             sequence.sink = generation
             context.core.submit(sequence)

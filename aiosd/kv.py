@@ -30,16 +30,16 @@ def marked(context: Context) -> int:
 
 def make_room(contexts: Iterable[Context], lacking: int) -> None:
     """Let go of the KV of idle contexts until so many bytes are free, or none is left."""
-    idle = [context for context in contexts if not context.busy]
+    idle = [each for each in contexts if not each.busy and each.core.bytes_per_token]
     for context in sorted(idle, key=lambda context: context.used):
         if lacking <= 0:
             return
         before = held(context)
-        context.core.placement.let_go(context.sequence)
+        context.local.placement.let_go(context.sequence)
         lacking -= before - held(context)
 
 
 def _leaves(context: Context) -> bool:
     sequence = context.sequence
     leaving = sequence.place is Place.LEAVING
-    return leaving and not context.core.placement.leaving_to(sequence)
+    return leaving and not context.local.placement.leaving_to(sequence)

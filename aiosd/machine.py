@@ -20,10 +20,13 @@ from aiosd.abi import process as abi_process
 from aiosd.access import Access, Caller
 from aiosd.config import Config
 from aiosd.config import Core as CoreConfig
-from aiosd.cores.dispatcher import Cores, default_name, setup_key
+from aiosd.cores.core import Core
+from aiosd.cores.dispatcher import Cores, default_name
+from aiosd.cores.drivers import setup_key
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import Sequence
 from aiosd.engine import watermark
+from aiosd.engine.protocol import CoreSetup
 
 if TYPE_CHECKING:
     from aiosd.db import Database
@@ -56,29 +59,29 @@ class Machine:
         """Take on the schedule and the limits of a configuration that was read again."""
         self.cores.reload(config)
 
-    # News from cores (cores.local.Listener).
+    # News from cores (cores.core.Listener).
 
-    def core_changed(self, core: LocalCore, what: str) -> None:
+    def core_changed(self, core: Core, what: str) -> None:
         """A core is ready, lost, failed or removed."""
         self._events.emit(f"core.{what}", name=core.name, error=core.error, restarts=core.restarts)
 
-    def preempted(self, core: LocalCore, sequence: Sequence) -> None:
+    def preempted(self, core: Core, sequence: Sequence) -> None:
         """A sequence was taken off a core for another one."""
         self._events.emit("sched.preempt", sequence.aid, core=core.name, context=sequence.cid)
 
-    def started(self, core: LocalCore, sequence: Sequence) -> None:
+    def started(self, core: Core, sequence: Sequence) -> None:
         """A sequence was given a slot."""
         self._events.emit("sched.start", sequence.aid, core=core.name, context=sequence.cid)
 
-    def fell_back(self, core: LocalCore, sequence: Sequence, why: str) -> None:
+    def fell_back(self, core: Core, sequence: Sequence, why: str) -> None:
         """A snapshot of a sequence is lost, and what was in it is computed again."""
         self._events.emit(
             "context.fallback", sequence.aid, core=core.name, context=sequence.cid, why=why
         )
 
-    def verdict(self, core: LocalCore, verdict: str) -> None:
+    def verdict(self, setup: CoreSetup, verdict: str) -> None:
         """Remember what a core's probe found."""
-        key = setup_key(core.setup)
+        key = setup_key(setup)
         if self._verdicts.get(key) == verdict:
             return
         self._verdicts[key] = verdict
@@ -86,7 +89,7 @@ class Machine:
         try:
             self._db.write_soon(lambda db: db.table("verdicts").upsert(row, pk="key"))
         except OSError as error:
-            log.warning("core %s is probed again next time: %s", core.name, error)
+            log.warning("model %s is probed again next time: %s", setup.model, error)
 
     def _known_verdict(self, key: str) -> str:
         return self._verdicts.get(key, "")
@@ -137,7 +140,11 @@ class Machine:
         """Look for this kernel's watermark in a text or in tokens."""
         if bool(args.text) == bool(args.token_ids):
             raise OSError(errno.EINVAL, "detect_watermark: give either text or token_ids")
-        core = self.cores.choose(args.core, "")
+        core = self.cores.choose(args.core, "local")
+        if not isinstance(core, LocalCore):
+            raise OSError(
+                errno.ENOTSUP, f"detect_watermark: core {core.name} marks nothing; name a local one"
+            )
         found = await core.detect(args.text, args.token_ids)
         count = watermark.Count(found.pairs, found.green)
         return abi_inference.Watermark(

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 def _reader(options: argparse.Namespace) -> Callable[[], Config]:
     """Return what reads the configuration, now and at each reload."""
     from aiosd import config, sched
-    from aiosd.cores.dispatcher import DRIVERS
+    from aiosd.cores.drivers import DRIVERS
 
     words = {"sched.policy": tuple(sched.POLICIES), "cores.driver": tuple(DRIVERS)}
     given: dict[str, Any] = {

@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from aiosd.access import Access, Caller
+from aiosd.cores.core import Core
 from aiosd.cores.dispatcher import Cores
-from aiosd.cores.local import LocalCore
 from aiosd.generation import Generation
 from aiosd.sched import Task
 
@@ -42,7 +42,7 @@ class _Wait:
     pending: dict[int, None]
     over: asyncio.Future[None]
     task: Task
-    lenders: list[LocalCore]
+    lenders: list[Core]
 
 
 class Order:

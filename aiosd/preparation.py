@@ -118,14 +118,14 @@ class Preparation:
         if args.recall:
             args, generation.recalled = await self.recall.add(sequence.uid, generation.aid, args)
         read = await self._tokens(context, args)
-        system = [] if sequence.tokens else await leading.system(context.core, args)
+        system = [] if sequence.tokens else await leading.system(context.local, args)
         await self._order.turn(generation, self._table.get(generation.aid).nice)
-        await context.core.placement.settle(sequence)
+        await context.local.placement.settle(sequence)
         self._begins(generation, len(read.tokens))  # before turns go to make room for it
         await self._afford(generation, len(read.tokens))
-        window = context.core.setup.n_ctx
+        window = context.local.setup.n_ctx
         tokens = await self._room.enter(generation, read)
-        if context.core.setup.n_ctx > window:  # it moved to a larger one: more may come
+        if context.local.setup.n_ctx > window:  # it moved to a larger one: more may come
             await self._afford(generation, len(tokens))
         self._set(generation, tokens, grammar, system)
 
@@ -134,7 +134,7 @@ class Preparation:
         if args.schema is None and not args.grammar:
             return ""
         schema = "" if args.schema is None else msgspec.json.encode(args.schema).decode()
-        return await context.core.compile(args.grammar, schema)
+        return await context.local.compile(args.grammar, schema)
 
     async def _tokens(self, context: Context, args: abi.LlmGenerate) -> Tokens:
         """Return the tokens that a request adds to its context; none when it only goes on."""
@@ -143,7 +143,7 @@ class Preparation:
             return Tokens(0, [])
         messages = msgspec.json.encode(args.messages).decode() if args.messages else ""
         follow = bool(context.sequence.tokens)
-        read = await context.core.read(args.prompt, messages, args.raw, follow)
+        read = await context.local.read(args.prompt, messages, args.raw, follow)
         if not read.tokens:
             raise OSError(errno.EINVAL, "llm_generate: prompt: it has no tokens")
         return read
@@ -169,11 +169,11 @@ class Preparation:
         """
         context, beams = generation.context, generation.args.beams
         context.core.check()
-        if beams > context.core.setup.slots:
+        if beams > context.local.setup.slots:
             raise OSError(
                 errno.EINVAL,
                 f"llm_generate: beams: {beams} take as many slots, core {context.core.name} "
-                f"has {context.core.setup.slots}; ask for fewer, or give the core more",
+                f"has {context.local.setup.slots}; ask for fewer, or give the core more",
             )
         if not context.sequence.tokens and not new:
             raise OSError(errno.EINVAL, "llm_generate: the context is empty; give a prompt")
@@ -187,9 +187,9 @@ class Preparation:
         process = self._table.get(generation.aid)
         slide = self._begins(generation, len(tokens))
         generation.fit()
-        sequence, window = context.sequence, context.core.setup.n_ctx
+        sequence, window = context.sequence, context.local.setup.n_ctx
         length = len(sequence.tokens) + len(tokens)
-        sampled = 0 if tokens else sequence.reopen(context.core.setup.grid)
+        sampled = 0 if tokens else sequence.reopen(context.local.setup.grid)
         generation.cached_tokens = sequence.kv
         generation.prompt_tokens = length
         wanted = generation.most or window

@@ -85,9 +85,9 @@ class Room:
         """
         context = generation.context
         sequence, tokens = context.sequence, context.sequence.tokens
-        await context.core.placement.settle(sequence)
+        await context.local.placement.settle(sequence)
         generation.fit()
-        if sequence.length >= context.core.setup.n_ctx:
+        if sequence.length >= context.local.setup.n_ctx:
             trial = Window.of(context.window.meta())
             await self._fit(context, trial, [], raw=generation.args.raw)
         if sequence.tokens is not tokens:
@@ -108,7 +108,7 @@ class Room:
         """
         if context.window.policy != "slide":
             return None
-        core = context.core
+        core = context.local
         if core.loaded is not None and not core.loaded.shifts:
             raise OSError(
                 errno.EINVAL,
@@ -121,7 +121,7 @@ class Room:
         self, context: Context, trial: Window, new: list[int], *, raw: bool
     ) -> list[int]:
         """Do what the policy says. raw: the request is no turn of a chat."""
-        policy, size = trial.policy, context.core.setup.n_ctx
+        policy, size = trial.policy, context.local.setup.n_ctx
         if policy == "slide":
             return self._slide(context, trial, new)
         if context.sequence.length + len(new) < size:
@@ -144,7 +144,7 @@ class Room:
         return await self._truncate(context, trial, new, raw=raw)
 
     def _full(self, context: Context, new: list[int]) -> OSError:
-        core = context.core
+        core = context.local
         return OSError(
             errno.ENOSPC,
             f"llm_generate: the prompt has {len(new)} tokens, context {context.cid} holds "
@@ -161,7 +161,7 @@ class Room:
         held = runs.window(context.sequence.tokens + new, context.sequence.history)
         kept, inside = await self._kept(context, trial, held, new)
         opening = await self._opening(context, trial, kept) if inside and not raw else []
-        await context.core.placement.settle(context.sequence)
+        await context.local.placement.settle(context.sequence)
         trial.truncated += 1
         return self._restart(context, trial, kept, new, opening)
 
@@ -178,7 +178,7 @@ class Room:
 
     async def _chat(self, context: Context, words: str) -> list[int]:
         turns = msgspec.json.encode([abi.Turn("user", words)]).decode()
-        return await context.core.tokenize("", turns, False, True)
+        return await context.local.tokenize("", turns, False, True)
 
     async def _kept(
         self,
@@ -191,12 +191,12 @@ class Room:
         follows: bool = False,
     ) -> tuple[list[int], bool]:
         """Return which tokens stay, beginning with a whole character, and if within a turn."""
-        size, tokens = context.core.setup.n_ctx, context.sequence.tokens + new
+        size, tokens = context.local.setup.n_ctx, context.sequence.tokens + new
         kept, inside = windows.truncation(trial, held, size, extra=extra, follows=follows)
         if inside:
             system = bisect_left(kept, trial.head)
             begun = kept[system : system + CHARACTER]
-            pieces = await context.core.pieces([tokens[at] for at in begun])
+            pieces = await context.local.pieces([tokens[at] for at in begun])
             del kept[system : system + windows.whole(pieces)]
         return kept, inside
 
@@ -206,7 +206,7 @@ class Room:
         self, context: Context, trial: Window, new: list[int], *, raw: bool
     ) -> list[int]:
         """Compress the oldest turns; they are kept as they were."""
-        core, tokens = context.core, context.sequence.tokens + new
+        core, tokens = context.local, context.sequence.tokens + new
         held = runs.window(tokens, context.sequence.history)
         extra = summary.share(core.setup.n_ctx) + summary.FRAME
         kept, _ = await self._kept(context, trial, held, new, extra=extra, follows=not raw)
@@ -227,7 +227,7 @@ class Room:
         parts = []
         for turn, gone in windows.dropped(trial, held, kept, len(tokens)):
             ids = [tokens[at] for at in gone]
-            text = await self._text(context.core, ids)
+            text = await self._text(context.local, ids)
             parts.append(Original(trial.before + gone[0], turn.number, turn.role, ids, text))
         return parts
 
@@ -235,7 +235,7 @@ class Room:
         self, context: Context, trial: Window, held: list[int], kept: list[int], tokens: list[int]
     ) -> str:
         """Have the model summarize what goes, the last summary included."""
-        core, size, stay = context.core, context.core.setup.n_ctx, set(kept)
+        core, size, stay = context.local, context.local.setup.n_ctx, set(kept)
         going = [tokens[at] for at in held if at not in stay]
         first, last = summary.excerpt(going, size // 2)
         text = await self._text(core, first)
@@ -250,7 +250,7 @@ class Room:
         self, context: Context, trial: Window, text: str, *, raw: bool
     ) -> list[int]:
         """Return the tokens that stand in place of what goes."""
-        core = context.core
+        core = context.local
         if raw:
             return await core.tokenize(summary.passage(text), "", True, True)
         asked = await self._chat(context, summary.words(text))
@@ -286,7 +286,8 @@ class Room:
         self, context: Context, trial: Window, new: list[int], tokens: int, *, yarn: bool
     ) -> list[int]:
         """Move to the smallest slot class that holds so many tokens."""
-        base = self._cores.find(context.core.base) or context.core
+        home = self._cores.find(context.core.base)
+        base = home if isinstance(home, LocalCore) else context.local
         await base.ready()
         assert base.loaded is not None
         trained = max(base.loaded.n_ctx_train, base.setup.n_ctx)
@@ -304,7 +305,7 @@ class Room:
         self, context: Context, core: LocalCore, trial: Window, new: list[int]
     ) -> list[int]:
         """Move to another core: with the KV where that fits, else with the tokens alone."""
-        sequence, old = context.sequence, context.core
+        sequence, old = context.sequence, context.local
         fits = not (old.setup.yarn or core.setup.yarn)  # scaled otherwise, it would be another KV
         await old.placement.settle(sequence)
         if fits:
@@ -377,13 +378,13 @@ class Room:
             for part in await self._originals.read(context.cid, first, last)
         }
         window, tokens = context.window, list(context.sequence.tokens)
-        await context.core.ready()
+        await context.local.ready()
         ends = [*(turn.start for turn in window.turns[1:]), len(tokens)]
         for turn, end in zip(list(window.turns), ends, strict=False):
             if first <= turn.number <= last:
                 held = range(turn.start, min(end, len(tokens)))  # its tokens may be on their way
                 ids = [tokens[at] for at in held if at not in window.aside]
-                text = await self._text(context.core, ids)
+                text = await self._text(context.local, ids)
                 at = turn.start if turn.start < window.head else window.before + turn.start
                 found[at] = abi.ContextTurn(turn.number, turn.role, text, ids)
         return [found[at] for at in sorted(found)]
@@ -395,7 +396,7 @@ class Room:
             raise OSError(
                 errno.EBUSY, f"exp_context: context {context.cid} is at work; wait for its request"
             )
-        if context.core.setup.n_ctx < args.tokens:
+        if context.local.setup.n_ctx < args.tokens:
             context.busy = True  # nobody else may touch it meanwhile
             context.core.requests += 1
             try:

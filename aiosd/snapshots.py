@@ -125,7 +125,7 @@ class Snapshots:
             raise OSError(errno.ENOENT, f"gen_snapshot: context {context.cid} has read nothing yet")
         async with self._lock(context.cid):
             request = self._running(context)
-            await context.core.placement.save(context.sequence)
+            await context.local.placement.save(context.sequence)
             state = context.record()
             self._make_room(context)
             self._afford(context)
@@ -301,13 +301,13 @@ class Snapshots:
     async def _go_back(self, context: Context, mark: Mark) -> None:
         """Make an idle context what it was."""
         row = await self._db.read(lambda db: _read(db, mark.id))
-        placement, sequence = context.core.placement, context.sequence
+        placement, sequence = context.local.placement, context.sequence
         context.busy = True  # nothing else works on it meanwhile
         try:
             await self._leave(context)
             tokens = array("I", row["tokens"]).tolist()
             history = msgspec.msgpack.decode(row["runs"], type=list[Run])
-            placement.take_back(sequence, tokens, history, context.core.setup.grid)
+            placement.take_back(sequence, tokens, history, context.local.setup.grid)
             for held in sequence.snapshots:
                 if held.path == self._path(mark):
                     held.kv = min(held.held, row["kv"])
@@ -330,7 +330,7 @@ class Snapshots:
             core.release(sequence, "restore")
 
     async def _leave(self, context: Context) -> None:
-        placement = context.core.placement
+        placement = context.local.placement
         await placement.settle(context.sequence)
         placement.leave(context.sequence)
         await placement.settle(context.sequence)

@@ -1,7 +1,6 @@
 """The dispatcher: all cores by name, how they come and go, and which one a request gets.
 
-A new driver is an entry in DRIVERS: a function that checks a core's configuration and says what its
-worker is to open.
+How a core is made is its driver's business (drivers.py); what it is, the interface's (core.py).
 """
 
 from __future__ import annotations
@@ -9,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import psutil
 
 from aiosd import config as configuration
 from aiosd import sched
@@ -24,8 +21,9 @@ from aiosd.abi import cores as abi
 from aiosd.config import Config
 from aiosd.config import Core as CoreConfig
 from aiosd.config import Sched as SchedConfig
-from aiosd.cores import slotclass
-from aiosd.cores.local import Listener, LocalCore
+from aiosd.cores import drivers, slotclass
+from aiosd.cores.core import Core, Listener, Parts
+from aiosd.cores.local import LocalCore
 from aiosd.cores.price import Price
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.tiers import Tiers
@@ -36,27 +34,6 @@ from aiosd.sched.due import Parties
 log = logging.getLogger(__name__)
 
 Verdicts = Callable[[str], str]  # key of a core's setting -> what its probe said before, or ""
-
-
-def _llama(core: CoreConfig) -> str:
-    """Return the GGUF file of a core; raises OSError that says what is wrong with the path."""
-    path = configuration.find_model(core.model)
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, f"model {core.model}: there is no such file")
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, f"model {path}: a directory; name the GGUF file")
-    if not os.access(path, os.R_OK):
-        raise PermissionError(errno.EACCES, f"model {path}: the daemon may not read it")
-    return str(path)
-
-
-def _fake(core: CoreConfig) -> str:
-    """Return the options of a core without a model."""
-    return msgspec.json.encode(core.options).decode()
-
-
-DRIVERS: Final[dict[str, Callable[[CoreConfig], str]]] = {"llama": _llama, "fake": _fake}
-
 
 TUNABLE: Final = ("levels", "boost", "credit", "period", "prefill_cost", "decode_cost")
 """Numbers of [sched] beside the quantum that set_sched may change."""
@@ -82,15 +59,19 @@ class Cores:
             Path(config.kernel.state_dir) / "contexts",
             config.context.disk_limit,
         )
-        self._cores: dict[str, LocalCore] = {}
-        self._drivers: dict[str, str] = {}
+        self._cores: dict[str, Core] = {}
         self._configs: dict[str, CoreConfig] = {}
-        self._absent: dict[str, LocalCore] = {}  # cores of contexts that are there no more
+        self._absent: dict[str, Core] = {}  # cores of contexts that are there no more
         self._refused: dict[str, str] = {}  # configured cores that could not be begun, and why
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def __iter__(self) -> Iterator[LocalCore]:
+    def __iter__(self) -> Iterator[Core]:
         return iter(self._cores.values())
+
+    @property
+    def local(self) -> list[LocalCore]:
+        """Those whose KV is in our hands."""
+        return [core for core in self if isinstance(core, LocalCore)]
 
     @property
     def waiting(self) -> Iterable[Task]:
@@ -111,7 +92,7 @@ class Cores:
         """Take on the schedule and the limits of KV off the cores; cores stay as they are."""
         self.tiers.ram.limit = config.context.ram_limit
         self.tiers.disk.limit = config.context.disk_limit
-        for core in self:
+        for core in self.local:
             core.sharing.public_limit = config.context.public_limit
             core.sharing.bound()
         before, self._config = self._config.sched, config
@@ -123,7 +104,8 @@ class Cores:
 
         named: files that are kept whatever they hold. All others are deleted.
         """
-        homes = [*self._cores.values(), *self._absent.values()]
+        known = (*self._cores.values(), *self._absent.values())
+        homes = [core for core in known if isinstance(core, LocalCore)]
         grids = {cid: core.setup.grid for core in homes for cid in core.placement.sequences}
         await self.tiers.adopt(sequences, lambda sequence: grids.get(sequence.cid, 1), named)
 
@@ -140,14 +122,14 @@ class Cores:
 
     async def _save_all(self) -> None:
         """Bring what is only in slots into files, while the worker answers soon."""
-        saves = (core.placement.save_all() for core in self._cores.values())
+        saves = (core.placement.save_all() for core in self.local)
         try:
             async with asyncio.timeout(SAVING):
                 await asyncio.gather(*saves)
         except TimeoutError:
             log.warning("contexts were not saved in %g s; they will be computed again", SAVING)
 
-    async def add(self, core: CoreConfig) -> LocalCore:
+    async def add(self, core: CoreConfig) -> Core:
         """Load a model as a core and return it when it is ready.
 
         Raises OSError with the reason; nothing is left of a core that could not be loaded.
@@ -171,21 +153,21 @@ class Cores:
         self._drop(core)
         await core.stop()
 
-    def retire(self, core: LocalCore) -> None:
+    def retire(self, core: Core) -> None:
         """Remove a draining core that has nothing left, from where nothing can be awaited."""
         if self._drop(core):
             task = asyncio.create_task(core.stop())
             self._tasks.add(task)
             task.add_done_callback(self._begun)
 
-    def drain(self, name: str) -> LocalCore:
+    def drain(self, name: str) -> Core:
         """Give a core nothing new. Raises OSError(ENOENT)."""
         core = self.get(name)
         for one in [other for other in self if other is core or other.base == name]:
             one.drain()
         return core
 
-    def get(self, name: str) -> LocalCore:
+    def get(self, name: str) -> Core:
         """Return a core by name; raises FileNotFoundError that lists those there are."""
         core = self._cores.get(name)
         if core is None:
@@ -194,11 +176,12 @@ class Cores:
             raise FileNotFoundError(errno.ENOENT, f"no core {name!r}{why}; there are: {known}")
         return core
 
-    def find(self, name: str) -> LocalCore | None:
+    def find(self, name: str) -> Core | None:
         """Return a core by name, None when there is none; a slot class beside a core is begun."""
         core, found = self._cores.get(name), slotclass.parse(name)
-        if core is None and found is not None and found[0] in self._cores:
-            return self.widened(self._cores[found[0]], found[1], yarn=found[2])
+        base = self._cores.get(found[0]) if found is not None else None
+        if core is None and found is not None and isinstance(base, LocalCore):
+            return self.widened(base, found[1], yarn=found[2])
         return core
 
     def widened(self, base: LocalCore, n_ctx: int, *, yarn: bool) -> LocalCore:
@@ -207,13 +190,14 @@ class Cores:
         Raises OSError(ENOMEM).
         """
         name = slotclass.title(base.name, n_ctx, yarn=yarn)
-        if name in self._cores:
-            return self._cores[name]
+        if isinstance(core := self._cores.get(name), LocalCore):
+            return core
         if base.loaded is not None:
             slotclass.check_memory(base, n_ctx)
         config = msgspec.structs.replace(self._configs[base.name], name=name, n_ctx=n_ctx)
         setup = msgspec.structs.replace(base.setup, n_ctx=n_ctx, yarn=yarn)
         core, _ = self._begin(config, setup)
+        assert isinstance(core, LocalCore)
         core.base, core.on_empty = base.name, self.tidy
         return core
 
@@ -222,7 +206,7 @@ class Cores:
         if core.base and core.empty and not core.awaited:
             self.retire(core)
 
-    def home(self, name: str) -> LocalCore:
+    def home(self, name: str) -> Core:
         """Return the core of a context that outlived a kernel, by its name.
 
         Where there is none any more: one that computes nothing, is on no list, and says why.
@@ -232,7 +216,7 @@ class Cores:
             core = self._absent[name] = self._stand_in(name)
         return core
 
-    def _stand_in(self, name: str) -> LocalCore:
+    def _stand_in(self, name: str) -> Core:
         nothing = CoreSetup(
             runner="", model="", slots=1, n_ctx=0, grid=1, threads=1, gpu_layers=0,
             kv_k="", kv_v="", exact=True, verdict="",
@@ -243,7 +227,7 @@ class Cores:
         core.never(f"{why}; add it again to go on with this context")
         return core
 
-    def choose(self, name: str, needs: str) -> LocalCore:
+    def choose(self, name: str, needs: str) -> Core:
         """Return the core for a request: the named one, else the accepting one with least to do.
 
         Raises OSError(ENODEV) when none can take it.
@@ -261,7 +245,7 @@ class Cores:
             why = "; ".join(filter(None, [why, *self._refused.values()]))
             cure = why or "there is none, add one with add_core"
             raise OSError(errno.ENODEV, f"no core can take requests: {cure}")
-        return min(usable, key=lambda core: (core.requests, core.loaded is None))
+        return min(usable, key=lambda core: (core.requests, core.loading))
 
     def set_sched(self, policy: str, quantum: int, options: Mapping[str, float]) -> None:
         """Change the policy of all cores, or numbers of [sched] by their names (TUNABLE).
@@ -298,56 +282,29 @@ class Cores:
         """Describe every core."""
         return [self.row(core) for core in self._cores.values()]
 
-    def row(self, core: LocalCore) -> abi.Core:
+    def row(self, core: Core) -> abi.Core:
         """Describe one core."""
-        loaded, placement = core.loaded, core.placement
-        return abi.Core(
-            name=core.name,
-            driver=self._drivers.get(core.name, ""),
-            model=loaded.name if loaded else core.setup.model,
-            state=core.state,
-            exact=_verdict(core),
-            setting=loaded.setting if loaded else "",
-            slots=core.setup.slots,
-            running=len(core.policy.running),
-            queued=len(core.policy),
-            resident=placement.resident,
-            n_ctx=loaded.n_ctx if loaded else core.setup.n_ctx,
-            n_ctx_train=loaded.n_ctx_train if loaded else 0,
-            grid=core.setup.grid,
-            threads=core.setup.threads,
-            pid=core.pid,
-            restarts=core.restarts,
-            rss=_rss(core.pid),
-            kv_bytes=placement.kv_bytes,
-            bytes_per_token=placement.bytes_per_token,
-            tokens_in=core.tokens_in,
-            tokens_out=core.tokens_out,
-            tokens_per_s=core.tokens_per_s,
-            switches=placement.switches,
-            error=core.error,
-            device_s=core.device_s,
-            step_s=core.step_s,
-        )
+        return core.row()
 
     def _begin(
         self, config: CoreConfig, setup: CoreSetup | None = None
-    ) -> tuple[LocalCore, asyncio.Task[None]]:
+    ) -> tuple[Core, asyncio.Task[None]]:
         """Make a core and start loading it. setup: where it is not as its configuration says."""
-        core = LocalCore(
-            config.name,
-            setup or self._setup(config),
-            config.nice,
+        parts = Parts(
+            config,
             sched.make(self.sched.policy, **_options(self.sched)),
             self.tiers,
             self._listener,
+            self._verdicts,
             self._secret,
+            setup,
         )
+        core = drivers.find(config.driver)(parts)
         core.price = Price(config.price_in, config.price_out)
         core.standing.parties = _parties(self.sched)
-        core.sharing.public_limit = self._config.context.public_limit
+        if isinstance(core, LocalCore):
+            core.sharing.public_limit = self._config.context.public_limit
         self._cores[config.name] = core
-        self._drivers[config.name] = config.driver
         self._configs[config.name] = config
         self._refused.pop(config.name, None)
         task = asyncio.create_task(core.start())
@@ -355,11 +312,11 @@ class Cores:
         task.add_done_callback(self._begun)
         return core, task
 
-    def _drop(self, core: LocalCore) -> bool:
+    def _drop(self, core: Core) -> bool:
         """Take a core off the list; False when it is not on it any more."""
         if self._cores.get(core.name) is not core:
             return False
-        del self._cores[core.name], self._drivers[core.name], self._configs[core.name]
+        del self._cores[core.name], self._configs[core.name]
         return True
 
     def _begun(self, task: asyncio.Task[None]) -> None:
@@ -367,26 +324,6 @@ class Cores:
         error = None if task.cancelled() else task.exception()
         if error is not None and getattr(error, "errno", 0) != errno.ECANCELED:  # it was removed
             log.error("%s", getattr(error, "strerror", None) or error)
-
-    def _setup(self, config: CoreConfig) -> CoreSetup:
-        prepare = DRIVERS.get(config.driver)
-        if prepare is None:
-            known = ", ".join(DRIVERS)
-            raise OSError(errno.EINVAL, f"core driver {config.driver!r}: there are {known}")
-        setup = CoreSetup(
-            runner=config.driver,
-            model=prepare(config),
-            slots=config.slots,
-            n_ctx=config.n_ctx,
-            grid=config.grid,
-            threads=config.threads or os.cpu_count() or 1,
-            gpu_layers=config.gpu_layers,
-            kv_k=config.kv_k,
-            kv_v=config.kv_v,
-            exact=config.exact,
-            verdict="",
-        )
-        return msgspec.structs.replace(setup, verdict=self._verdicts(setup_key(setup)))
 
 
 def _options(settings: SchedConfig) -> dict[str, Any]:
@@ -414,32 +351,13 @@ def _parties(settings: SchedConfig) -> Parties:
     return Parties(settings.share_by == "user", members, weights)
 
 
-def setup_key(setup: CoreSetup) -> str:
-    """Name a core's setting, so that its probe's verdict can be found again."""
-    return msgspec.json.encode(msgspec.structs.replace(setup, verdict="")).decode()
-
-
 def default_name(model: str) -> str:
     """Return the name of a core that was added without one: its model's, made a valid name."""
     stem = Path(model).name.removesuffix(".gguf")
     return re.sub(r"[^A-Za-z0-9._:-]", "-", stem)[:64].lstrip("._:-") or "core"
 
 
-def _verdict(core: LocalCore) -> str:
-    if core.loaded is None:
-        return "?"
-    return {True: "yes", False: "no", None: "off"}[core.loaded.exact]
-
-
-def _why_not(core: LocalCore) -> str:
+def _why_not(core: Core) -> str:
     """Say why a core takes no requests."""
     state = "draining" if core.draining else core.state
     return core.error or f"core {core.name} is {state}: it takes nothing new"
-
-
-def _rss(pid: int) -> int:
-    """Return a process's resident bytes, 0 when it is gone."""
-    try:
-        return int(psutil.Process(pid).memory_info().rss) if pid else 0
-    except psutil.Error:
-        return 0

@@ -16,11 +16,14 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
 from aiosd import sched
+from aiosd.abi import cores as abi
+from aiosd.cores import rows
+from aiosd.cores.core import Listener
 from aiosd.cores.placement import Placement
 from aiosd.cores.price import Price
 from aiosd.cores.rate import Rate
@@ -44,24 +47,8 @@ RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 
 Question = protocol.Ask
 
-
-class Listener(Protocol):
-    """Who is told what happens to a core."""
-
-    def core_changed(self, core: LocalCore, what: str) -> None:
-        """The core is now ready, lost (and restarting), failed or removed."""
-
-    def preempted(self, core: LocalCore, sequence: Sequence) -> None:
-        """A running sequence was taken off the core for another."""
-
-    def started(self, core: LocalCore, sequence: Sequence) -> None:
-        """A sequence was put on the core."""
-
-    def fell_back(self, core: LocalCore, sequence: Sequence, why: str) -> None:
-        """A snapshot of a sequence is lost; it goes on from an older one, or from its tokens."""
-
-    def verdict(self, core: LocalCore, verdict: str) -> None:
-        """The exactness probe's verdict is to be remembered."""
+Launch = Callable[[str, Callable[[Event], None], Callable[[str, bool], None]], Worker]
+"""Makes a worker, which has yet to be started, as `Worker` itself does."""
 
 
 class LocalCore:
@@ -80,10 +67,13 @@ class LocalCore:
         tiers: Tiers,
         listener: Listener,
         secret: bytes = b"",
+        worker: Launch = Worker,
     ) -> None:
-        """secret: the key of watermarks."""
+        """secret: the key of watermarks. worker: what its workers are made with."""
         self.name = name
+        self.driver = setup.runner
         self._secret = secret
+        self._make_worker = worker
         self.setup = setup
         self.price = Price()
         self.policy = policy
@@ -152,7 +142,7 @@ class LocalCore:
         return self._worker.pid if self._worker else 0
 
     async def _launch(self) -> None:
-        worker = Worker(self.name, self._on_event, self._on_death)
+        worker = self._make_worker(self.name, self._on_event, self._on_death)
         self._worker = worker
         await worker.start(self._nice)
         worker.send(protocol.Load(self.setup, self._secret))
@@ -386,6 +376,30 @@ class LocalCore:
         return self.state in ("loading", "ready", "restarting") and not self.draining
 
     @property
+    def loading(self) -> bool:
+        """Whether its model has yet to be loaded."""
+        return self.loaded is None
+
+    @property
+    def certain(self) -> bool:
+        """Whether its probe found it exact."""
+        return bool(self.loaded and self.loaded.exact)
+
+    @property
+    def window(self) -> int:
+        """Tokens of a slot."""
+        return self.setup.n_ctx
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of KV; 0 before the model is loaded."""
+        return self.placement.bytes_per_token
+
+    def row(self) -> abi.Core:
+        """Describe it."""
+        return rows.local(self)
+
+    @property
     def tokens_per_s(self) -> float:
         """Tokens sampled per second over the last seconds."""
         return self._rate.value(time.monotonic())
@@ -485,7 +499,7 @@ class LocalCore:
         self.sharing.exactly = not event.rolls_back
         self.state = "draining" if self.draining else "ready"
         if event.verdict:
-            self._listener.verdict(self, event.verdict)
+            self._listener.verdict(self.setup, event.verdict)
         for ask, _ in list(self._tickets.values()):
             self._command(ask)
         if not self._ready.done():

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from aiosd import sched
 from aiosd.config import PACKAGED_MODEL, find_model
+from aiosd.cores.core import Core
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.tiers import Tiers
@@ -54,19 +55,19 @@ class Answer:
 
 
 class _Quiet:
-    def core_changed(self, core: LocalCore, what: str) -> None:
+    def core_changed(self, core: Core, what: str) -> None:
         pass
 
-    def preempted(self, core: LocalCore, sequence: Sequence) -> None:
+    def preempted(self, core: Core, sequence: Sequence) -> None:
         pass
 
-    def started(self, core: LocalCore, sequence: Sequence) -> None:
+    def started(self, core: Core, sequence: Sequence) -> None:
         pass
 
-    def fell_back(self, core: LocalCore, sequence: Sequence, why: str) -> None:
+    def fell_back(self, core: Core, sequence: Sequence, why: str) -> None:
         pass
 
-    def verdict(self, core: LocalCore, verdict: str) -> None:
+    def verdict(self, setup: CoreSetup, verdict: str) -> None:
         pass
 
 

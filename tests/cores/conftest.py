@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from aiosd import sched
+from aiosd.cores.core import Core
 from aiosd.cores.local import LocalCore
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.tiers import Tiers
@@ -196,17 +197,17 @@ class _News:
     def __init__(self, news: list[str]) -> None:
         self._news = news
 
-    def core_changed(self, core: LocalCore, what: str) -> None:
+    def core_changed(self, core: Core, what: str) -> None:
         self._news.append(what)
 
-    def preempted(self, core: LocalCore, sequence: Sequence) -> None:
+    def preempted(self, core: Core, sequence: Sequence) -> None:
         self._news.append("preempt")
 
-    def started(self, core: LocalCore, sequence: Sequence) -> None:
+    def started(self, core: Core, sequence: Sequence) -> None:
         self._news.append("start")
 
-    def fell_back(self, core: LocalCore, sequence: Sequence, why: str) -> None:
+    def fell_back(self, core: Core, sequence: Sequence, why: str) -> None:
         self._news.append(f"fell back: {why}")
 
-    def verdict(self, core: LocalCore, verdict: str) -> None:
+    def verdict(self, setup: CoreSetup, verdict: str) -> None:
         self._news.append("verdict")

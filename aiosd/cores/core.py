@@ -1,0 +1,169 @@
+"""What a core is to the kernel: something that answers requests on contexts.
+
+Whatever computes (a worker on this machine, a provider's endpoint, a cluster), the rest of the
+kernel knows it by this interface alone. What only holds for a core whose KV is in our hands
+(placement, snapshots, tokens) is asked of `LocalCore`, which `Context.local` gives or refuses.
+
+A driver makes a core from its `Parts`; `drivers.py` is the list of them.
+
+What must hold: a request that was submitted ends once, in its sequence's sink; one that is held is
+given no further token; `requests` counts what was given to a core and has not ended, and is counted
+by whoever gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aiosd.abi import cores as abi
+from aiosd.config import Core as CoreConfig
+from aiosd.cores.price import Price
+from aiosd.cores.sequence import Sequence
+from aiosd.cores.standing import Standing
+from aiosd.cores.tiers import Tiers
+from aiosd.engine.protocol import CoreSetup
+from aiosd.sched.policy import Policy, Task
+
+
+class Core(Protocol):
+    """One core.
+
+    base: the core that it stands beside, as a slot class does; "" for most. state: loading, ready,
+    restarting, draining, failed, removed, absent. error: why it is not ready, "". policy: the order
+    of its run queue. certain: whether it promises the tokens of a solo run. window: tokens that a
+    context holds at most, 0: not known. bytes_per_token: of KV that is kept here.
+    """
+
+    name: str
+    base: str
+    state: str
+    error: str
+    draining: bool
+    price: Price
+    policy: Policy
+    standing: Standing
+    requests: int
+    restarts: int
+    preemptions: int
+    tokens_in: int
+    tokens_out: int
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new requests may be given to it."""
+
+    @property
+    def loading(self) -> bool:
+        """Whether those that are given to it wait for it to get ready first."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether it promises the tokens of a solo run."""
+
+    @property
+    def window(self) -> int:
+        """Tokens that a context holds at most; 0: not known."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of output per second over the last seconds."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of KV that are kept here."""
+
+    def row(self) -> abi.Core:
+        """Describe it; the dispatcher adds what it knows."""
+
+    async def start(self) -> None:
+        """Begin to work, and return when it is ready; raises OSError with the reason if not."""
+
+    async def ready(self) -> None:
+        """Wait until it has been ready once; raises OSError when that failed."""
+
+    async def stop(self, timeout: float = 2.0) -> None:
+        """End it for good; requests on it fail with ECANCELED. timeout: seconds."""
+
+    def check(self) -> None:
+        """Raise OSError (EIO, ENODEV) with the reason when it will compute no more."""
+
+    def drain(self) -> None:
+        """Take nothing new; what is here goes on."""
+
+    def change_policy(self, name: str, **options: Any) -> None:
+        """Go on under another policy. Raises OSError(EINVAL) for one that doesn't exist."""
+
+    # Sequences.
+
+    def add(self, sequence: Sequence) -> None:
+        """Take charge of a sequence; it computes nothing until it is submitted."""
+
+    def submit(self, sequence: Sequence) -> None:
+        """Begin to work on a sequence whose goal and sink have been set."""
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence's goal, if it has one; its sink is told nothing more."""
+
+    def hold(self, sequence: Sequence, why: str) -> None:
+        """Keep a sequence from getting on, from the next token on, until released."""
+
+    def release(self, sequence: Sequence, why: str) -> None:
+        """Lift one hold; with the last one the sequence goes on."""
+
+    def renice(self, sequence: Sequence, nice: int) -> None:
+        """Change a sequence's priority."""
+
+    def wait(self, task: Task) -> None:
+        """Note that a request waits for those in `task.waits_for` (see sched.Policy.wait)."""
+
+    def unwait(self, cid: int) -> None:
+        """Forget that a request waits."""
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop a sequence with its goal and all that is kept of it here."""
+
+    def part(self, sequence: Sequence) -> None:
+        """Give an idle sequence into another core's charge."""
+
+
+class Listener(Protocol):
+    """Who is told what happens to a core."""
+
+    def core_changed(self, core: Core, what: str) -> None:
+        """The core is now ready, lost (and restarting), failed or removed."""
+
+    def preempted(self, core: Core, sequence: Sequence) -> None:
+        """A running sequence was taken off the core for another."""
+
+    def started(self, core: Core, sequence: Sequence) -> None:
+        """A sequence was put on the core."""
+
+    def fell_back(self, core: Core, sequence: Sequence, why: str) -> None:
+        """A snapshot of a sequence is lost; it goes on from an older one, or from its tokens."""
+
+    def verdict(self, setup: CoreSetup, verdict: str) -> None:
+        """An exactness probe's verdict is to be remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a driver makes a core from.
+
+    verdicts: says what the probe of a setup (drivers.setup_key) found before, or "". secret: the
+    key of watermarks. setup: of a slot class, where that is not as its configuration says.
+    """
+
+    config: CoreConfig
+    policy: Policy
+    tiers: Tiers
+    listener: Listener
+    verdicts: Callable[[str], str]
+    secret: bytes = b""
+    setup: CoreSetup | None = None
+
+
+Driver = Callable[[Parts], Core]
+"""Makes a core, which begins to work when it is started. Raises OSError for a configuration that
+can't be used, with a sentence that says what is wrong."""

@@ -1,0 +1,92 @@
+"""Drivers: what makes a core of a kind, by the name that a configuration gives as `driver`.
+
+To add one, write a function that takes `core.Parts`, checks the configuration in it and returns
+what satisfies `core.Core`, and enter it in DRIVERS.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+import msgspec
+
+from aiosd import config as configuration
+from aiosd.config import Core as CoreConfig
+from aiosd.cores.core import Core, Driver, Parts
+from aiosd.cores.local import Launch, LocalCore
+from aiosd.cores.worker import Worker
+from aiosd.engine.protocol import CoreSetup
+
+
+def llama(parts: Parts) -> Core:
+    """Make a core of a GGUF file; raises OSError that says what is wrong with the path."""
+    path = configuration.find_model(parts.config.model)
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, f"model {parts.config.model}: there is no such file")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"model {path}: a directory; name the GGUF file")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, f"model {path}: the daemon may not read it")
+    return local(parts, str(path))
+
+
+def fake(parts: Parts) -> Core:
+    """Make a core without a model."""
+    return local(parts, msgspec.json.encode(parts.config.options).decode())
+
+
+DRIVERS: Final[dict[str, Driver]] = {"llama": llama, "fake": fake}
+
+
+def local(parts: Parts, model: str, worker: Launch = Worker) -> LocalCore:
+    """Make a core whose workers, made with `worker`, open `model`."""
+    setup = parts.setup or _setup(parts, model)
+    core = LocalCore(
+        parts.config.name,
+        setup,
+        parts.config.nice,
+        parts.policy,
+        parts.tiers,
+        parts.listener,
+        parts.secret,
+        worker,
+    )
+    core.driver = parts.config.driver
+    return core
+
+
+def find(name: str) -> Driver:
+    """Return a driver by name; raises OSError(EINVAL) that lists those there are."""
+    driver = DRIVERS.get(name)
+    if driver is None:
+        raise OSError(errno.EINVAL, f"core driver {name!r}: there are {', '.join(DRIVERS)}")
+    return driver
+
+
+def _setup(parts: Parts, model: str) -> CoreSetup:
+    setup = setup_of(parts.config, model)
+    return msgspec.structs.replace(setup, verdict=parts.verdicts(setup_key(setup)))
+
+
+def setup_of(config: CoreConfig, model: str) -> CoreSetup:
+    """Return what a worker is told of a core that is configured so."""
+    return CoreSetup(
+        runner=config.driver,
+        model=model,
+        slots=config.slots,
+        n_ctx=config.n_ctx,
+        grid=config.grid,
+        threads=config.threads or os.cpu_count() or 1,
+        gpu_layers=config.gpu_layers,
+        kv_k=config.kv_k,
+        kv_v=config.kv_v,
+        exact=config.exact,
+        verdict="",
+    )
+
+
+def setup_key(setup: CoreSetup) -> str:
+    """Name a core's setting, so that its probe's verdict can be found again."""
+    return msgspec.json.encode(msgspec.structs.replace(setup, verdict="")).decode()

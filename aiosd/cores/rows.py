@@ -1,0 +1,59 @@
+"""Rows of list_cores: how a core is described."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psutil
+
+from aiosd.abi import cores as abi
+
+if TYPE_CHECKING:
+    from aiosd.cores.local import LocalCore
+
+
+def local(core: LocalCore) -> abi.Core:
+    """Describe a core with a worker."""
+    loaded, placement = core.loaded, core.placement
+    return abi.Core(
+        name=core.name,
+        driver=core.driver,
+        model=loaded.name if loaded else core.setup.model,
+        state=core.state,
+        exact=_verdict(core),
+        setting=loaded.setting if loaded else "",
+        slots=core.setup.slots,
+        running=len(core.policy.running),
+        queued=len(core.policy),
+        resident=placement.resident,
+        n_ctx=loaded.n_ctx if loaded else core.setup.n_ctx,
+        n_ctx_train=loaded.n_ctx_train if loaded else 0,
+        grid=core.setup.grid,
+        threads=core.setup.threads,
+        pid=core.pid,
+        restarts=core.restarts,
+        rss=_rss(core.pid),
+        kv_bytes=placement.kv_bytes,
+        bytes_per_token=placement.bytes_per_token,
+        tokens_in=core.tokens_in,
+        tokens_out=core.tokens_out,
+        tokens_per_s=core.tokens_per_s,
+        switches=placement.switches,
+        error=core.error,
+        device_s=core.device_s,
+        step_s=core.step_s,
+    )
+
+
+def _verdict(core: LocalCore) -> str:
+    if core.loaded is None:
+        return "?"
+    return {True: "yes", False: "no", None: "off"}[core.loaded.exact]
+
+
+def _rss(pid: int) -> int:
+    """Return a process's resident bytes, 0 when it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss) if pid else 0
+    except psutil.Error:
+        return 0
