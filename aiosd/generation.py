@@ -20,10 +20,11 @@ from typing import Any, Final
 
 import msgspec
 
-from aiosd import again, charge
+from aiosd import again, calling, charge
 from aiosd import window as windows
-from aiosd.abi.inference import Beam, Chunk, LlmGenerate, Recalled, Timing, TokenUsage
+from aiosd.abi.inference import Beam, Chunk, LlmGenerate, Recalled, Timing, TokenUsage, ToolCall
 from aiosd.abi.inference import Generation as Result
+from aiosd.calling import Form, Said
 from aiosd.context import Context
 from aiosd.engine.protocol import Beam as Found
 from aiosd.engine.protocol import Goal, Token
@@ -44,7 +45,9 @@ class Generation:
     turns the request into tokens, the entry of its key, and when its beginning and its end are on
     disk. known: of a request that an earlier kernel began, the tokens that were on record; -1: of
     ours. certain: of how many tokens it is certain that whoever read them under an earlier kernel
-    read these very ones; -1: of all, since the core promises it.
+    read these very ones; -1: of all, since the core promises it. form: how its functions were put
+    to the model, if any: then `texts` is what its caller reads and `wrote` what the model writes.
+    said: what that meant, when it has ended.
     """
 
     def __init__(
@@ -80,6 +83,9 @@ class Generation:
         self.logprobs: list[float] = []  # of each token, when they were asked for
         self.beams: list[Beam] = []
         self.tail = ""  # text that became final with a token that is not part of the output
+        self.form: Form | None = None
+        self.wrote: list[str] = []
+        self.said: Said | None = None
         self.finish = ""
         self.reason = ""
         self.error: OSError | None = None
@@ -136,6 +142,8 @@ class Generation:
             "due": due,
             "left": self._left,
             "certain": self.certain,
+            "style": self.form.style if self.form is not None else "",
+            "wrote": self.wrote.copy(),
         }
 
     def fit(self) -> None:
@@ -167,7 +175,14 @@ class Generation:
             due, left = progress["due"], progress["left"]
             self._left = left if due is None else max(0.0, due - time.time())
         self.goal = msgspec.convert(progress["goal"], Goal | None)
+        self._rehear(progress.get("style", ""), progress.get("wrote", []))
         return self.goal
+
+    def _rehear(self, style: str, wrote: list[str]) -> None:
+        self.form, self.wrote = calling.form_of(self.args, style), wrote
+        if self.form is not None:
+            for piece in wrote:
+                self.form.hear(piece)
 
     def _moment(self, monotonic: float) -> float:
         return self.submitted_at + monotonic - self.submitted if monotonic else 0.0
@@ -186,11 +201,11 @@ class Generation:
             self.first_token = time.monotonic()
         if token.kept:
             self.tokens.append(token.token)
-            self.texts.append(token.text)
+            self.texts.append(self._hear(token.text))
             if self.args.logprobs:
                 self.logprobs.append(token.logprob)
         else:
-            self.tail += token.text
+            self.tail += self._hear(token.text)
         self._on_token(self, token.text)
         if token.finish == "window":
             self._on_full(self, token.tail)
@@ -200,6 +215,18 @@ class Generation:
             self._wake()
             if self._readers and len(self.tokens) - min(self._readers.values()) > AHEAD:
                 self.context.core.hold(self.context.sequence, "reader")
+
+    def _hear(self, text: str) -> str:
+        """Take what the model wrote; return what of it is for the caller."""
+        if self.form is None:
+            return text
+        self.wrote.append(text)
+        return self.form.hear(text)
+
+    @property
+    def written(self) -> str:
+        """All that the model has written."""
+        return "".join(self.wrote if self.form is not None else [*self.texts, self.tail])
 
     def shared(self, count: int) -> None:
         """So many tokens of the prompt need not be computed: another sequence has done it."""
@@ -245,7 +272,7 @@ class Generation:
     def filled(self, tail: str) -> None:
         """End it: its context's window is full. tail: text that is final with that."""
         if not self.done:
-            self.tail += tail
+            self.tail += self._hear(tail)
             self.reason = "window"
             self._end("length")
 
@@ -326,7 +353,16 @@ class Generation:
             beams=self.beams,
             recalled=self.recalled,
             exact=self.context.certain,
+            calls=self._calls(),
         )
+
+    def _calls(self) -> list[ToolCall]:
+        """Return what its caller is to call."""
+        wanted = self.said.calls if self.said is not None else []
+        return [
+            ToolCall(1, one.tool, one.arguments, id=calling.new_id(self.rid, place))
+            for place, one in enumerate(wanted)
+        ]
 
     def _parsed(self) -> Any:
         """Return the value that a schema's text stands for, once it is whole."""
@@ -364,7 +400,7 @@ class Generation:
         }
 
     def _end(self, finish: str) -> None:
-        self.finish = finish
+        self.finish = self._meant(finish)
         self.ended = time.monotonic()
         self.stop_clock()
         try:
@@ -372,6 +408,18 @@ class Generation:
         finally:  # whatever its owner makes of it, who waits is answered
             self._over.set()
             self._wake()
+
+    def _meant(self, finish: str) -> str:
+        """Read what was said, once it is whole; return how the request has ended."""
+        if finish == "stop" and self.form is not None and self.said is None:
+            try:
+                self.said = self.form.said("".join(self.wrote))
+            except OSError as error:
+                self.error = error
+                return "cancelled"
+            heard = "".join(self.texts) + self.tail
+            self.tail += self.said.text[len(heard) :]
+        return "calls" if finish == "stop" and self.said is not None and self.said.calls else finish
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -390,6 +438,7 @@ def check(args: LlmGenerate) -> None:
             "llm_generate: give either prompt or messages, not empty; without both a context is "
             "continued, and none was named",
         )
+    calling.check(args)
     if args.window:
         windows.check(args.window)
     if args.raw and args.messages:

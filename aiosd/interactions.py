@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from aiosd import calling
 from aiosd.abi.process import Happening, QueryHistory
 from aiosd.killpoint import reach
 from aiosd.redaction import Redaction
@@ -96,7 +97,7 @@ class Interactions:
         record, redaction = generation.record(), self._redaction(settings.redact)
 
         def write(db: Connection) -> None:
-            asked, reply = _asked(generation), "".join(generation.texts) + generation.tail
+            asked, reply = _asked(generation), generation.written
             digests = {}
             if settings.interactions == "digests":
                 digests = {"asked_digest": _digest(asked.text), "reply_digest": _digest(reply)}
@@ -168,7 +169,7 @@ def _asked(generation: Generation) -> _Asked:
     args = generation.args
     if not args.messages:
         return _Asked(args.prompt, [])
-    turns = [(turn.role, turn.content) for turn in args.messages]
+    turns = [(turn.role, turn.content) for turn in calling.plain(args.messages, False)]
     return _joined(turns)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aiosd import charge, kv, leading
+from aiosd import calling, charge, kv, leading
 from aiosd.abi import inference as abi
 from aiosd.access import Caller
 from aiosd.context import Context, Contexts
@@ -114,9 +114,10 @@ class Preparation:
         """
         context, args = generation.context, generation.args
         sequence = context.sequence
-        grammar = await self._grammar(context, args)
         if args.recall:
             args, generation.recalled = await self.recall.add(sequence.uid, generation.aid, args)
+        args = self._put(generation, args)
+        grammar = await self._grammar(generation)
         read = await self._tokens(context, args)
         system = [] if sequence.tokens else await leading.system(context.local, args)
         await self._order.turn(generation, self._table.get(generation.aid).nice)
@@ -129,12 +130,22 @@ class Preparation:
             await self._afford(generation, len(tokens))
         self._set(generation, tokens, grammar, system)
 
-    async def _grammar(self, context: Context, args: abi.LlmGenerate) -> str:
+    def _put(self, generation: Generation, args: abi.LlmGenerate) -> abi.LlmGenerate:
+        """Return a request as its model is asked, with its functions put into words."""
+        fresh = not generation.context.sequence.tokens
+        form = calling.form_of(args, calling.style_of(args, fresh))
+        generation.form = form
+        return args if form is None else form.put(args, fresh)
+
+    async def _grammar(self, generation: Generation) -> str:
         """Return the grammar that a request's output must follow, "" when there is none."""
+        core, args, form = generation.context.local, generation.args, generation.form
+        if form is not None and form.offer is not None:
+            return await core.compile("", "", msgspec.json.encode(form.offer).decode())
         if args.schema is None and not args.grammar:
             return ""
         schema = "" if args.schema is None else msgspec.json.encode(args.schema).decode()
-        return await context.local.compile(args.grammar, schema)
+        return await core.compile(args.grammar, schema)
 
     async def _tokens(self, context: Context, args: abi.LlmGenerate) -> Tokens:
         """Return the tokens that a request adds to its context; none when it only goes on."""

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from aiosd.abi.inference import LlmGenerate, Recalled, Turn
+from aiosd.abi.inference import LlmGenerate, Recalled
 from aiosd.abi.memory import SearchMemory
 from aiosd.abi.storage import StoSearch
 from aiosd.abi.table import BY_NAME
@@ -134,6 +134,6 @@ def _before(args: LlmGenerate, used: list[Recalled]) -> LlmGenerate:
     turns = list(args.messages)
     for i in reversed(range(len(turns))):
         if turns[i].role == "user":
-            turns[i] = Turn("user", head + turns[i].content)
+            turns[i] = msgspec.structs.replace(turns[i], content=head + turns[i].content)
             break
     return msgspec.structs.replace(args, messages=turns)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from aiosd import toolforms
+from aiosd import calling
 from aiosd.abi import inference as abi
 from aiosd.access import Caller
 from aiosd.generation import check
@@ -67,6 +67,7 @@ class Run:
         self.parsed: Any = None
         self.error: OSError | None = None
         self.context = args.context
+        self.functions = {one.name for one in args.functions}
         self.left = args.deadline
         self.asker = Quiet()
         self.stop = asyncio.Event()  # it was cancelled
@@ -223,58 +224,20 @@ def _misplaced(resume: int) -> OSError:
 
 def check_plain(args: abi.LlmGenerate) -> None:
     """Refuse fields about tools where none are offered; raises OSError(EINVAL)."""
-    for name in ("tool_rounds", "tool_choice", "tool_answer", "tool_calls"):
+    for name in ("tool_rounds", "tool_answer"):
         if getattr(args, name) != getattr(PLAIN, name):
             raise OSError(errno.EINVAL, f"llm_generate: {name}: it needs tools; name some")
+    for name in ("tool_choice", "tool_calls"):
+        if not args.functions and getattr(args, name) != getattr(PLAIN, name):
+            text = f"llm_generate: {name}: it needs tools or functions; name some"
+            raise OSError(errno.EINVAL, text)
+    calling.check_size(args.functions)
 
 
 def check_tools(args: abi.LlmGenerate) -> None:
     """Refuse a request with tools that can't mean anything; raises OSError(EINVAL)."""
     check(args)
-    if not (args.prompt or args.messages):
-        raise OSError(errno.EINVAL, "llm_generate: tools: give a prompt or messages too")
-    if args.tool_choice not in toolforms.CHOICES:
-        choices = " or ".join(toolforms.CHOICES)
-        raise OSError(
-            errno.EINVAL, f"llm_generate: tool_choice: {args.tool_choice!r} is not {choices}"
-        )
-    if len(set(args.tools)) < len(args.tools):
-        raise OSError(errno.EINVAL, "llm_generate: tools: one is named twice; name each once")
-    unfit = {
-        "raw": args.raw,
-        "grammar": bool(args.grammar),
-        "stop": bool(args.stop),
-        "beams": args.beams > 1,
-    }
-    for name, given in unfit.items():
-        if given:
-            raise OSError(
-                errno.EINVAL,
-                f"llm_generate: {name} does not go with tools: what the model writes is held to a "
-                "grammar of their calls, in turns of a chat; a schema shapes the answer",
-            )
-
-
-def first_turns(args: abi.LlmGenerate, text: str) -> list[abi.Turn]:
-    """Return the turns of the first round: the request's own, with the offer before them.
-
-    It is part of the system message of a fresh context. In one that goes on it stands before the
-    turn, since few templates take a system message there.
-    """
-    turns = list(args.messages) or [abi.Turn("user", args.prompt)]
-    first = turns[0]
-    if first.role == "system":
-        return [abi.Turn("system", f"{first.content}\n\n{text}"), *turns[1:]]
-    if not args.context:
-        return [abi.Turn("system", text), *turns]
-    return [abi.Turn(first.role, f"{text}\n\n{first.content}"), *turns[1:]]
-
-
-def answer(args: abi.LlmGenerate, answer: Any) -> tuple[str, Any]:
-    """Return an answer's text, and its value when it follows a schema."""
-    if args.schema is None:
-        return str(answer), None
-    return msgspec.json.encode(answer).decode(), answer
+    calling.check_size(args.functions)
 
 
 async def repeat(kept: bytes, args: abi.LlmGenerate, stream: Stream) -> abi.Generation:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from aiosd.abi.inference import Generation, ToolCall
+from aiosd.engine.calls import Offered
 from aiosd.keys import KEEP_S
-from aiosd.toolforms import Offered
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -1,9 +1,10 @@
 """Tool-using generation: llm_generate(tools=[...]), in rounds of generations and tool calls.
 
-Each round is an ordinary generation, on one context: the model is offered the tools (toolforms.py
-says how) and is held to a grammar in which it calls some of them or answers. What it calls is
-carried out, all of a round at the same time, and what came of it is the next round's turn. After
-`tool_rounds` rounds of calls only an answer is left to it.
+Each round is an ordinary generation, on one context, to which the tools are functions: the model is
+offered them (calling.py says how) and is held to a grammar in which it calls some or answers. What
+it calls is carried out, all of a round at the same time, and what came of it is the next round's
+turns. After `tool_rounds` rounds of calls only an answer is left to it. A round that calls
+functions of the request's own ends it: those are the caller's.
 
 A `Run` is one such request: a task of its own that outlives its caller's connection when it has a
 key. Each round that has ended is on record then (toolrounds.py), and the next kernel, when it is
@@ -29,28 +30,20 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from aiosd import again, toolforms
+from aiosd import again
 from aiosd.abi import inference as abi
+from aiosd.abi import toolcalls
 from aiosd.abi.table import BY_NAME
-from aiosd.abi.toolcalls import results
 from aiosd.abi.tools import ExecuteTool, ToolResult
 from aiosd.access import Access, Caller
+from aiosd.calling import chat, offered
+from aiosd.engine.calls import Offered
 from aiosd.inference import Inference
 from aiosd.journal import keeping, together
 from aiosd.keys import Kept, Keys
 from aiosd.killpoint import reach
 from aiosd.process import Activity
-from aiosd.toolforms import Offered, Wanted
-from aiosd.toolrequest import (
-    PLAIN,
-    Run,
-    Told,
-    answer,
-    check_plain,
-    check_tools,
-    first_turns,
-    repeat,
-)
+from aiosd.toolrequest import PLAIN, Run, Told, check_plain, check_tools, repeat
 from aiosd.toolrounds import Round, Rounds
 
 if TYPE_CHECKING:
@@ -58,6 +51,11 @@ if TYPE_CHECKING:
     from aiosd.syscall import Approval, Stream
 
 log = logging.getLogger(__name__)
+
+SHOWN: Final = 4000
+"""Characters of a result that a model is shown; those of its error too."""
+
+CUT: Final = "... (cut off)"
 
 LONGEST_KEY: Final = 64
 """Characters of a key; a longer one is replaced by its digest."""
@@ -199,10 +197,10 @@ class ToolTurns:
     async def _live(self, run: Run) -> None:
         """Carry a run out from its beginning to its end."""
         try:
-            offered, before = await self._begin(run)
+            offers, before = await self._begin(run)
             for known in before:
                 run.again(known)
-            await self._rounds(run, offered)
+            await self._rounds(run, offers)
         except OSError as error:
             self._fail(run, error)
         except asyncio.CancelledError:  # the kernel ends
@@ -228,20 +226,21 @@ class ToolTurns:
         """Return what a run offers, and the rounds that an earlier kernel has seen end."""
         kept, key = run.kept, run.args.key
         if kept is not None:
-            offered, before = await self._record.find(run.aid, key, kept.print)
-            if offered:
-                return offered, before
-        offered = await self._offered(run.args.tools)
+            offers, before = await self._record.find(run.aid, key, kept.print)
+            if offers:
+                return offers, before
+        offers = await self._offered(run.args)
         if kept is not None:
             alive = {(each.aid, each.args.key) for runs in self._runs.values() for each in runs}
-            await self._record.begin(run.aid, key, kept.print, offered, alive)
-        return offered, []
+            await self._record.begin(run.aid, key, kept.print, offers, alive)
+        return offers, []
 
-    async def _offered(self, names: list[str]) -> list[Offered]:
-        """Return tools as a model is told of them."""
+    async def _offered(self, args: abi.LlmGenerate) -> list[Offered]:
+        """Return tools, and the request's own functions, as a model is told of them."""
         assert self.tools is not None
-        found = [await self.tools.find(name) for name in names]
-        return [Offered(tool.name, tool.description, tool.input) for tool in found]
+        found = [await self.tools.find(name) for name in args.tools]
+        tools = [Offered(tool.name, tool.description, tool.input) for tool in found]
+        return [*tools, *offered(args.functions)]
 
     def _fail(self, run: Run, error: OSError) -> None:
         """An error ends a run; one of a window that is full leaves it what it has come to."""
@@ -266,7 +265,7 @@ class ToolTurns:
             log.warning("the answer of a keyed llm_generate is not on disk: %s", error)
         self._keys.keep(kept, answer)
 
-    async def _rounds(self, run: Run, offered: list[Offered]) -> None:
+    async def _rounds(self, run: Run, offers: list[Offered]) -> None:
         """Go through the rounds, behind those that have ended, until one ends it."""
         args = run.args
         while not (run.rounds and run.stop.is_set()):
@@ -274,54 +273,48 @@ class ToolTurns:
             if run.rounds and number > args.tool_rounds and not args.tool_answer:
                 run.end("stop")
                 return
-            now = offered if number <= args.tool_rounds else []
-            reply = await self._round(run, number, self._turns(run, offered), now)
-            if reply.finish_reason != "stop":
+            choice = args.tool_choice if number <= args.tool_rounds else "none"
+            reply = await self._round(run, number, offers, choice)
+            if reply.finish_reason != "calls":
                 reason = run.reason or reply.reason
-                run.end(reply.finish_reason, reason, toolforms.partial(reply.text))
-                return
-            said = toolforms.read(reply.parsed, now, args.tool_calls)
-            if not said.calls:
-                run.end("stop", "", *answer(args, said.answer))
+                run.end(reply.finish_reason, reason, reply.text, reply.parsed)
                 return
             if run.stop.is_set():
                 break
-            calls = await self._carry_out(run, number, said.calls)
+            calls = await self._carry_out(run, number, reply.calls)
             run.called(calls)
+            if not run.stop.is_set() and any(call.tool in run.functions for call in calls):
+                run.end("calls", "", reply.text)
+                return
             if args.key and not run.stop.is_set():
                 await self._record.add(run.aid, args.key, number, reply, calls)
                 reach("toolturns.recorded")
         run.end("cancelled", run.reason)
 
-    def _turns(self, run: Run, offered: list[Offered]) -> list[abi.Turn]:
+    def _turns(self, run: Run) -> list[abi.Turn]:
         """Return the turns of the next round: the request's own, or what came of the last calls."""
         if not run.rounds:
-            args = run.args
-            text = toolforms.offer(offered, args.tool_choice, args.tool_calls)
-            return first_turns(args, text)
-        last = [call for call in run.calls if call.round == len(run.rounds)]
-        return [abi.Turn("tool", results(last))]
+            return chat(run.args)
+        return toolcalls.turns([call for call in run.calls if call.round == len(run.rounds)])
 
     async def _round(
-        self, run: Run, number: int, turns: list[abi.Turn], offered: list[Offered]
+        self, run: Run, number: int, offers: list[Offered], choice: str
     ) -> abi.Generation:
         """Have the model write once."""
         args, late = run.args, run.stop.is_set()  # late: it was cancelled before it could begin
-        schema = toolforms.form(offered, args.tool_choice, args.tool_calls, args.schema)
         inner = msgspec.structs.replace(
             args,
             prompt="",
-            messages=turns,
+            messages=self._turns(run),
             context=run.context,
             stream=False,
             resume=0,
             deadline=0.0 if late else None,
-            schema=schema,
+            functions=[abi.Function(one.name, one.description, one.input) for one in offers],
             tools=[],
             tool_rounds=PLAIN.tool_rounds,
-            tool_choice=PLAIN.tool_choice,
+            tool_choice=choice,
             tool_answer=PLAIN.tool_answer,
-            tool_calls=PLAIN.tool_calls,
             key="" if late else _derived(args.key, str(number)),
             **({} if number == 1 else _ONCE),
         )
@@ -346,8 +339,13 @@ class ToolTurns:
 
     # Calls.
 
-    async def _carry_out(self, run: Run, number: int, wanted: list[Wanted]) -> list[abi.ToolCall]:
-        """Make the calls of a round at the same time; those that are cut off say so."""
+    async def _carry_out(
+        self, run: Run, number: int, wanted: list[abi.ToolCall]
+    ) -> list[abi.ToolCall]:
+        """Make the calls of a round at the same time; those that are cut off say so.
+
+        Calls of the request's own functions are left as they are.
+        """
         loop = asyncio.get_running_loop()
         tasks = [
             loop.create_task(self._call(run, number, place, call))
@@ -361,16 +359,19 @@ class ToolTurns:
                 task.cancel()
             await asyncio.gather(*tasks, stop, return_exceptions=True)
         reach("toolturns.called")
+        cut = f"cancelled: {run.reason}"
         return [
-            abi.ToolCall(number, call.tool, call.arguments, error=f"cancelled: {run.reason}")
+            abi.ToolCall(number, call.tool, call.arguments, error=cut, id=call.id)
             if task.cancelled()
             else task.result()
             for task, call in zip(tasks, wanted, strict=True)
         ]
 
-    async def _call(self, run: Run, number: int, place: int, call: Wanted) -> abi.ToolCall:
+    async def _call(self, run: Run, number: int, place: int, call: abi.ToolCall) -> abi.ToolCall:
         """Make one call; what goes wrong with it is for the model to know."""
         assert self.tools is not None
+        if call.tool in run.functions:
+            return msgspec.structs.replace(call, round=number)
         about = number, call.tool, call.arguments
         began = time.monotonic()
         try:
@@ -383,13 +384,13 @@ class ToolTurns:
                 timeout=None,
                 key=_derived(run.args.key, f"{number}/{place}"),
             )
-            result = toolforms.shown(msgspec.json.encode(done.value).decode())
+            result = _shown(msgspec.json.encode(done.value).decode())
         except (OSError, TypeError, ValueError) as error:
-            told = toolforms.shown(getattr(error, "strerror", None) or str(error))
-            return abi.ToolCall(*about, error=told, seconds=time.monotonic() - began)
-        return abi.ToolCall(*about, result, "", done.seconds, done.artefacts)
+            told = _shown(getattr(error, "strerror", None) or str(error))
+            return abi.ToolCall(*about, error=told, seconds=time.monotonic() - began, id=call.id)
+        return abi.ToolCall(*about, result, "", done.seconds, done.artefacts, call.id)
 
-    async def _ask(self, caller: Caller, call: Wanted) -> None:
+    async def _ask(self, caller: Caller, call: abi.ToolCall) -> None:
         """Return once a call is permitted, after somebody's approval where that is needed."""
         entry, args = BY_NAME["execute_tool"], ExecuteTool(call.tool, call.arguments)
         if self._access.permit(caller, entry, args):
@@ -439,6 +440,11 @@ class ToolTurns:
 
 _ONCE: Final = {"core": "", "needs": "", "window": "", "after": [], "recall": "", "public": False}
 """What is said of a request once, with its first round."""
+
+
+def _shown(text: str) -> str:
+    """Return as much of a text as a model is shown."""
+    return text if len(text) <= SHOWN else text[:SHOWN] + CUT
 
 
 def _derived(key: str, part: str) -> str:

@@ -28,6 +28,10 @@ POSITIONAL: Final = {"llm_generate": "prompt", "exit": "code", "wait": "aid"}
 
 FRIENDLY: Final = {
     ("llm_generate", "messages"): ("Sequence[Turn | Mapping[str, Any]]", "turns(messages)"),
+    ("llm_generate", "functions"): (
+        "Sequence[Function | Mapping[str, Any]]",
+        "declared(functions)",
+    ),
     ("llm_generate", "schema"): ("Mapping[str, Any] | type[Any] | None", "json_schema(schema)"),
 }
 """Arguments that the SDK takes in more forms than the kernel: their type and how they are sent."""
@@ -46,7 +50,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from aios.asking import json_schema, listed, turns, validated
+from aios.asking import declared, json_schema, listed, turns, validated
 from aios.link import new_key
 from aios.session import Finish
 from aios.streams import AsyncStream, Stream

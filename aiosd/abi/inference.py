@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta
 
 from aiosd.abi.call import Call, Cid, Count, Key, Name, Record, Text, syscall
+from aiosd.abi.chat import Function as Function
+from aiosd.abi.chat import ToolCall as ToolCall
+from aiosd.abi.chat import Turn as Turn
+from aiosd.abi.chat import TurnCall as TurnCall
 
 Deadline = Annotated[
     float, Meta(ge=0, le=31_536_000, description="seconds until the partial text is returned")
@@ -17,15 +20,6 @@ Schema = Annotated[dict[str, Any], Meta(description="JSON Schema that the text m
 
 POLICIES = ("error", "truncate", "slide", "summarize", "expand", "expand-yarn")
 POLICY = ", ".join(POLICIES[:-1]) + f" or {POLICIES[-1]}"
-
-
-class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One message of a chat."""
-
-    role: Annotated[
-        str, Meta(min_length=1, max_length=32, description="system, user, assistant or tool")
-    ]
-    content: Text
 
 
 class TokenUsage(Record, frozen=True):
@@ -76,25 +70,8 @@ class Recalled(Record, frozen=True):
     version: int = 0
 
 
-class ToolCall(Record, frozen=True):
-    """A tool call that a model made in the middle of a generation, and what came of it.
-
-    round: counts the generation's rounds of calls from 1; the calls of one round ran at the same
-    time. result: what the tool gave, as JSON, cut off where it is long; error: why there is none,
-    "" when there is one. The model was shown the one or the other. seconds: how long it took.
-    """
-
-    round: int
-    tool: str
-    arguments: dict[str, Any]
-    result: str = ""
-    error: str = ""
-    seconds: float = 0.0
-    artefacts: list[str] = []
-
-
 class Generation(Record, frozen=True):
-    """The result of a generation. finish_reason is "stop", "length" or "cancelled".
+    """The result of a generation. finish_reason is "stop", "length", "cancelled" or "calls".
 
     reason says why it was cancelled; it is "window" when a reply of finish_reason "length" ended
     because its context's window is full. context can be continued by a later request. exact says
@@ -103,7 +80,8 @@ class Generation(Record, frozen=True):
     recalled: what was put before the prompt, when asked for.
 
     calls: with tools, the calls that the model made, in order. text is its answer then, without the
-    JSON around it, and "" where it has none; token_ids, logprobs and usage are of all rounds.
+    JSON around it, and "" where it has none; token_ids, logprobs and usage are of all rounds. With
+    finish_reason "calls" the last of them are of functions, which the caller is to carry out.
     """
 
     text: str
@@ -157,6 +135,12 @@ class LlmGenerate(Call, frozen=True):
     writes is held to a grammar made of the tools' input schemas; arguments are validated before a
     tool runs, and an error goes to the model too. With a key, no call that is on record is made
     again. tools go with schema (of the answer), not with raw, grammar, stop or beams.
+
+    functions: offered like tools and called under the same grammar, but never carried out here: the
+    reply ends with finish_reason "calls", and the caller gives what came of them in turns of role
+    tool (`call` says of which), be it on the same context or after the whole chat on a fresh one.
+    The grammar holds to the types in their schemas where it can't hold to more: look before use.
+    Where tools were called in that last round too, their results are the caller's to give as well.
     """
 
     prompt: Annotated[
@@ -270,9 +254,9 @@ class LlmGenerate(Call, frozen=True):
     tool_choice: Annotated[
         str,
         Meta(
-            max_length=16,
+            max_length=64,
             description="auto: the model calls tools or answers; required: it must call one in "
-            "each of its tool_rounds",
+            "each of its tool_rounds; none: it must answer; else the name of the one to call",
         ),
     ] = "auto"
     tool_answer: Annotated[
@@ -285,6 +269,10 @@ class LlmGenerate(Call, frozen=True):
     tool_calls: Annotated[
         int, Meta(ge=1, le=8, description="calls that the model may make at the same time, at most")
     ] = 8
+    functions: Annotated[
+        list[Function],
+        Meta(max_length=128, description="functions offered to the model, for the caller to run"),
+    ] = []
 
 
 class Embeddings(Record, frozen=True):

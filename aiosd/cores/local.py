@@ -252,10 +252,10 @@ class LocalCore:
         assert isinstance(answer, protocol.Pieces)
         return answer.pieces
 
-    async def compile(self, grammar: str, schema: str) -> str:
-        """Return the grammar of a goal, from GBNF or a JSON Schema; raises OSError(EINVAL)."""
+    async def compile(self, grammar: str, schema: str, offer: str = "") -> str:
+        """Return the grammar of a goal (see protocol.Compile); raises OSError(EINVAL)."""
         self._last_ticket += 1
-        answer = await self._ask(protocol.Compile(self._last_ticket, grammar, schema))
+        answer = await self._ask(protocol.Compile(self._last_ticket, grammar, schema, offer))
         assert isinstance(answer, protocol.Compiled)
         return answer.grammar
 

@@ -20,9 +20,11 @@ import threading
 import time
 from queue import SimpleQueue
 
+import msgspec
+
 from aiosd.child import EX_PROTOCOL, begin
+from aiosd.engine import calls, schema, watermark
 from aiosd.engine import protocol as p
-from aiosd.engine import schema, watermark
 from aiosd.engine.link import Link
 from aiosd.engine.loop import Loop
 from aiosd.engine.runner import Runner, open_runner
@@ -98,9 +100,16 @@ class Worker:
             asked = p.Tokenize(request.ticket, request.text, "", raw=True, follow=True)
             tokens = request.tokens or runner.encode(asked)
             return p.Detected(request.ticket, len(tokens), *watermark.count(self._secret, tokens))
-        grammar = schema.grammar(request.schema) if request.schema else request.grammar
+        grammar = _grammar(request)
         runner.compile(grammar)
         return p.Compiled(request.ticket, grammar)
+
+
+def _grammar(request: p.Compile) -> str:
+    """Return the grammar of what is to be compiled; raises OSError(EINVAL)."""
+    if request.offer:
+        return calls.grammar(msgspec.json.decode(request.offer, type=calls.Offer))
+    return schema.grammar(request.schema) if request.schema else request.grammar
 
 
 def _loaded(runner: Runner, setup: p.CoreSetup, seconds: float) -> p.Loaded:

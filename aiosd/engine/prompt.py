@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,10 +24,13 @@ REPLY = "\ue000reply\ue001"
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One turn of a chat."""
+    """One turn of a chat, as abi.Turn."""
 
     role: str
     content: str
+    calls: list[dict[str, Any]] = []
+    call: str = ""
+    name: str = ""
 
 
 class Segment(NamedTuple):

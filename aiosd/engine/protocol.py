@@ -174,11 +174,15 @@ class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag="detokenize")
 
 
 class Compile(msgspec.Struct, frozen=True, array_like=True, tag="compile"):
-    """Check a grammar (GBNF) or a JSON Schema; answered by Compiled or Refused, out of order."""
+    """Check a grammar (GBNF), a JSON Schema or an offer of functions (calls.Offer, as JSON).
+
+    Answered by Compiled or Refused, out of order.
+    """
 
     ticket: int
     grammar: str
     schema: str
+    offer: str = ""
 
 
 class Admit(msgspec.Struct, frozen=True, array_like=True, tag="admit"):

@@ -29,6 +29,7 @@ from aiosd.abi.inference import (
     Context,
     ContextTurn,
     Embeddings,
+    Function,
     Generation,
     Recalled,
     Snapshot,
@@ -36,6 +37,7 @@ from aiosd.abi.inference import (
     TokenUsage,
     ToolCall,
     Turn,
+    TurnCall,
     Watermark,
 )
 from aiosd.abi.memory import Memory, Space
@@ -80,6 +82,7 @@ __all__ = [
     "Embeddings",
     "Event",
     "ExitStatus",
+    "Function",
     "Generation",
     "GrantRecord",
     "Happening",
@@ -118,6 +121,7 @@ __all__ = [
     "ToolResult",
     "ToolServer",
     "Turn",
+    "TurnCall",
     "Usage",
     "UsageRow",
     "VersionError",

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from aios.session import Finish
-from aiosd.abi.inference import Generation, Turn
+from aiosd.abi.inference import Function, Generation, Turn
 from aiosd.abi.process import Happening, Interaction
 
 T = TypeVar("T")
@@ -30,13 +30,24 @@ def turns(messages: Sequence[Turn | Mapping[str, Any]]) -> list[Turn]:
 
     Raises TypeError or ValueError that names the message.
     """
+    return _converted(messages, "messages", Turn)
+
+
+def declared(functions: Sequence[Function | Mapping[str, Any]]) -> list[Function]:
+    """Return functions; each a `Function` or a mapping with name, description and parameters.
+
+    Raises TypeError or ValueError that names the function.
+    """
+    return _converted(functions, "functions", Function)
+
+
+def _converted(values: Iterable[T | Mapping[str, Any]], name: str, kind: type[T]) -> list[T]:
     found = []
-    for place, message in enumerate(listed(messages, "messages")):
+    for place, value in enumerate(listed(values, name)):
         try:
-            turn = message if isinstance(message, Turn) else msgspec.convert(message, Turn)
+            found.append(value if isinstance(value, kind) else msgspec.convert(value, kind))
         except msgspec.ValidationError as error:
-            raise ValueError(f"messages[{place}]: {error}") from error
-        found.append(turn)
+            raise ValueError(f"{name}[{place}]: {error}") from error
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from aios.asking import json_schema, listed, turns, validated
+from aios.asking import declared, json_schema, listed, turns, validated
 from aios.link import new_key
 from aios.session import Finish
 from aios.streams import AsyncStream, Stream
@@ -31,6 +31,7 @@ from aiosd.abi.accounts import (
     SetQuota,
     UsageRow,
 )
+from aiosd.abi.chat import Function, Turn
 from aiosd.abi.cores import AddCore, Core, DrainCore, ListCores, RemoveCore
 from aiosd.abi.inference import (
     Chunk,
@@ -49,7 +50,6 @@ from aiosd.abi.inference import (
     LlmGenerate,
     SetContext,
     Snapshot,
-    Turn,
     Watermark,
 )
 from aiosd.abi.memory import (
@@ -619,6 +619,7 @@ class SyncCalls:
         tool_choice: str = "auto",
         tool_answer: bool = True,
         tool_calls: int = 8,
+        functions: Sequence[Function | Mapping[str, Any]] = (),
     ) -> Generation: ...
 
     @overload
@@ -662,6 +663,7 @@ class SyncCalls:
         tool_choice: str = "auto",
         tool_answer: bool = True,
         tool_calls: int = 8,
+        functions: Sequence[Function | Mapping[str, Any]] = (),
     ) -> Stream[Chunk, Generation]: ...
 
     @overload
@@ -705,6 +707,7 @@ class SyncCalls:
         tool_choice: str = "auto",
         tool_answer: bool = True,
         tool_calls: int = 8,
+        functions: Sequence[Function | Mapping[str, Any]] = (),
     ) -> Generation | Stream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -747,6 +750,7 @@ class SyncCalls:
         tool_choice: str = "auto",
         tool_answer: bool = True,
         tool_calls: int = 8,
+        functions: Sequence[Function | Mapping[str, Any]] = (),
     ) -> Generation | Stream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -767,6 +771,17 @@ class SyncCalls:
         tool runs, and an error goes to the model too. With a key, no call that is on record is
         made
         again. tools go with schema (of the answer), not with raw, grammar, stop or beams.
+
+        functions: offered like tools and called under the same grammar, but never carried out
+            here: the
+        reply ends with finish_reason "calls", and the caller gives what came of them in turns of
+        role
+        tool (`call` says of which), be it on the same context or after the whole chat on a fresh
+        one.
+        The grammar holds to the types in their schemas where it can't hold to more: look before
+            use.
+        Where tools were called in that last round too, their results are the caller's to give as
+        well.
 
         prompt: the user's turn, at most 4 Mi characters.
         messages: the turns of a chat.
@@ -804,10 +819,11 @@ class SyncCalls:
             requests of other agents that begin the same.
         tool_rounds: rounds of tool calls at most; then the model must answer.
         tool_choice: auto: the model calls tools or answers; required: it must call one in each of
-            its tool_rounds.
+            its tool_rounds; none: it must answer; else the name of the one to call.
         tool_answer: after tool_rounds have the model answer; else the reply comes with the calls
             of the last round, whose results the model has not read.
         tool_calls: calls that the model may make at the same time, at most.
+        functions: functions offered to the model, for the caller to run.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -849,6 +865,7 @@ class SyncCalls:
             tool_choice=tool_choice,
             tool_answer=tool_answer,
             tool_calls=tool_calls,
+            functions=declared(functions),
         )
         finish = validated(schema)
         if stream:
@@ -2090,6 +2107,7 @@ class AsyncCalls:
         tool_choice: str = "auto",
         tool_answer: bool = True,
         tool_calls: int = 8,
+        functions: Sequence[Function | Mapping[str, Any]] = (),
     ) -> Coroutine[Any, Any, Generation]: ...
 
     @overload
@@ -2133,6 +2151,7 @@ class AsyncCalls:
         tool_choice: str = "auto",
         tool_answer: bool = True,
         tool_calls: int = 8,
+        functions: Sequence[Function | Mapping[str, Any]] = (),
     ) -> AsyncStream[Chunk, Generation]: ...
 
     @overload
@@ -2176,6 +2195,7 @@ class AsyncCalls:
         tool_choice: str = "auto",
         tool_answer: bool = True,
         tool_calls: int = 8,
+        functions: Sequence[Function | Mapping[str, Any]] = (),
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -2218,6 +2238,7 @@ class AsyncCalls:
         tool_choice: str = "auto",
         tool_answer: bool = True,
         tool_calls: int = 8,
+        functions: Sequence[Function | Mapping[str, Any]] = (),
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -2238,6 +2259,17 @@ class AsyncCalls:
         tool runs, and an error goes to the model too. With a key, no call that is on record is
         made
         again. tools go with schema (of the answer), not with raw, grammar, stop or beams.
+
+        functions: offered like tools and called under the same grammar, but never carried out
+            here: the
+        reply ends with finish_reason "calls", and the caller gives what came of them in turns of
+        role
+        tool (`call` says of which), be it on the same context or after the whole chat on a fresh
+        one.
+        The grammar holds to the types in their schemas where it can't hold to more: look before
+            use.
+        Where tools were called in that last round too, their results are the caller's to give as
+        well.
 
         prompt: the user's turn, at most 4 Mi characters.
         messages: the turns of a chat.
@@ -2275,10 +2307,11 @@ class AsyncCalls:
             requests of other agents that begin the same.
         tool_rounds: rounds of tool calls at most; then the model must answer.
         tool_choice: auto: the model calls tools or answers; required: it must call one in each of
-            its tool_rounds.
+            its tool_rounds; none: it must answer; else the name of the one to call.
         tool_answer: after tool_rounds have the model answer; else the reply comes with the calls
             of the last round, whose results the model has not read.
         tool_calls: calls that the model may make at the same time, at most.
+        functions: functions offered to the model, for the caller to run.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -2320,6 +2353,7 @@ class AsyncCalls:
             tool_choice=tool_choice,
             tool_answer=tool_answer,
             tool_calls=tool_calls,
+            functions=declared(functions),
         )
         finish = validated(schema)
         if stream:
