@@ -25,7 +25,7 @@ def test_what_may_be_refused_is_asked_before_anything_changes() -> None:
     sequence.tokens.extend([5, 6, 7])
     setup = SimpleNamespace(n_ctx=100, slots=2, grid=8)
     core = SimpleNamespace(check=lambda: None, setup=setup, name="c")
-    context = SimpleNamespace(core=core, sequence=sequence)
+    context = SimpleNamespace(core=core, local=core, sequence=sequence)
     generation = SimpleNamespace(
         context=context, args=LlmGenerate("x"), aid=2, fit=lambda: None, most=4, prompt_tokens=0
     )
