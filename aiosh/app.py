@@ -37,6 +37,7 @@ PARTS: Final = {
     "rights": ("grant", "revoke", "grants", "approve", "audit"),
     "quota": ("quota",),
     "tools": ("tools",),
+    "mcp": ("mcp",),
     "simulate": ("simulate",),
     "system": ("info", "metrics", "watermark", "syscall", "man"),
     "demo": ("demo",),
