@@ -68,6 +68,7 @@ class Births:
         self._access = access
         self.on_forked: list[Callable[[int, int], None]] = []
         self.bear: Callable[[int, int], None] = _unlimited
+        self.gateway: Callable[[str], dict[str, str]] = _none
         self._under_way: set[asyncio.Task[Started]] = set()
 
     async def close(self) -> None:
@@ -272,7 +273,10 @@ class Births:
     ) -> Started:
         """Run a program as this process."""
         who = await asyncio.to_thread(account, process.uid, process.gid)
-        spec, ticket = await asyncio.to_thread(self._spec, process, program, who)
+        key = new_credential()
+        of_gateway = self.gateway(key)
+        spec, ticket = await asyncio.to_thread(self._spec, process, program, who, of_gateway)
+        process.key = digest(key) if of_gateway else ""
         self._roster.set_credentials(process, "", digest(ticket))
         await self._roster.save(process, durable=True)
         if source:
@@ -287,7 +291,9 @@ class Births:
         await self._roster.save(process, notes=[note, *_started(process)])
         return Started(process.aid, process.pid)
 
-    def _spec(self, process: Process, program: Program, who: Account) -> tuple[Spec, str]:
+    def _spec(
+        self, process: Process, program: Program, who: Account, of_gateway: Mapping[str, str]
+    ) -> tuple[Spec, str]:
         """Decide what exactly to run, with which one-time credential. In a thread: reads disks."""
         config = self._config()
         if unknown := sorted(program.limits.keys() - LIMITS.keys()):
@@ -297,7 +303,7 @@ class Births:
         process.cwd = program.cwd or self._own_directory(process.aid, who)
         if not os.path.isabs(process.cwd):
             raise OSError(errno.EINVAL, f"cwd: {process.cwd!r} is not absolute")
-        env = environment(who, config.kernel.socket, program.env)
+        env = environment(who, config.kernel.socket, {**of_gateway, **program.env})
         path = _agent_path(config)
         first = resolve_program(program.argv[0], path, process.cwd, env["PATH"])
         process.program = first[-1]
@@ -385,6 +391,11 @@ class Births:
         if not who.switch:
             return self.workdir(aid)
         return who.home if os.path.isdir(who.home) else "/"
+
+
+def _none(key: str) -> dict[str, str]:
+    """There is no gateway."""
+    return {}
 
 
 def _unlimited(parent: int, uid: int) -> None:

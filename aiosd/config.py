@@ -430,6 +430,7 @@ def _resolve(config: Config, environ: Mapping[str, str], system: bool) -> Config
         path=config.tools.path or [str(default_file(environ, system).parent / "tools")],
         secrets_file=config.tools.secrets_file or os.path.join(state_dir, "secrets.toml"),
     )
+    at = config.gateway.socket or os.path.join(runtime_dir, "gateway.sock")
     return replace(
         config,
         kernel=kernel,
@@ -438,6 +439,7 @@ def _resolve(config: Config, environ: Mapping[str, str], system: bool) -> Config
         encryption=encryption,
         storage=storage,
         tools=tools,
+        gateway=replace(config.gateway, socket=at),
     )
 
 

@@ -3,7 +3,8 @@
 Clean, as under systemd or docker: nothing of the kernel's own environment but what an agent needs
 to find programs and read text (PATH with the kernel's interpreter first, LANG, TZ), what the user
 database says of its account (HOME, USER, LOGNAME, SHELL), TERM=dumb because its output is a log,
-and PYTHONPATH where `import aios` would fail without. The caller's additions come over that; where
+and PYTHONPATH where `import aios` would fail without; where the gateway is, in the variables that
+the OpenAI SDK reads. The caller's additions come over that; where
 the kernel is (AIOS_SOCKET) and who the agent is (AIOS_AID, AIOS_CREDENTIAL_FD) come last.
 """
 

@@ -59,7 +59,7 @@ class Identities:
             )
         if digest(credential) == process.ticket:
             return process, await self._use_ticket(process, caller)
-        if process.ticket:  # the credential has reached its owner
+        if process.ticket and digest(credential) == process.credential:  # it reached its owner
             self._roster.set_credentials(process, process.credential, "")
             self._redeemed.discard(process.aid)
             self._roster.save_soon(process)
@@ -83,9 +83,9 @@ class Identities:
         return self._roster.own(caller).identity()
 
     def connect(self, process: Process, caller: Caller) -> None:
-        """Let the caller speak for an agent until its connection closes."""
+        """Let the caller speak for an agent, and be of its user, until its connection closes."""
         process.stop_waiting()
-        caller.aid = process.aid
+        caller.aid, caller.uid, caller.gid = process.aid, process.uid, process.gid
         if caller not in process.connections:
             process.connections.add(caller)
             caller.on_close.append(lambda: self._disconnect(process, caller))

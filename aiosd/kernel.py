@@ -36,6 +36,7 @@ from aiosd.config import Config
 from aiosd.cores.sequence import Sequence
 from aiosd.db import Connection, Database
 from aiosd.events import Events
+from aiosd.gateways import Gateways
 from aiosd.grants import Grants
 from aiosd.inference import Inference
 from aiosd.keys import Keys
@@ -256,6 +257,9 @@ class Kernel:
         self.table.on_settled(self.turns.agent_settled)
         self.table.listener = self.turns
         self.dispatcher.bind(self.tools, self.turns, self.mcp, Doctor())
+        self.gateways = Gateways(lambda: self.config, self.events)
+        self.table.on_spawn(self.gateways.environment)
+        self.dispatcher.bind(self.gateways)
 
     async def _recover(self) -> None:
         self._undo.push_async_callback(self.stores.close)
@@ -296,6 +300,8 @@ class Kernel:
             self.dispatcher, max_connections=kernel.max_connections, max_frame=kernel.max_frame
         )
         self._undo.push_async_callback(self.server.close)
+        self._undo.push_async_callback(self.gateways.close)
+        self.gateways.open()
         await self.server.listen(door.socket)
 
     def _hear_signals(self) -> None:
@@ -335,6 +341,7 @@ class Kernel:
         self.stores.reload(config)
         self.tools.reload()
         self.mcp.reload()
+        self.gateways.reload()
         self.access.set_policy(config.access.ask, config.access.grantors)
         self.machine.reload(config)
         self.server.max_connections = config.kernel.max_connections

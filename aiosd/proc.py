@@ -113,6 +113,10 @@ class ProcessTable:
         """Have `may(parent, uid)` asked before each birth; OSError when it may not be."""
         self._births.bear = may
 
+    def on_spawn(self, gateway: Callable[[str], dict[str, str]]) -> None:
+        """Have `gateway(key)` asked what a program finds of it in its environment; {}: nothing."""
+        self._births.gateway = gateway
+
     def children(self, subject: str, covers: Callable[[str, int], bool]) -> int:
         """Return how many agents live that count for a subject: of an agent, those below it.
 

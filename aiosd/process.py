@@ -151,7 +151,8 @@ class Process:
     The second is durable and changes: parent by orphaning, name, nice and max_tokens by the calls
     that set them, pid and started by its start, stopped by signals, ending once. credential and
     ticket are digests: of the secret to re-attach with, and of the one-time secret that a spawned
-    program finds on its descriptor ("" when used up).
+    program finds on its descriptor ("" when used up). key is that of the secret which it finds in
+    its environment, for the gateway.
 
     The third block lives in memory. shim: of a spawned agent. connections: that speak for it.
     unborn: its birth is not finished; early: its end, reported meanwhile; unwanted: who asked for
@@ -183,6 +184,7 @@ class Process:
     ending: Ending | None = None
     credential: str = ""
     ticket: str = ""
+    key: str = ""
     used: Used = field(default_factory=Used)
 
     shim: Shim | None = None

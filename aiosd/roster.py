@@ -160,19 +160,20 @@ class Roster:
         return orphans
 
     def set_credentials(self, process: Process, credential: str, ticket: str) -> None:
-        """Replace the digests by which a process is known."""
+        """Replace the digests by which a process is known, but for its gateway key's."""
+        key = process.key
         self.forget_credentials(process)
-        process.credential, process.ticket = credential, ticket
+        process.credential, process.ticket, process.key = credential, ticket, key
         self._index(process)
 
     def forget_credentials(self, process: Process) -> None:
         """Let nobody become this process any more."""
-        self.by_digest.pop(process.credential, None)
-        self.by_digest.pop(process.ticket, None)
-        process.credential = process.ticket = ""
+        for digest in (process.credential, process.ticket, process.key):
+            self.by_digest.pop(digest, None)
+        process.credential = process.ticket = process.key = ""
 
     def _index(self, process: Process) -> None:
-        for digest in (process.credential, process.ticket):
+        for digest in (process.credential, process.ticket, process.key):
             if digest:
                 self.by_digest[digest] = process.aid
 
@@ -274,7 +275,7 @@ _USED: Final = (
 )  # fmt: skip
 _COLUMNS: Final = (
     *_PLAIN, *_USED, "argv", "lineage", "state", "reaped", "credential_hash", "ticket_hash",
-    "ended", "exit_code", "exit_signal", "exit_reason",
+    "key_hash", "ended", "exit_code", "exit_signal", "exit_reason",
 )  # fmt: skip
 _UPSERT: Final = (
     f"insert into agents ({', '.join(_COLUMNS)}) values ({', '.join('?' * len(_COLUMNS))}) "
@@ -295,6 +296,7 @@ def _to_row(process: Process) -> tuple[object, ...]:
         int(process.reaped),
         process.credential,
         process.ticket,
+        process.key,
         *((end.ended, end.code, end.signal, end.reason) if end else (0.0, None, None, "")),
     )
 
@@ -315,6 +317,7 @@ def _from_row(row: Mapping[str, Any]) -> Process:
         ending=ending,
         credential=row["credential_hash"],
         ticket=row["ticket_hash"],
+        key=row["key_hash"],
         settled=ending is not None,
         withdrawn=ending is not None,
     )

@@ -530,6 +530,11 @@ def tool_rounds(db: Connection) -> None:
     )
 
 
+def gateway_keys(db: Connection) -> None:
+    """Keep by which key the gateway knows an agent."""
+    db.execute("alter table agents add column key_hash text not null default ''")
+
+
 MIGRATIONS: Final[list[Migration]] = [
     first_boot,
     keyed_births,
@@ -547,6 +552,7 @@ MIGRATIONS: Final[list[Migration]] = [
     places,
     tools,
     tool_rounds,
+    gateway_keys,
 ]
 
 

