@@ -289,6 +289,11 @@ class _Reader:
             reason = f"{config.kernel.socket}: longer than the 107 bytes a Unix socket may have"
             self._wrong("kernel.socket", f"{reason}; set a shorter one, or AIOS_RUNTIME_DIR")
         self._shares(config.sched)
+        for name, rule in config.routing.rules.items():
+            for other in rule.fallback:
+                if other not in config.routing.rules:
+                    reason = f"no rule {other!r}{_nearest(other, tuple(config.routing.rules))}"
+                    self._wrong(f"routing.rules.{name}.fallback", reason)
         for name, server in config.tools.mcp.items():
             if bool(server.command) == bool(server.url):
                 self._wrong(f"tools.mcp.{name}", "give it either a command or a url")
@@ -377,7 +382,8 @@ class _Reader:
     def _words(self, hint: Any, dotted: str) -> tuple[str, ...]:
         if typing.get_origin(hint) is Literal:
             return typing.get_args(hint)
-        return tuple(self._choices.get(re.sub(r"\[\d+\]", "", dotted), ()))
+        key = re.sub(r"\[\d+\]|(?<=^routing\.rules)\.[^.]+", "", dotted)
+        return tuple(self._choices.get(key, ()))
 
     def _mark(self, mark: object, value: Any) -> Any:
         if mark == PATH:

@@ -37,7 +37,7 @@ class Context:
     exact: False once its KV could not be rebuilt as on record. fingerprint: of the core (model,
     build, processor, setting) that computed its KV, "" before one did. gone: it was forgotten.
     snapshots: how many named ones it has. held: a request that calls tools is between two of its
-    rounds on it, and nobody else may change it.
+    rounds on it, and nobody else may change it. route: why its latest request is on this core.
     """
 
     sequence: Sequence
@@ -49,6 +49,7 @@ class Context:
     gone: bool = False
     snapshots: int = 0
     held: bool = False
+    route: str = ""
     created: float = field(default_factory=time.time)
     used: float = field(default_factory=time.time)
 
@@ -204,6 +205,7 @@ class Contexts:
         self._journal = journal
         self._access = access
         self.forgotten: Callable[[int], None] = lambda cid: None  # told of each that goes
+        self.count: Callable[[Core, int], None]  # told of requests that change their core
         self._all: dict[int, Context] = {}
         self._of: dict[int, dict[int, Context]] = {}
         access.context_owner = self.owner
@@ -267,8 +269,8 @@ class Contexts:
         """Put a context whose core is gone on another one of the same name."""
         old, context.core = context.core, core
         if context.busy:
-            old.requests -= 1
-            core.requests += 1
+            self.count(old, -1)
+            self.count(core, 1)
         old.part(context.sequence)
         core.add(context.sequence)
 

@@ -94,6 +94,9 @@ class Generation:
         self.begun: asyncio.Future[None] | None = None
         self.stored: asyncio.Future[None] | None = None
         self.holds = False
+        self.load = 0  # requests on its core when it came, with it
+        self.route = context.route
+        self.disturbed = bool(args.after)  # others than its core have kept it waiting
         self.known = self.certain = -1
         self.goal: Goal | None = None
         self._readers: dict[object, int] = {}  # tokens that each caller's stream has taken
@@ -144,6 +147,7 @@ class Generation:
             "certain": self.certain,
             "style": self.form.style if self.form is not None else "",
             "wrote": self.wrote.copy(),
+            "route": self.route,
         }
 
     def fit(self) -> None:
@@ -168,6 +172,7 @@ class Generation:
         self.logprobs = progress["logprobs"]
         self.recalled = msgspec.convert(progress.get("recalled", []), list[Recalled])
         self.known, self.certain = len(self.tokens), progress["certain"]
+        self.route, self.disturbed = progress.get("route", ""), True
         for name in ("started", "first_token"):
             if moment := progress[name]:
                 setattr(self, name, self.submitted + moment - submitted)
@@ -214,6 +219,7 @@ class Generation:
         else:
             self._wake()
             if self._readers and len(self.tokens) - min(self._readers.values()) > AHEAD:
+                self.disturbed = True
                 self.context.core.hold(self.context.sequence, "reader")
 
     def _hear(self, text: str) -> str:
@@ -278,6 +284,7 @@ class Generation:
 
     def stop_clock(self) -> None:
         """Stop counting towards the deadline (its agent is suspended)."""
+        self.disturbed = self.disturbed or not self.done
         if self._deadline is not None:
             self._left = max(0.0, self._due - asyncio.get_running_loop().time())
             self._deadline.cancel()
@@ -347,6 +354,7 @@ class Generation:
             timing=self.timing(),
             context=self.context.cid,
             core=core.name,
+            route=self.route,
             request=self.rid,
             parsed=self._parsed(),
             logprobs=self.logprobs,

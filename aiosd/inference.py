@@ -79,6 +79,7 @@ class Inference:
         self.contexts = Contexts(
             self._cids.take, access, self.journal, config.context.max_per_agent
         )
+        self.contexts.count = cores.count
         self.cores = cores
         self.requests = 0  # generations in flight
         self._events = events
@@ -244,7 +245,8 @@ class Inference:
         """Enter a request in the books."""
         context = generation.context
         context.busy = True
-        context.core.requests += 1
+        self.cores.count(context.core, 1)
+        generation.load = context.core.requests
         self.requests += 1
         self._active.setdefault(generation.aid, {})[generation.rid] = generation
         self._order.opened(generation)
@@ -252,6 +254,7 @@ class Inference:
             generation.kept, kept.work = kept, generation
         if stopped:
             context.core.hold(context.sequence, "stopped")
+            generation.disturbed = True
         else:
             generation.start_clock()
 
@@ -379,7 +382,8 @@ class Inference:
         if generation.preparing is not None:
             generation.preparing.cancel()
         context = generation.context
-        context.core.requests -= 1
+        self.cores.count(context.core, -1)
+        self._measure(generation)
         context.busy, context.used = False, time.time()
         context.held = generation.holds and generation.error is None
         context.sequence.holds.clear()
@@ -392,6 +396,12 @@ class Inference:
             self._ledger.close(generation)
         if context.core.draining and not context.core.requests:
             self.cores.retire(context.core)
+
+    def _measure(self, generation: Generation) -> None:
+        """Learn how fast a core is from a request that it alone has kept waiting."""
+        if generation.finish in ("stop", "length") and not generation.disturbed:
+            core, tokens = generation.context.core, len(generation.tokens)
+            self.cores.measured(core, generation.load, generation.timing(), tokens)
 
     # What becomes of agents (process.Listener).
 

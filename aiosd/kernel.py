@@ -48,6 +48,7 @@ from aiosd.meters import Meters
 from aiosd.notify import Notifier
 from aiosd.proc import ProcessTable
 from aiosd.quota import Quotas
+from aiosd.routes import Routes
 from aiosd.schema import MIGRATIONS
 from aiosd.server import Server
 from aiosd.snapshots import Snapshots
@@ -217,7 +218,9 @@ class Kernel:
         self.inference.preparation.recall = self.stores.recall
         self.dispatcher.remember = self.inference.journal.answer
         self.keys.discard = self.inference.journal.discard
-        self.dispatcher.bind(system, *self.table.managers, self.machine, *self.inference.managers)
+        routes = Routes(self.machine.cores, self.table)
+        self.dispatcher.bind(system, *self.table.managers, self.machine, routes)
+        self.dispatcher.bind(*self.inference.managers)
         self.messages = Messages(lambda: self.config, self.db, self.access, self.table)
         self.table.on_settled(self.messages.agent_ended)
         self.table.channels += [self.approvals.waits_for, self.messages.waits_for]

@@ -24,6 +24,7 @@ from aiosd.cores.core import Core
 from aiosd.cores.dispatcher import Cores, default_name
 from aiosd.cores.drivers import setup_key
 from aiosd.cores.local import LocalCore
+from aiosd.cores.routing import Wish
 from aiosd.cores.sequence import Sequence
 from aiosd.engine import watermark
 from aiosd.engine.protocol import CoreSetup
@@ -140,7 +141,7 @@ class Machine:
         """Look for this kernel's watermark in a text or in tokens."""
         if bool(args.text) == bool(args.token_ids):
             raise OSError(errno.EINVAL, "detect_watermark: give either text or token_ids")
-        core = self.cores.choose(args.core, "local")
+        core, _ = self.cores.choose(Wish(features=frozenset({"watermark"})), args.core)
         if not isinstance(core, LocalCore):
             raise OSError(
                 errno.ENOTSUP, f"detect_watermark: core {core.name} marks nothing; name a local one"

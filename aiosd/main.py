@@ -85,8 +85,14 @@ def _reader(options: argparse.Namespace) -> Callable[[], Config]:
     """Return what reads the configuration, now and at each reload."""
     from aiosd import config, sched
     from aiosd.cores.drivers import DRIVERS
+    from aiosd.cores.routing import POLICIES
 
-    words = {"sched.policy": tuple(sched.POLICIES), "cores.driver": tuple(DRIVERS)}
+    words = {
+        "sched.policy": tuple(sched.POLICIES),
+        "cores.driver": tuple(DRIVERS),
+        "routing.policy": tuple(POLICIES),
+        "routing.rules.policy": ("", *POLICIES),
+    }
     given: dict[str, Any] = {
         key: getattr(options, name) for name, key in OPTIONS.items() if getattr(options, name)
     }

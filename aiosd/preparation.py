@@ -22,6 +22,7 @@ from aiosd import calling, charge, kv, leading
 from aiosd.abi import inference as abi
 from aiosd.access import Caller
 from aiosd.context import Context, Contexts
+from aiosd.cores import offer
 from aiosd.cores.dispatcher import Cores
 from aiosd.engine.prompt import common
 from aiosd.engine.protocol import Goal, Sampling, Slide, Tokens
@@ -69,9 +70,13 @@ class Preparation:
         Raises OSError for a core or a context that can't be had.
         """
         if not args.context:
-            core = self._cores.choose(args.core, args.needs)
+            core, why = self._cores.choose(
+                offer.wish(args, process.name, process.max_tokens), args.core
+            )
             policy = args.window or self.policy
-            return self._contexts.create(core, process.aid, process.uid, process.nice, policy)
+            made = self._contexts.create(core, process.aid, process.uid, process.nice, policy)
+            made.route = why
+            return made
         if args.window:
             text = "llm_generate: window: it is for a fresh context; set_context changes another's"
             raise OSError(errno.EINVAL, text)
@@ -99,6 +104,7 @@ class Preparation:
                 f"llm_generate: context {context.cid} is on core {context.core.name}, which is "
                 "draining; use a fresh context on another one",
             )
+        context.route = f"context {context.cid} is on core {context.core.name}"
         return context
 
     def _come_home(self, context: Context) -> None:
@@ -167,6 +173,7 @@ class Preparation:
         default = self._table.get(generation.aid).max_tokens  # may change before it is submitted
         generation.most = generation.args.max_tokens or default
         amounts = charge.worst(generation, new)
+        _check_price(generation.args, amounts["dollars"])
         lacking = self._quotas.lacking(generation.rid, "kv_bytes", amounts["kv_bytes"])
         kv.make_room(self._contexts.of(generation.aid), lacking)
         reserved = self._quotas.reserve(generation.rid, amounts, "llm_generate")
@@ -219,6 +226,16 @@ class Preparation:
             beams=args.beams,
             before=context.window.before,
             slide=slide,
+        )
+
+
+def _check_price(args: abi.LlmGenerate, nano: int) -> None:
+    """Raise OSError(EDQUOT) when a request may cost more than it allows; nano: at worst."""
+    if args.max_price is not None and nano > args.max_price * 1e9:
+        raise OSError(
+            errno.EDQUOT,
+            f"llm_generate: max_price: it may cost ${nano / 1e9:.6g} on this core, "
+            f"${args.max_price:g} is allowed; ask for fewer max_tokens, or allow more",
         )
 
 

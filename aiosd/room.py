@@ -398,13 +398,13 @@ class Room:
             )
         if context.local.setup.n_ctx < args.tokens:
             context.busy = True  # nobody else may touch it meanwhile
-            context.core.requests += 1
+            self._cores.count(context.core, 1)
             try:
                 trial = Window.of(context.window.meta())
                 await self._expand(context, trial, [], args.tokens, yarn=args.yarn)
             finally:
                 context.busy = False
-                context.core.requests -= 1
+                self._cores.count(context.core, -1)
             await self._contexts.keep(context)
         return context.row()
 

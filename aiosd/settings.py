@@ -156,7 +156,9 @@ class Core(Section, frozen=True, kw_only=True):
     price_in and price_out: dollars per million tokens, of prompts and of output.
 
     threads 0: as many as processors. kv_k and kv_v: ggml types, or "auto" for the fastest exact
-    setting. nice: of the worker process. options: the driver's own (for "fake").
+    setting. nice: of the worker process. class: what requests call what they need, where it is not
+    as its driver says (local or frontier). features: beside those that the driver has of itself.
+    quality: for the routing policy best. options: the driver's own (for "fake").
     """
 
     name: _Name = "local"
@@ -173,7 +175,37 @@ class Core(Section, frozen=True, kw_only=True):
     nice: Annotated[int, Meta(ge=0, le=19)] = 19
     price_in: _Price = 0.0
     price_out: _Price = 0.0
+    class_: Annotated[str, Meta(max_length=64)] = msgspec.field(default="", name="class")
+    features: Annotated[list[str], Meta(max_length=32)] = []
+    quality: Annotated[float, Meta(ge=-1e6, le=1e6)] = 0.0
     options: dict[str, Any] = {}
+
+
+class Rule(Section, frozen=True, kw_only=True):
+    """One [routing.rules.NAME]: what requests of this route need, beside what they say themselves.
+
+    class and features: what the core must be and have; cores: its name, patterns with * and ?.
+    max_price: dollars of a request; max_latency: expected seconds to its first token. fallback:
+    rules that are tried in this order where no core fits. agents: patterns of names of agents whose
+    requests take this route when they name none; the first such rule counts.
+    """
+
+    policy: str = ""
+    class_: Annotated[str, Meta(max_length=64)] = msgspec.field(default="", name="class")
+    features: Annotated[list[str], Meta(max_length=32)] = []
+    cores: Annotated[list[str], Meta(max_length=256)] = []
+    min_context: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
+    max_price: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    max_latency: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    fallback: Annotated[list[str], Meta(max_length=32)] = []
+    agents: Annotated[list[str], Meta(max_length=256)] = []
+
+
+class Routing(Section, frozen=True, kw_only=True):
+    """[routing]: which core a request gets that names none, by policy, and rules with names."""
+
+    policy: str = "cheapest"
+    rules: dict[str, Rule] = {}
 
 
 class Context(Section, frozen=True, kw_only=True):
@@ -447,6 +479,7 @@ class Config(Section, frozen=True, kw_only=True):
     kernel: Kernel = Kernel()
     sched: Sched = Sched()
     cores: Annotated[tuple[Core, ...], AT_START] = (Core(),)
+    routing: Routing = Routing()
     context: Context = Context()
     agents: Agents = Agents()
     history: History = History()

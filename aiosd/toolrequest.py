@@ -138,6 +138,7 @@ class Run:
             parsed=self.parsed,
             logprobs=[value for each in self.rounds for value in each.logprobs],
             recalled=first.recalled,
+            route=first.route,
             calls=self.calls,
         )
 

@@ -31,7 +31,7 @@ PARTS: Final = {
     "top": ("top",),
     "output": ("logs", "attach", "watch"),
     "history": ("history",),
-    "cores": ("cores", "models", "sched"),
+    "cores": ("cores", "route", "models", "sched"),
     "contexts": ("mem", "ctx", "snapshot", "restore"),
     "store": ("store",),
     "rights": ("grant", "revoke", "grants", "approve", "audit"),

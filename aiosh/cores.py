@@ -1,4 +1,4 @@
-"""Commands about cores and their schedule: cores, models, sched."""
+"""Commands about cores and their schedule: cores, route, models, sched."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from aiosh.arguments import CoreName, Json
 from aiosh.tables import Column
 
 if TYPE_CHECKING:
-    from aiosd.abi.cores import Core
+    from aiosd.abi.cores import Core, RouteCore
     from aiosd.abi.process import Sched, SchedRow
 
 app = typer.Typer()
 core_app = typer.Typer(invoke_without_command=True)
 app.add_typer(core_app, name="cores", help="List cores; add, remove or drain one.")
+route_app = typer.Typer(no_args_is_help=True)
+app.add_typer(route_app, name="route", help="Show which core requests get, and why.")
 
 CORE_COLOURS: Final = {"ready": "green", "failed": "red", "loading": "yellow"}
 
@@ -105,6 +107,51 @@ def drain(name: CoreName) -> None:
     """Let a core finish what it has, give it nothing new, then remove it."""
     with link.kernel() as kernel:
         kernel.drain_core(name=name)
+
+
+ROUTE: Final[list[Column[RouteCore]]] = [
+    Column("ROUTE", lambda row: row.leg, least=8),
+    Column("PLACE", lambda row: str(row.place) if row.place else "-", right=True),
+    Column("CORE", lambda row: row.name, least=6),
+    Column("CLASS", lambda row: row.capability),
+    Column("LOAD", lambda row: f"{row.requests}/{row.slots}", right=True),
+    Column("COST", lambda row: f"${row.dollars:.6g}" if row.dollars else "free", right=True),
+    Column("FIRST", lambda r: f"{r.first_token_s:.2f}s" if r.first_token_s else "?", right=True),
+    Column("TOK/S", lambda r: f"{r.tokens_per_s:.1f}" if r.tokens_per_s else "?", right=True),
+    Column("WHY NOT", lambda row: row.why, least=7),
+]
+"""What `route explain` shows. FIRST: expected seconds to the first token; TOK/S: after it."""
+
+
+@route_app.command()
+def explain(
+    route: Annotated[str, typer.Argument(help="a rule of [routing], or a policy")] = "",
+    needs: Annotated[str, typer.Option("--needs", help="class of core")] = "",
+    feature: Annotated[
+        list[str] | None, typer.Option("--feature", "-f", help="it must have this; again for more")
+    ] = None,
+    min_context: Annotated[int, typer.Option("--context", min=0, help="tokens of window")] = 0,
+    max_price: Annotated[float | None, typer.Option("--max-price", min=0, help="dollars")] = None,
+    max_latency: Annotated[
+        float | None, typer.Option("--max-latency", min=0, help="seconds to the first token")
+    ] = None,
+    prompt: Annotated[int, typer.Option("--prompt", min=0, help="tokens read")] = 0,
+    tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="tokens written")] = 0,
+    agent: Annotated[str, typer.Option("--agent", help="name of the agent that asks")] = "",
+    json: Json = False,
+) -> None:
+    """Say which core a request would get now, why, and what keeps it from the others."""
+    with link.kernel() as kernel:
+        found = kernel.explain_route(
+            route=route, needs=needs, features=feature or [], min_context=min_context,
+            max_price=max_price, max_latency=max_latency, prompt_tokens=prompt, max_tokens=tokens,
+            agent=agent,
+        )  # fmt: skip
+    if json:
+        tables.print_json(found)
+        return
+    print(f"{found.core or 'no core'}: {found.reason}")
+    tables.show(ROUTE, found.cores, json=False)
 
 
 MODELS: Final[list[Column[Core]]] = [

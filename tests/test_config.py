@@ -221,6 +221,17 @@ def test_a_mistake_in_the_environment_names_the_variable(environ: dict[str, str]
     assert "107 bytes" in line
 
 
+def test_routes_are_tables_with_names(environ: dict[str, str], tmp_path: Path) -> None:
+    text = "[routing.rules.a]\nclass='frontier'\nmax_price=0\nfallback=['b']\n[routing.rules.b]\n"
+    rules = load(written(tmp_path, text), environ).routing.rules
+    assert (rules["a"].class_, rules["a"].max_price, rules["b"].max_price) == ("frontier", 0, None)
+    wrong = "[routing.rules.a]\npolicy='cheap'\nfallback=['c']\n"
+    choices = {"routing.rules.policy": ("", "cheapest", "best")}
+    first, second = problems(written(tmp_path, wrong), environ, choices=choices)
+    assert "routing.rules.a.policy: 'cheap' is no choice; did you mean 'cheapest'?" in first
+    assert "routing.rules.a.fallback: no rule 'c'" in second
+
+
 @pytest.mark.parametrize("text", ["[sched", "a = ", "\udcff"])
 def test_broken_toml_names_the_file(environ: dict[str, str], tmp_path: Path, text: str) -> None:
     path = tmp_path / "aiosd.toml"

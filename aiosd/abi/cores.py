@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from aiosd.abi.call import Call, Key, Name, Record, syscall
+from aiosd.abi.call import Call, Cid, Count, Key, Name, Record, syscall
+from aiosd.abi.inference import Context
+from aiosd.abi.route import Features, MaxLatency, MaxPrice, MinContext, Route
 
 
 class Core(Record, frozen=True):
@@ -15,6 +17,10 @@ class Core(Record, frozen=True):
     state: loading, ready, restarting, draining, failed. exact: whether the probe at load found the
     core exact ("yes", "no", "off" when not asked for, "?" while loading); setting is what it runs
     with. bytes_per_token is KV. pid is the worker's.
+
+    capability: its class, which requests need; features: what it can do for them; price_in and
+    price_out: dollars per million tokens; quality: for the routing policy best; requests: all that
+    it has; first_token_s: expected for one more, 0 while nothing was measured.
     """
 
     name: str
@@ -44,6 +50,13 @@ class Core(Record, frozen=True):
     error: str = ""
     device_s: float = 0.0
     step_s: float = 0.0
+    capability: str = "local"
+    features: list[str] = []
+    price_in: float = 0.0
+    price_out: float = 0.0
+    quality: float = 0.0
+    requests: int = 0
+    first_token_s: float = 0.0
 
 
 @syscall(160, reply=list[Core])
@@ -88,3 +101,67 @@ class DrainCore(Call, frozen=True):
     """Let a core finish what it has, give it nothing new, then remove it."""
 
     name: Name
+
+
+class RouteCore(Record, frozen=True):
+    """What one leg of a route makes of one core.
+
+    place: counts from 1, the core that is chosen; 0 for one that can't take the request, and why
+    says what it lacks. capability: its class. dollars: what the request would cost. first_token_s
+    and tokens_per_s: as measured under such a load, 0 when it was not measured yet.
+    """
+
+    name: str
+    leg: str
+    place: int
+    why: str
+    capability: str
+    dollars: float
+    first_token_s: float
+    tokens_per_s: float
+    requests: int
+    slots: int
+    quality: float
+    features: list[str]
+
+
+class Routed(Record, frozen=True):
+    """Which core a request would get now, and why; core is "" when none, and reason says why.
+
+    legs: the rules (or policies) that are tried in this order.
+    """
+
+    core: str
+    reason: str
+    legs: list[str]
+    cores: list[RouteCore]
+
+
+@syscall(136, reply=Routed, since=2)
+class ExplainRoute(Call, frozen=True):
+    """Say which core a request would get, and what keeps it from each other one."""
+
+    route: Route = ""
+    needs: Annotated[str, Meta(max_length=64, description="capability class; empty: any")] = ""
+    features: Features = []
+    min_context: MinContext = 0
+    max_price: MaxPrice = None
+    max_latency: MaxLatency = None
+    prompt_tokens: Count = 0
+    max_tokens: Annotated[Count, Meta(description="0: as long as is usual")] = 0
+    agent: Annotated[
+        str, Meta(max_length=64, description="name of the agent that asks; empty: the caller's")
+    ] = ""
+
+
+@syscall(137, reply=Context, needs="context", errors="ENOENT EBUSY ENODEV ENOSPC ENOTSUP", since=2)
+class MoveContext(Call, frozen=True):
+    """Put an idle context on another core; the next request on it goes on there.
+
+    Its KV goes along when both cores are of the same model, build and setting, and the reply has
+    exact; else it is computed anew there, for another setting of the same model. A core of another
+    model is refused, since its tokens mean something else there.
+    """
+
+    context: Cid
+    core: Annotated[Name, Meta(description="the core to move to")]

@@ -11,6 +11,7 @@ from aiosd.abi.chat import Function as Function
 from aiosd.abi.chat import ToolCall as ToolCall
 from aiosd.abi.chat import Turn as Turn
 from aiosd.abi.chat import TurnCall as TurnCall
+from aiosd.abi.route import Features, MaxLatency, MaxPrice, MinContext, Route
 
 Deadline = Annotated[
     float, Meta(ge=0, le=31_536_000, description="seconds until the partial text is returned")
@@ -273,14 +274,20 @@ class LlmGenerate(Call, frozen=True):
         list[Function],
         Meta(max_length=128, description="functions offered to the model, for the caller to run"),
     ] = []
+    route: Route = ""
+    features: Features = []
+    min_context: MinContext = 0
+    max_price: MaxPrice = None
+    max_latency: MaxLatency = None
 
 
 class Embeddings(Record, frozen=True):
-    """One vector per text, all of one dimension, of unit length."""
+    """One vector per text, all of one dimension, of unit length. core: "" when the embedder did."""
 
     vectors: list[list[float]]
     model: str
     tokens: int
+    core: str = ""
 
 
 @syscall(71, reply=Embeddings, errors="ENODEV")
@@ -288,6 +295,9 @@ class LlmEmbed(Call, frozen=True):
     """Turn texts into vectors."""
 
     texts: Annotated[list[Text], Meta(min_length=1, max_length=1024)]
+    core: Annotated[
+        str, Meta(max_length=64, description="name of a core that embeds; empty: the embedder")
+    ] = ""
 
 
 class Watermark(Record, frozen=True):

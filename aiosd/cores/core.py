@@ -34,6 +34,9 @@ class Core(Protocol):
     restarting, draining, failed, removed, absent. error: why it is not ready, "". policy: the order
     of its run queue. certain: whether it promises the tokens of a solo run. window: tokens that a
     context holds at most, 0: not known. bytes_per_token: of KV that is kept here.
+    capability: its class (local, frontier, ...), unless its configuration says another. features:
+    what requests may ask of it (offer.py has the words that they use without saying so). width:
+    requests that run at once.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Core(Protocol):
     state: str
     error: str
     draining: bool
+    capability: str
+    features: frozenset[str]
     price: Price
     policy: Policy
     standing: Standing
@@ -61,6 +66,10 @@ class Core(Protocol):
     @property
     def certain(self) -> bool:
         """Whether it promises the tokens of a solo run."""
+
+    @property
+    def width(self) -> int:
+        """Requests that run at once."""
 
     @property
     def window(self) -> int:

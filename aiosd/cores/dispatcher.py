@@ -9,7 +9,8 @@ import asyncio
 import errno
 import logging
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,13 +19,16 @@ import msgspec
 from aiosd import config as configuration
 from aiosd import sched
 from aiosd.abi import cores as abi
+from aiosd.abi.inference import Timing
 from aiosd.config import Config
 from aiosd.config import Core as CoreConfig
 from aiosd.config import Sched as SchedConfig
 from aiosd.cores import drivers, slotclass
 from aiosd.cores.core import Core, Listener, Parts
 from aiosd.cores.local import LocalCore
+from aiosd.cores.offer import CoreOffer, why_not
 from aiosd.cores.price import Price
+from aiosd.cores.routing import Router, Wish
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.tiers import Tiers
 from aiosd.engine.protocol import CoreSetup
@@ -60,6 +64,8 @@ class Cores:
             config.context.disk_limit,
         )
         self._cores: dict[str, Core] = {}
+        self.router = Router(config.routing)
+        self.offers: dict[str, CoreOffer] = {}
         self._configs: dict[str, CoreConfig] = {}
         self._absent: dict[str, Core] = {}  # cores of contexts that are there no more
         self._refused: dict[str, str] = {}  # configured cores that could not be begun, and why
@@ -95,6 +101,8 @@ class Cores:
         for core in self.local:
             core.sharing.public_limit = config.context.public_limit
             core.sharing.bound()
+        if config.routing != self.router.routing:
+            self.router.set_rules(config.routing)
         before, self._config = self._config.sched, config
         if config.sched != before:
             self._reschedule(config.sched)
@@ -227,25 +235,39 @@ class Cores:
         core.never(f"{why}; add it again to go on with this context")
         return core
 
-    def choose(self, name: str, needs: str) -> Core:
-        """Return the core for a request: the named one, else the accepting one with least to do.
+    def choose(self, wish: Wish, name: str = "", without: Collection[str] = ()) -> tuple[Core, str]:
+        """Return the core for a request, and why it: the named one, else as routing.py decides.
 
-        Raises OSError(ENODEV) when none can take it.
+        without: names of cores that have failed on it. Raises OSError: ENOENT, EINVAL for a route
+        that there is not, ENODEV when none can take it.
         """
         if name:
             core = self.get(name)
             if not core.accepting:
-                raise OSError(errno.ENODEV, _why_not(core))
-            return core
-        if needs not in ("", "local"):
-            raise OSError(errno.ENODEV, f"no core of class {needs!r}; this kernel has local ones")
-        usable = [core for core in self._cores.values() if core.accepting and not core.base]
-        if not usable:
-            why = "; ".join(_why_not(core) for core in self._cores.values())
-            why = "; ".join(filter(None, [why, *self._refused.values()]))
-            cure = why or "there is none, add one with add_core"
-            raise OSError(errno.ENODEV, f"no core can take requests: {cure}")
-        return min(usable, key=lambda core: (core.requests, core.loading))
+                raise OSError(errno.ENODEV, why_not(core))
+            if (offer := self.offers.get(name)) is not None:
+                self.router.check(offer, wish)
+            return core, "it was asked for by name"
+        try:
+            choice = self.router.choose(wish, time.monotonic(), without)
+        except OSError as error:
+            refused = "; ".join(self._refused.values())
+            more = f"; {refused}" if refused and error.errno == errno.ENODEV else ""
+            raise OSError(error.errno, f"{error.strerror}{more}") from None
+        return self._cores[choice.name], choice.reason
+
+    def count(self, core: Core, requests: int) -> None:
+        """Note that a core was given so many requests more."""
+        core.requests += requests
+        self.router.changed(core.name)
+
+    def measured(self, core: Core, load: int, timing: Timing, tokens: int) -> None:
+        """Note what a request met on a core that had so many with it when it came."""
+        offer = self.offers.get(core.name)
+        if offer is not None and offer.core is core and tokens:
+            pace = (timing.turnaround_s - timing.first_token_s) / max(1, tokens - 1)
+            offer.speed.add(load, timing.first_token_s, pace, time.monotonic())
+            self.router.changed(core.name)
 
     def set_sched(self, policy: str, quantum: int, options: Mapping[str, float]) -> None:
         """Change the policy of all cores, or numbers of [sched] by their names (TUNABLE).
@@ -284,7 +306,20 @@ class Cores:
 
     def row(self, core: Core) -> abi.Core:
         """Describe one core."""
-        return core.row()
+        row, offer = core.row(), self.offers.get(core.name)
+        if offer is None:
+            return row
+        first, _ = offer.speed.expect(core.requests + 1, time.monotonic())
+        return msgspec.structs.replace(
+            row,
+            capability=offer.kind,
+            features=sorted(offer.features),
+            price_in=core.price.prompt,
+            price_out=core.price.output,
+            quality=offer.quality,
+            requests=core.requests,
+            first_token_s=first,
+        )
 
     def _begin(
         self, config: CoreConfig, setup: CoreSetup | None = None
@@ -306,6 +341,9 @@ class Cores:
             core.sharing.public_limit = self._config.context.public_limit
         self._cores[config.name] = core
         self._configs[config.name] = config
+        if setup is None:  # nobody is sent to a slot class
+            self.offers[config.name] = CoreOffer(core, config)
+            self.router.add(self.offers[config.name])
         self._refused.pop(config.name, None)
         task = asyncio.create_task(core.start())
         self._tasks.add(task)
@@ -317,6 +355,8 @@ class Cores:
         if self._cores.get(core.name) is not core:
             return False
         del self._cores[core.name], self._configs[core.name]
+        self.offers.pop(core.name, None)
+        self.router.remove(core.name)
         return True
 
     def _begun(self, task: asyncio.Task[None]) -> None:
@@ -355,9 +395,3 @@ def default_name(model: str) -> str:
     """Return the name of a core that was added without one: its model's, made a valid name."""
     stem = Path(model).name.removesuffix(".gguf")
     return re.sub(r"[^A-Za-z0-9._:-]", "-", stem)[:64].lstrip("._:-") or "core"
-
-
-def _why_not(core: Core) -> str:
-    """Say why a core takes no requests."""
-    state = "draining" if core.draining else core.state
-    return core.error or f"core {core.name} is {state}: it takes nothing new"

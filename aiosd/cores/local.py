@@ -45,6 +45,10 @@ KILL_WEIGHT: Final = 0.05  # of a death that was a kill from outside
 RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 
 
+_GENERATES: Final = ("beams", "grammar", "json", "logit_bias", "logprobs", "raw", "seed")
+FEATURES: Final = frozenset((*_GENERATES, "text", "tools", "watermark", "window"))
+"""What every GGUF core can do for a request."""
+
 Question = protocol.Ask
 
 Launch = Callable[[str, Callable[[Event], None], Callable[[str, bool], None]], Worker]
@@ -71,6 +75,8 @@ class LocalCore:
     ) -> None:
         """secret: the key of watermarks. worker: what its workers are made with."""
         self.name = name
+        self.capability = "local"
+        self.features = FEATURES
         self.driver = setup.runner
         self._secret = secret
         self._make_worker = worker
@@ -369,6 +375,11 @@ class LocalCore:
         self.draining = True
         if self.state == "ready":
             self.state = "draining"
+
+    @property
+    def width(self) -> int:
+        """Requests that run at once."""
+        return self.setup.slots
 
     @property
     def accepting(self) -> bool:

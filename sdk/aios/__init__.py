@@ -22,7 +22,7 @@ from aios.loop import LoopResult, LoopStep
 from aios.streams import AsyncStream, Stream
 from aiosd.abi import LEVEL
 from aiosd.abi.accounts import AuditRecord, GrantRecord, Pending, Quota, UsageRow
-from aiosd.abi.cores import Core
+from aiosd.abi.cores import Core, RouteCore, Routed
 from aiosd.abi.inference import (
     Beam,
     Chunk,
@@ -112,6 +112,8 @@ __all__ = [
     "Priority",
     "Quota",
     "Recalled",
+    "RouteCore",
+    "Routed",
     "Sample",
     "Sched",
     "SchedRow",

@@ -32,7 +32,16 @@ from aiosd.abi.accounts import (
     UsageRow,
 )
 from aiosd.abi.chat import Function, Turn
-from aiosd.abi.cores import AddCore, Core, DrainCore, ListCores, RemoveCore
+from aiosd.abi.cores import (
+    AddCore,
+    Core,
+    DrainCore,
+    ExplainRoute,
+    ListCores,
+    MoveContext,
+    RemoveCore,
+    Routed,
+)
 from aiosd.abi.inference import (
     Chunk,
     ClrContext,
@@ -622,6 +631,11 @@ class SyncCalls:
         tool_answer: bool = True,
         tool_calls: int = 8,
         functions: Sequence[Function | Mapping[str, Any]] = (),
+        route: str = "",
+        features: Sequence[str] = (),
+        min_context: int = 0,
+        max_price: float | None = None,
+        max_latency: float | None = None,
     ) -> Generation: ...
 
     @overload
@@ -666,6 +680,11 @@ class SyncCalls:
         tool_answer: bool = True,
         tool_calls: int = 8,
         functions: Sequence[Function | Mapping[str, Any]] = (),
+        route: str = "",
+        features: Sequence[str] = (),
+        min_context: int = 0,
+        max_price: float | None = None,
+        max_latency: float | None = None,
     ) -> Stream[Chunk, Generation]: ...
 
     @overload
@@ -710,6 +729,11 @@ class SyncCalls:
         tool_answer: bool = True,
         tool_calls: int = 8,
         functions: Sequence[Function | Mapping[str, Any]] = (),
+        route: str = "",
+        features: Sequence[str] = (),
+        min_context: int = 0,
+        max_price: float | None = None,
+        max_latency: float | None = None,
     ) -> Generation | Stream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -753,6 +777,11 @@ class SyncCalls:
         tool_answer: bool = True,
         tool_calls: int = 8,
         functions: Sequence[Function | Mapping[str, Any]] = (),
+        route: str = "",
+        features: Sequence[str] = (),
+        min_context: int = 0,
+        max_price: float | None = None,
+        max_latency: float | None = None,
     ) -> Generation | Stream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -826,6 +855,12 @@ class SyncCalls:
             of the last round, whose results the model has not read.
         tool_calls: calls that the model may make at the same time, at most.
         functions: functions offered to the model, for the caller to run.
+        route: a rule of [routing], or a policy: cheapest, fastest, shortest, best; empty: as
+            configured.
+        features: what the core must have, such as tools, json or vision.
+        min_context: tokens that the core's window must have.
+        max_price: dollars that it may cost; each round, with tools.
+        max_latency: expected seconds to the first token, at most.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -868,6 +903,11 @@ class SyncCalls:
             tool_answer=tool_answer,
             tool_calls=tool_calls,
             functions=declared(functions),
+            route=route,
+            features=listed(features, "features"),
+            min_context=min_context,
+            max_price=max_price,
+            max_latency=max_latency,
         )
         finish = validated(schema)
         if stream:
@@ -875,12 +915,14 @@ class SyncCalls:
         answer: Generation = self._call(args, finish)
         return answer
 
-    def llm_embed(self, texts: Sequence[str]) -> Embeddings:
+    def llm_embed(self, texts: Sequence[str], *, core: str = "") -> Embeddings:
         """Turn texts into vectors.
+
+        core: name of a core that embeds; empty: the embedder.
 
         Raises OSError with ENODEV.
         """
-        answer: Embeddings = self._call(LlmEmbed(texts=listed(texts, "texts")))
+        answer: Embeddings = self._call(LlmEmbed(texts=listed(texts, "texts"), core=core))
         return answer
 
     def list_contexts(self, *, aid: int = 0) -> list[Context]:
@@ -1396,6 +1438,61 @@ class SyncCalls:
     def list_tool_servers(self) -> list[ToolServer]:
         """List the servers of the Model Context Protocol, and what has become of each."""
         answer: list[ToolServer] = self._call(ListToolServers())
+        return answer
+
+    def explain_route(
+        self,
+        *,
+        route: str = "",
+        needs: str = "",
+        features: Sequence[str] = (),
+        min_context: int = 0,
+        max_price: float | None = None,
+        max_latency: float | None = None,
+        prompt_tokens: int = 0,
+        max_tokens: int = 0,
+        agent: str = "",
+    ) -> Routed:
+        """Say which core a request would get, and what keeps it from each other one.
+
+        route: a rule of [routing], or a policy: cheapest, fastest, shortest, best; empty: as
+            configured.
+        needs: capability class; empty: any.
+        features: what the core must have, such as tools, json or vision.
+        min_context: tokens that the core's window must have.
+        max_price: dollars that it may cost; each round, with tools.
+        max_latency: expected seconds to the first token, at most.
+        max_tokens: 0: as long as is usual.
+        agent: name of the agent that asks; empty: the caller's.
+        """
+        answer: Routed = self._call(ExplainRoute(
+            route=route,
+            needs=needs,
+            features=listed(features, "features"),
+            min_context=min_context,
+            max_price=max_price,
+            max_latency=max_latency,
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            agent=agent,
+        ))
+        return answer
+
+    def move_context(self, context: int, core: str) -> Context:
+        """Put an idle context on another core; the next request on it goes on there.
+
+        Its KV goes along when both cores are of the same model, build and setting, and the reply
+        has
+        exact; else it is computed anew there, for another setting of the same model. A core of
+        another
+        model is refused, since its tokens mean something else there.
+
+        context: context id.
+        core: the core to move to.
+
+        Raises OSError with ENOENT, EBUSY, ENODEV, ENOSPC, ENOTSUP.
+        """
+        answer: Context = self._call(MoveContext(context=context, core=core))
         return answer
 
     def read_metrics(self) -> list[Metric]:
@@ -2115,6 +2212,11 @@ class AsyncCalls:
         tool_answer: bool = True,
         tool_calls: int = 8,
         functions: Sequence[Function | Mapping[str, Any]] = (),
+        route: str = "",
+        features: Sequence[str] = (),
+        min_context: int = 0,
+        max_price: float | None = None,
+        max_latency: float | None = None,
     ) -> Coroutine[Any, Any, Generation]: ...
 
     @overload
@@ -2159,6 +2261,11 @@ class AsyncCalls:
         tool_answer: bool = True,
         tool_calls: int = 8,
         functions: Sequence[Function | Mapping[str, Any]] = (),
+        route: str = "",
+        features: Sequence[str] = (),
+        min_context: int = 0,
+        max_price: float | None = None,
+        max_latency: float | None = None,
     ) -> AsyncStream[Chunk, Generation]: ...
 
     @overload
@@ -2203,6 +2310,11 @@ class AsyncCalls:
         tool_answer: bool = True,
         tool_calls: int = 8,
         functions: Sequence[Function | Mapping[str, Any]] = (),
+        route: str = "",
+        features: Sequence[str] = (),
+        min_context: int = 0,
+        max_price: float | None = None,
+        max_latency: float | None = None,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -2246,6 +2358,11 @@ class AsyncCalls:
         tool_answer: bool = True,
         tool_calls: int = 8,
         functions: Sequence[Function | Mapping[str, Any]] = (),
+        route: str = "",
+        features: Sequence[str] = (),
+        min_context: int = 0,
+        max_price: float | None = None,
+        max_latency: float | None = None,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -2319,6 +2436,12 @@ class AsyncCalls:
             of the last round, whose results the model has not read.
         tool_calls: calls that the model may make at the same time, at most.
         functions: functions offered to the model, for the caller to run.
+        route: a rule of [routing], or a policy: cheapest, fastest, shortest, best; empty: as
+            configured.
+        features: what the core must have, such as tools, json or vision.
+        min_context: tokens that the core's window must have.
+        max_price: dollars that it may cost; each round, with tools.
+        max_latency: expected seconds to the first token, at most.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -2361,18 +2484,25 @@ class AsyncCalls:
             tool_answer=tool_answer,
             tool_calls=tool_calls,
             functions=declared(functions),
+            route=route,
+            features=listed(features, "features"),
+            min_context=min_context,
+            max_price=max_price,
+            max_latency=max_latency,
         )
         finish = validated(schema)
         if stream:
             return self._stream(args, finish)
         return self._call(args, finish)
 
-    async def llm_embed(self, texts: Sequence[str]) -> Embeddings:
+    async def llm_embed(self, texts: Sequence[str], *, core: str = "") -> Embeddings:
         """Turn texts into vectors.
+
+        core: name of a core that embeds; empty: the embedder.
 
         Raises OSError with ENODEV.
         """
-        answer: Embeddings = await self._call(LlmEmbed(texts=listed(texts, "texts")))
+        answer: Embeddings = await self._call(LlmEmbed(texts=listed(texts, "texts"), core=core))
         return answer
 
     async def list_contexts(self, *, aid: int = 0) -> list[Context]:
@@ -2888,6 +3018,61 @@ class AsyncCalls:
     async def list_tool_servers(self) -> list[ToolServer]:
         """List the servers of the Model Context Protocol, and what has become of each."""
         answer: list[ToolServer] = await self._call(ListToolServers())
+        return answer
+
+    async def explain_route(
+        self,
+        *,
+        route: str = "",
+        needs: str = "",
+        features: Sequence[str] = (),
+        min_context: int = 0,
+        max_price: float | None = None,
+        max_latency: float | None = None,
+        prompt_tokens: int = 0,
+        max_tokens: int = 0,
+        agent: str = "",
+    ) -> Routed:
+        """Say which core a request would get, and what keeps it from each other one.
+
+        route: a rule of [routing], or a policy: cheapest, fastest, shortest, best; empty: as
+            configured.
+        needs: capability class; empty: any.
+        features: what the core must have, such as tools, json or vision.
+        min_context: tokens that the core's window must have.
+        max_price: dollars that it may cost; each round, with tools.
+        max_latency: expected seconds to the first token, at most.
+        max_tokens: 0: as long as is usual.
+        agent: name of the agent that asks; empty: the caller's.
+        """
+        answer: Routed = await self._call(ExplainRoute(
+            route=route,
+            needs=needs,
+            features=listed(features, "features"),
+            min_context=min_context,
+            max_price=max_price,
+            max_latency=max_latency,
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            agent=agent,
+        ))
+        return answer
+
+    async def move_context(self, context: int, core: str) -> Context:
+        """Put an idle context on another core; the next request on it goes on there.
+
+        Its KV goes along when both cores are of the same model, build and setting, and the reply
+        has
+        exact; else it is computed anew there, for another setting of the same model. A core of
+        another
+        model is refused, since its tokens mean something else there.
+
+        context: context id.
+        core: the core to move to.
+
+        Raises OSError with ENOENT, EBUSY, ENODEV, ENOSPC, ENOTSUP.
+        """
+        answer: Context = await self._call(MoveContext(context=context, core=core))
         return answer
 
     async def read_metrics(self) -> list[Metric]:

@@ -1,0 +1,156 @@
+"""Routing through the daemon's door: needs, rules, ceilings, reasons, and what was measured."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosd.abi.cores import ExplainRoute, ListCores, RouteCore, Routed
+from aiosd.abi.process import Kill
+from tests.daemon import Daemon
+from tests.system.agents import until
+from tests.system.writer import Writer
+
+CONFIG = """
+[[cores]]
+name = "home"
+driver = "fake"
+slots = 2
+options = {eog = 0.0}
+
+[[cores]]
+name = "shed"
+driver = "fake"
+slots = 2
+options = {eog = 0.0}
+
+[[cores]]
+name = "oracle"
+driver = "fake"
+class = "frontier"
+features = ["vision"]
+quality = 9
+price_in = 2.0
+price_out = 8.0
+n_ctx = 8192
+options = {eog = 0.0}
+
+[routing.rules.careful]
+class = "frontier"
+max_price = 0.001
+fallback = ["house"]
+
+[routing.rules.house]
+class = "local"
+policy = "shortest"
+agents = ["poet*"]
+cores = ["sh*"]
+"""
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    places: list[Path] = [tmp_path_factory.mktemp(name) for name in ("state", "run", "kv")]
+    with Daemon(*places, config=CONFIG) as made:
+        with made.connect() as person:
+            until(lambda: all(c.state == "ready" for c in person.call(ListCores())), "ready")
+        yield made
+
+
+def explain(daemon: Daemon, **what: Any) -> Routed:
+    with daemon.connect() as person:
+        found = person.call(ExplainRoute(**what))
+    assert isinstance(found, Routed)
+    return found
+
+
+def row(found: Routed, name: str, leg: str = "") -> RouteCore:
+    return next(each for each in found.cores if each.name == name and leg in ("", each.leg))
+
+
+def test_a_request_gets_what_it_needs_and_is_told_why(daemon: Daemon) -> None:
+    with Writer(daemon, "a") as a:
+        free = a.ask(max_tokens=2)
+        assert free.core in ("home", "shed") and free.route.startswith("cheapest of 3: ")
+        best = a.ask(max_tokens=2, route="best")
+        assert best.core == "oracle" and "quality 9" in best.route
+        assert a.ask(max_tokens=2, needs="frontier").core == "oracle"
+        assert a.ask(max_tokens=2, features=["vision"]).core == "oracle"
+        assert a.ask(max_tokens=2, min_context=4000).core == "oracle"
+        named = a.ask(max_tokens=2, core="shed")
+        assert (named.core, named.route) == ("shed", "it was asked for by name")
+        more = a.ask(max_tokens=2, context=best.context)
+        assert more.core == "oracle" and "is on core oracle" in more.route
+
+
+def test_what_is_busy_is_passed_by(daemon: Daemon) -> None:
+    with Writer(daemon, "a") as a, Writer(daemon, "b") as b, daemon.connect() as person:
+        person.call(Kill(a.aid, "STOP"))
+        wanted = a.submit(max_tokens=2, core="home")
+        until(lambda: row(explain(daemon), "home").requests == 1, "it has been given to its core")
+        assert b.ask(max_tokens=2).core == "shed"
+        person.call(Kill(a.aid, "CONT"))
+        assert a.finish(wanted).core == "home"
+
+
+def test_ceilings_end_a_request_that_nothing_fits(daemon: Daemon) -> None:
+    with Writer(daemon, "a") as a:
+        with pytest.raises(OSError, match=r"home: its class is local.*oracle: it would cost") as no:
+            a.ask(needs="frontier", max_tokens=1000, max_price=0.001)
+        assert no.value.errno == errno.ENODEV
+        with pytest.raises(OSError, match="no telepathy") as no:
+            a.ask(features=["telepathy"])
+        assert no.value.errno == errno.ENODEV
+        with pytest.raises(OSError, match="no rule or policy 'x'; there are: careful") as no:
+            a.ask(route="x")
+        assert no.value.errno == errno.EINVAL
+        with pytest.raises(OSError, match="core home: it has no vision"):
+            a.ask(core="home", features=["vision"])
+
+
+def test_a_price_is_held_to_when_the_tokens_are_known(daemon: Daemon) -> None:
+    """The estimate lets it through (four characters a token), the count does not."""
+    with Writer(daemon, "a") as a:
+        text = "a b c d " * 100
+        with pytest.raises(OSError, match="max_price: it may cost") as no:
+            a.ask(text, core="oracle", max_tokens=100, max_price=0.00125)
+        assert no.value.errno == errno.EDQUOT
+        assert a.ask(text, core="oracle", max_tokens=100, max_price=0.01).usage.dollars > 0
+
+
+def test_a_rule_falls_back_and_agents_have_theirs(daemon: Daemon) -> None:
+    with Writer(daemon, "a") as a, Writer(daemon, "poet7") as poet:
+        assert a.ask(max_tokens=2, route="careful").core == "oracle"
+        dear = a.ask(max_tokens=1000, route="careful")
+        assert dear.core == "shed" and dear.route.startswith("careful had none, house: shortest")
+        assert poet.ask(max_tokens=2).core == "shed"
+        assert poet.ask(max_tokens=2, route="best").core == "oracle"
+
+
+def test_explain_shows_each_core_in_each_leg(daemon: Daemon) -> None:
+    found = explain(daemon, route="careful", max_tokens=1000, prompt_tokens=10)
+    assert (found.core, found.legs) == ("shed", ["careful", "house"])
+    assert row(found, "oracle", "careful").why.startswith("it would cost about $0.008")
+    assert row(found, "oracle").dollars == pytest.approx(0.00802)
+    assert row(found, "shed", "house").place == 1
+    assert row(found, "home", "house").why == "rule house is about other cores"
+    assert explain(daemon, agent="poet").core == "shed"
+    none = explain(daemon, features=["telepathy"])
+    assert none.core == "" and "no telepathy" in none.reason
+
+
+def test_what_was_measured_shows(daemon: Daemon) -> None:
+    with Writer(daemon, "a") as a:
+        a.ask(max_tokens=8, core="home")
+    home = row(explain(daemon), "home")
+    assert home.first_token_s > 0 and home.tokens_per_s > 0
+    with daemon.connect() as person:
+        cores = {core.name: core for core in person.call(ListCores())}
+    assert cores["home"].first_token_s > 0
+    oracle = cores["oracle"]
+    assert (oracle.capability, oracle.quality, oracle.price_out) == ("frontier", 9, 8.0)
+    assert "vision" in oracle.features and "vision" not in cores["home"].features
