@@ -24,7 +24,7 @@ from tests.bench.ratio import Ratio, show
 
 NAMES = (
     "boot", "ping", "switch", "fork", "restart", "many", "decode", "peer", "urgent", "agents",
-    "background", "mixed", "where", "memory", "storage", "quota", "tools",
+    "background", "mixed", "where", "memory", "storage", "quota", "tools", "headline",
 )  # fmt: skip
 OUT = Path(__file__).parent / "out"
 
