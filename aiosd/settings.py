@@ -453,8 +453,8 @@ class Gateway(Section, frozen=True, kw_only=True):
 
     http: a loopback address and port (0: any free one), "" for none. hosts and origins: what else
     a request may name as its Host and its Origin. models: names of models, and the core or class
-    that each stands for. Timeouts are seconds that a client may take: request for its request,
-    send until it reads on.
+    that each stands for. metrics: whether reading them takes an agent's key, or nothing. Timeouts
+    are seconds that a client may take: request for its request, send until it reads on.
     """
 
     serve: Annotated[bool, AT_START] = True
@@ -464,6 +464,7 @@ class Gateway(Section, frozen=True, kw_only=True):
     origins: list[str] = []
     models: dict[str, str] = {}
     unknown: Literal["any", "refuse"] = "any"
+    metrics: Literal["key", "open"] = "key"
     max_body: Annotated[int, Meta(ge=1024, le=1 << 30), parse_size] = 16 << 20
     max_connections: Annotated[int, Meta(ge=1, le=1 << 16)] = 1024
     max_keys: Annotated[int, Meta(ge=1, le=1 << 16)] = 256

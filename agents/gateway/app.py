@@ -17,12 +17,16 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import models
+from . import mcproutes, models, scrape
 from .guard import Guard
 from .office import Office
 from .refusal import Refusal
 
-FAMILIES: Final[tuple[Callable[[Office], list[BaseRoute]], ...]] = (models.routes,)
+FAMILIES: Final[tuple[Callable[[Office], list[BaseRoute]], ...]] = (
+    models.routes,
+    mcproutes.routes,
+    scrape.routes,
+)
 
 
 def make(office: Office) -> ASGIApp:

@@ -17,6 +17,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     origins: list[str] = []
     models: dict[str, str] = {}
     unknown: str = "any"
+    metrics: str = "key"
     max_body: int = 16 << 20
     max_connections: int = 1024
     max_keys: int = 256
