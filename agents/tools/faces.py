@@ -10,6 +10,7 @@ import msgspec
 from aios.tools import Meta, tool
 
 from . import picture
+from .boxes import Box, Face, Faces
 from .service import Service, ServiceError, clip
 
 FACERECT: Final = Service(
@@ -17,33 +18,6 @@ FACERECT: Final = Service(
 )
 
 _FACES: Final = 200
-
-
-class Box(msgspec.Struct):
-    """A rectangle, in pixels from the upper left corner of the picture."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-
-
-class Face(msgspec.Struct, omit_defaults=True):
-    """A face. orientation: frontal, profile-left or profile-right. The rest: where asked for."""
-
-    box: Box
-    orientation: str = ""
-    eyes: list[Box] = []
-    nose: list[Box] = []
-    mouth: list[Box] = []
-
-
-class Faces(msgspec.Struct):
-    """The faces of a picture; width, height: that of the picture, in pixels."""
-
-    faces: list[Face]
-    width: int
-    height: int
 
 
 class _Face(msgspec.Struct):
@@ -74,7 +48,7 @@ class _Answer(msgspec.Struct):
 def face_rect(
     image: Annotated[str, Meta(min_length=1, max_length=2000)], features: bool = False
 ) -> Faces:
-    """Find the faces in a picture with the FaceRect service.
+    """Find the faces in a picture with the FaceRect service (face_rect_local needs none).
 
     image: a file in the workspace (PNG, JPEG or GIF, up to 10 MB) or an https address
     features: find eyes, nose and mouth of frontal faces too
