@@ -282,6 +282,13 @@ class Generation:
             self.reason = "window"
             self._end("length")
 
+    def speed(self) -> tuple[float, float] | None:
+        """Seconds to the first token and of each further one, if its core alone made it wait."""
+        if self.disturbed or not self.tokens or self.finish not in ("stop", "length"):
+            return None
+        pace = (self.ended - self.first_token) / max(1, len(self.tokens) - 1)
+        return max(0.0, self.first_token - self.submitted), pace
+
     def stop_clock(self) -> None:
         """Stop counting towards the deadline (its agent is suspended)."""
         self.disturbed = self.disturbed or not self.done

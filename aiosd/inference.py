@@ -37,6 +37,7 @@ from aiosd.journal import Journal, RequestRow
 from aiosd.keys import Kept, Keys
 from aiosd.killpoint import reach
 from aiosd.ledger import Ledger
+from aiosd.moving import Moving
 from aiosd.order import Order
 from aiosd.originals import Originals
 from aiosd.preparation import Preparation
@@ -98,7 +99,8 @@ class Inference:
         self.preparation = Preparation(
             table, cores, self.contexts, self._room, self._order, quotas, config.context.policy
         )
-        self.managers = (self, self.contexts, self._audience, self._room)
+        self.moving = Moving(cores, self.contexts, events)
+        self.managers = (self, self.contexts, self._audience, self._room, self.moving)
 
     async def boot(self) -> None:
         """Go on with the numbers of requests and contexts where the last kernel stopped."""
@@ -383,7 +385,7 @@ class Inference:
             generation.preparing.cancel()
         context = generation.context
         self.cores.count(context.core, -1)
-        self._measure(generation)
+        self.cores.measured(context.core, generation.load, generation.speed())
         context.busy, context.used = False, time.time()
         context.held = generation.holds and generation.error is None
         context.sequence.holds.clear()
@@ -395,13 +397,7 @@ class Inference:
                 self.contexts.forget(context)
             self._ledger.close(generation)
         if context.core.draining and not context.core.requests:
-            self.cores.retire(context.core)
-
-    def _measure(self, generation: Generation) -> None:
-        """Learn how fast a core is from a request that it alone has kept waiting."""
-        if generation.finish in ("stop", "length") and not generation.disturbed:
-            core, tokens = generation.context.core, len(generation.tokens)
-            self.cores.measured(core, generation.load, generation.timing(), tokens)
+            self.moving.drained(context.core)
 
     # What becomes of agents (process.Listener).
 

@@ -35,8 +35,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OPTIONS: Final = ("gpu_layers", "grid", "kv_k", "kv_v", "nice")
-"""What add_core's options may set of a core that has a model."""
+SETTINGS: Final = frozenset(field.encode_name for field in msgspec.structs.fields(CoreConfig)) - {
+    "name",
+    "driver",
+    "model",
+    "slots",
+    "n_ctx",
+    "threads",
+    "exact",
+    "options",
+}
+"""What add_core's options may set of any core: all of [[cores]] but its own arguments. The rest are
+the driver's own options."""
 
 
 class Machine:
@@ -112,13 +122,14 @@ class Machine:
             "threads": args.threads,
             "exact": args.exact,
         }
-        if args.driver == "fake":
-            given["options"] = args.options
-        elif unknown := sorted(args.options.keys() - OPTIONS):
-            known = ", ".join(OPTIONS)
-            raise OSError(errno.EINVAL, f"add_core: unknown options {unknown}; there are {known}")
-        else:
-            given |= args.options
+        own = {name: value for name, value in args.options.items() if name not in SETTINGS}
+        given |= {name: value for name, value in args.options.items() if name in SETTINGS}
+        if args.driver != "llama":
+            given["options"] = own
+        elif own:
+            known = ", ".join(sorted(SETTINGS))
+            text = f"add_core: unknown options {sorted(own)}; there are {known}"
+            raise OSError(errno.EINVAL, text)
         try:
             config = msgspec.convert(given, CoreConfig)
         except msgspec.ValidationError as error:
@@ -132,6 +143,7 @@ class Machine:
     async def sys_drain_core(self, caller: Caller, args: abi.DrainCore) -> None:
         """Give a core nothing new, and remove it when it has nothing left."""
         core = self.cores.drain(args.name)
+        await self.cores.evacuate(core)
         if not core.requests:
             await self.cores.remove(args.name)
 

@@ -178,6 +178,18 @@ def policy(
 
 
 @ctx_app.command()
+def move(
+    context: Number,
+    core: Annotated[str, typer.Argument(help="of the same model", autocompletion=offers.cores)],
+) -> None:
+    """Put an idle context on another core of its model, with its KV where that fits."""
+    with link.kernel() as kernel:
+        row = kernel.move_context(context=context, core=core)
+    kept = f"{row.kv} of {row.tokens} tokens kept their KV"
+    print(f"context {row.cid} is on core {row.core}; {kept}")
+
+
+@ctx_app.command()
 def expand(
     context: Number,
     tokens: Annotated[int, typer.Argument(min=1, help="that its window is to hold")],

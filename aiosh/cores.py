@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json as json_
 import os
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -73,6 +74,10 @@ def add(
     n_ctx: Annotated[int, typer.Option("--n-ctx", min=128, help="tokens a slot")] = 2048,
     threads: Annotated[int, typer.Option("--threads", min=0, help="0: all processors")] = 0,
     exact: Annotated[bool, typer.Option("--exact/--fast", help="tokens as in a solo run")] = True,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="NAME=VALUE", help="any of [[cores]]; repeatable"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Load a model as a core; returns when it is ready, or says why it can't be."""
@@ -80,7 +85,7 @@ def add(
     with link.kernel() as kernel:
         core = kernel.add_core(
             model=path, name=name, driver=driver, slots=slots, n_ctx=n_ctx, threads=threads,
-            exact=exact,
+            exact=exact, options=dict(map(_setting, option or [])),
         )  # fmt: skip
     if json:
         tables.print_json(core)
@@ -88,6 +93,17 @@ def add(
         raise link.Failure(f"core {core.name} failed: {core.error}")
     else:
         print(core.name)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Read NAME=VALUE: a value as in JSON, else a text as it stands."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise link.Failure(f"--option {text}: write it as kv_k=q8_0", 2)
+    try:
+        return name, json_.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _is_path(model: str) -> bool:

@@ -85,7 +85,10 @@ class AddCore(Call, frozen=True):
     n_ctx: Annotated[int, Meta(ge=128, le=1 << 20, description="tokens a slot")] = 2048
     threads: Annotated[int, Meta(ge=0, le=1024, description="0: as many as processors")] = 0
     exact: bool = True
-    options: Annotated[dict[str, Any], Meta(max_length=32, description="driver's own options")] = {}
+    options: Annotated[
+        dict[str, Any],
+        Meta(max_length=32, description="other settings of [[cores]], and the driver's own"),
+    ] = {}
     key: Key = ""
 
 
@@ -98,7 +101,10 @@ class RemoveCore(Call, frozen=True):
 
 @syscall(163, reply=None, errors="ENOENT", needs="admin")
 class DrainCore(Call, frozen=True):
-    """Let a core finish what it has, give it nothing new, then remove it."""
+    """Let a core finish what it has, give it nothing new, then remove it.
+
+    Its contexts move to another core of its model and setting, where there is one.
+    """
 
     name: Name
 

@@ -10,7 +10,7 @@ import errno
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,6 @@ import msgspec
 from aiosd import config as configuration
 from aiosd import sched
 from aiosd.abi import cores as abi
-from aiosd.abi.inference import Timing
 from aiosd.config import Config
 from aiosd.config import Core as CoreConfig
 from aiosd.config import Sched as SchedConfig
@@ -66,6 +65,7 @@ class Cores:
         self._cores: dict[str, Core] = {}
         self.router = Router(config.routing)
         self.offers: dict[str, CoreOffer] = {}
+        self.evacuate: Callable[[Core], Awaitable[None]]  # moves a core's contexts to others
         self._configs: dict[str, CoreConfig] = {}
         self._absent: dict[str, Core] = {}  # cores of contexts that are there no more
         self._refused: dict[str, str] = {}  # configured cores that could not be begun, and why
@@ -261,12 +261,14 @@ class Cores:
         core.requests += requests
         self.router.changed(core.name)
 
-    def measured(self, core: Core, load: int, timing: Timing, tokens: int) -> None:
-        """Note what a request met on a core that had so many with it when it came."""
+    def measured(self, core: Core, load: int, speed: tuple[float, float] | None) -> None:
+        """Note what a request met on a core that had so many with it when it came.
+
+        speed: seconds to its first token, and of each further one; None: it says nothing.
+        """
         offer = self.offers.get(core.name)
-        if offer is not None and offer.core is core and tokens:
-            pace = (timing.turnaround_s - timing.first_token_s) / max(1, tokens - 1)
-            offer.speed.add(load, timing.first_token_s, pace, time.monotonic())
+        if speed is not None and offer is not None and offer.core is core:
+            offer.speed.add(load, *speed, time.monotonic())
             self.router.changed(core.name)
 
     def set_sched(self, policy: str, quantum: int, options: Mapping[str, float]) -> None:

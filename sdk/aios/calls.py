@@ -1695,7 +1695,7 @@ class SyncCalls:
         slots: sequences that run at once.
         n_ctx: tokens a slot.
         threads: 0: as many as processors.
-        options: driver's own options.
+        options: other settings of [[cores]], and the driver's own.
 
         Raises OSError with ENOENT, EACCES, EISDIR, ENOEXEC, EEXIST, ENOMEM, ENODEV.
         """
@@ -1723,6 +1723,8 @@ class SyncCalls:
 
     def drain_core(self, name: str) -> None:
         """Let a core finish what it has, give it nothing new, then remove it.
+
+        Its contexts move to another core of its model and setting, where there is one.
 
         name: letters, digits, . _ : -.
 
@@ -3275,7 +3277,7 @@ class AsyncCalls:
         slots: sequences that run at once.
         n_ctx: tokens a slot.
         threads: 0: as many as processors.
-        options: driver's own options.
+        options: other settings of [[cores]], and the driver's own.
 
         Raises OSError with ENOENT, EACCES, EISDIR, ENOEXEC, EEXIST, ENOMEM, ENODEV.
         """
@@ -3303,6 +3305,8 @@ class AsyncCalls:
 
     async def drain_core(self, name: str) -> None:
         """Let a core finish what it has, give it nothing new, then remove it.
+
+        Its contexts move to another core of its model and setting, where there is one.
 
         name: letters, digits, . _ : -.
 

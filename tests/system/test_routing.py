@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from aiosd.abi.cores import ExplainRoute, ListCores, RouteCore, Routed
+from aiosd.abi.cores import (
+    AddCore,
+    DrainCore,
+    ExplainRoute,
+    ListCores,
+    MoveContext,
+    RemoveCore,
+    RouteCore,
+    Routed,
+)
 from aiosd.abi.process import Kill
 from tests.daemon import Daemon
 from tests.system.agents import until
@@ -38,6 +47,13 @@ price_in = 2.0
 price_out = 8.0
 n_ctx = 8192
 options = {eog = 0.0}
+
+[[cores]]
+name = "odd"
+driver = "fake"
+price_in = 1000
+n_ctx = 128
+options = {eog = 0.0, name = "odd"}
 
 [routing.rules.careful]
 class = "frontier"
@@ -75,7 +91,7 @@ def row(found: Routed, name: str, leg: str = "") -> RouteCore:
 def test_a_request_gets_what_it_needs_and_is_told_why(daemon: Daemon) -> None:
     with Writer(daemon, "a") as a:
         free = a.ask(max_tokens=2)
-        assert free.core in ("home", "shed") and free.route.startswith("cheapest of 3: ")
+        assert free.core in ("home", "shed") and free.route.startswith("cheapest of 4: ")
         best = a.ask(max_tokens=2, route="best")
         assert best.core == "oracle" and "quality 9" in best.route
         assert a.ask(max_tokens=2, needs="frontier").core == "oracle"
@@ -154,3 +170,71 @@ def test_what_was_measured_shows(daemon: Daemon) -> None:
     oracle = cores["oracle"]
     assert (oracle.capability, oracle.quality, oracle.price_out) == ("frontier", 9, 8.0)
     assert "vision" in oracle.features and "vision" not in cores["home"].features
+
+
+def test_a_context_moves_with_its_kv_and_goes_on(daemon: Daemon) -> None:
+    with Writer(daemon, "a") as a:
+        said = a.ask("Tell me of the sea.", max_tokens=70, core="home")
+        solo = a.ask("And then?", max_tokens=20, context=said.context)
+        here = a.ask("Tell me of the sea.", max_tokens=70, core="home")
+        moved = a.call(MoveContext(here.context, "shed"))
+        assert (moved.core, moved.exact, moved.kv) == ("shed", True, moved.tokens - 1)
+        more = a.ask("And then?", max_tokens=20, context=here.context)
+        assert (more.core, more.token_ids, more.exact) == ("shed", solo.token_ids, True)
+        assert more.usage.cached_tokens == solo.usage.cached_tokens > 70
+
+
+def test_what_can_not_move_stays_where_it_is(daemon: Daemon) -> None:
+    with Writer(daemon, "a") as a, Writer(daemon, "b") as b, daemon.connect() as person:
+        cid = a.ask("x" * 200, max_tokens=2, core="home").context
+        wrong = [
+            (MoveContext(cid, "odd"), errno.EINVAL, "another model"),
+            (MoveContext(cid, "none"), errno.ENOENT, "there are: home"),
+        ]
+        for call, number, word in wrong:
+            with pytest.raises(OSError, match=word) as no:
+                a.call(call)
+            assert no.value.errno == number
+        with pytest.raises(PermissionError):
+            b.call(MoveContext(cid, "shed"))
+        person.call(Kill(a.aid, "STOP"))
+        wanted = a.submit(max_tokens=2, context=cid)
+        until(lambda: row(explain(daemon), "home").requests == 1, "it has been given to its core")
+        with pytest.raises(OSError, match="is at work"):
+            person.call(MoveContext(cid, "shed"))
+        person.call(Kill(a.aid, "CONT"))
+        assert a.finish(wanted).core == "home"
+
+
+def test_another_setting_of_the_model_computes_anew(daemon: Daemon) -> None:
+    more = {"eog": 0.0, "grid": 32, "price_in": 3.0, "class": "extra", "features": ["vision"]}
+    with Writer(daemon, "a") as a, daemon.connect() as person:
+        made = person.call(AddCore("fake", "fine", "fake", options=more))
+        assert (made.capability, made.price_in, made.grid) == ("extra", 3.0, 32)
+        cid = a.ask("x" * 200, max_tokens=2, core="home").context
+        moved = a.call(MoveContext(cid, "fine"))
+        assert (moved.core, moved.exact, moved.kv) == ("fine", False, 0)
+        assert len(a.ask(max_tokens=5, context=cid).token_ids) == 5
+        person.call(RemoveCore("fine"))
+
+
+def test_draining_a_core_under_load_loses_nothing(daemon: Daemon) -> None:
+    """What runs there ends there; contexts go on at the core that has the same model."""
+    slow = {"eog": 0.0, "step_ms": 1.0, "price_in": 9.0}
+    with Writer(daemon, "a") as a, Writer(daemon, "b") as b, daemon.connect() as person:
+        person.call(AddCore("fake", "old", "fake", slots=1, options=slow))
+        solo = a.ask("Sing.", max_tokens=90, core="home")
+        idle = b.ask("Sing.", max_tokens=30, core="old")
+        wanted = [w.submit("Sing.", max_tokens=90, core="old") for w in (a, b, a, b)]
+        until(lambda: row(explain(daemon), "old").requests == 4, "all are taken")
+        person.call(DrainCore("old"))
+        replies = [w.finish(each) for w, each in zip((a, b, a, b), wanted, strict=True)]
+        assert {tuple(reply.token_ids) for reply in replies} == {tuple(solo.token_ids)}
+        gone = lambda: "old" not in [core.name for core in person.call(ListCores())]  # noqa: E731
+        until(gone, "the core is gone")
+        then = a.ask("More.", max_tokens=20, context=solo.context)
+        for writer, reply in zip((a, b), replies, strict=False):
+            more = writer.ask("More.", max_tokens=20, context=reply.context)
+            assert more.core in ("home", "shed", "oracle") and more.exact
+            assert more.token_ids == then.token_ids
+        assert b.ask(max_tokens=2, context=idle.context).core != "old"
