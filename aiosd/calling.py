@@ -1,14 +1,13 @@
 """Calling: how functions are put to a model, and how what it writes is read as calls. Pure.
 
     check(args)                          # can it be meant?
-    form = form_of(args, style)          # None: nothing about functions in this request
-    args = form.put(args, fresh)         # its turns as the template gets them
+    args = form.put(args, fresh)         # its turns as the template gets them (callforms.py: form)
     form.offer                           # what the worker makes a grammar of; None: nothing
     text = form.hear(piece)              # what of a piece of the model's text is for the caller
     said = form.said(whole)              # in the end: calls, or an answer
 
-Style "json" is for any model: it is told in words what there is, and writes JSON (engine/calls.py).
-Style "text" is for a chat that has calls in it while nothing can be called now.
+Form "json" is for any model: it is told in words what there is, and writes JSON (engine/calls.py).
+Form "text" is for a chat that has calls in it while nothing can be called now.
 
 What must hold: `said` gives back nothing but calls of functions that may be called, with an object
 as arguments, whatever the model wrote; what was heard piece by piece is how the said text begins.
@@ -62,16 +61,18 @@ class Said(msgspec.Struct, frozen=True):
 
 
 class Form(Protocol):
-    """How a request's functions are put to a model. One object hears one reply."""
+    """How a request's functions are put to a model. One object hears one reply.
+
+    style: says which one it is, for the next kernel. tools: those that the model's template is to
+    offer, as protocol.Tokenize takes them; "": none.
+    """
 
     style: str
     offer: Offer | None
+    tools: str
 
     def put(self, args: LlmGenerate, fresh: bool) -> LlmGenerate:
-        """Return the request with its chat as a template without functions takes it.
-
-        fresh: it begins its context.
-        """
+        """Return the request with its chat as the template takes it. fresh: it begins a context."""
 
     def hear(self, piece: str) -> str:
         """Take the next piece of what the model writes; return what of it is for the caller."""
@@ -80,25 +81,8 @@ class Form(Protocol):
         """Return what a whole reply says; raises OSError(EIO) for what can't be read."""
 
 
-def form_of(args: LlmGenerate, style: str) -> Form | None:
-    """Return how a request's functions are put to a model, None where it has nothing of them."""
-    if style == "text":
-        return Text()
-    return Json(args) if style else None
-
-
-def style_of(args: LlmGenerate, fresh: bool) -> str:
-    """Return the style of a request, "" where it has nothing of functions.
-
-    What goes on after calls is told no more that nothing can be called: it answers as it began.
-    """
-    if args.functions and (args.tool_choice != "none" or (not fresh and _answers(args.messages))):
-        return "json"
-    return "text" if any(turn.calls or turn.call for turn in args.messages) else ""
-
-
-def _answers(turns: Sequence[Turn]) -> bool:
-    """Whether turns answer calls that are in the context before them."""
+def answers_calls(turns: Sequence[Turn]) -> bool:
+    """Whether turns begin with what came of calls that are in the context before them."""
     return bool(turns) and bool(turns[0].call)
 
 
@@ -227,6 +211,7 @@ class Text:
 
     style = "text"
     offer: Offer | None = None
+    tools = ""
 
     def put(self, args: LlmGenerate, fresh: bool) -> LlmGenerate:
         """See Form."""
@@ -245,6 +230,7 @@ class Json:
     """The model is told in words what it can call, and writes JSON."""
 
     style = "json"
+    tools = ""
 
     def __init__(self, args: LlmGenerate) -> None:
         functions = offered(args.functions)
@@ -264,7 +250,7 @@ class Json:
         """
         turns = plain(chat(args), True)
         first, text = turns[0], self._told
-        if not fresh and _answers(args.messages):
+        if not fresh and answers_calls(args.messages):
             pass
         elif first.role == "system":
             turns[0] = Turn("system", f"{first.content}\n\n{text}")
@@ -306,7 +292,7 @@ class Json:
         try:
             value = json.loads(whole)
         except (ValueError, RecursionError) as error:
-            raise _strange("something that is no JSON") from error
+            raise strange("something that is no JSON") from error
         if isinstance(value, dict) and value.keys() == {"answer"}:
             begun = _BEGUN.match(whole)
             if not self._shaped:
@@ -325,20 +311,21 @@ def read(value: Any, names: set[str], most: int) -> list[Wanted]:
     """Return the calls that a value stands for; raises OSError(EIO)."""
     wanted = value if isinstance(value, list) else [value]
     if not 1 <= len(wanted) <= most:
-        raise _strange(f"{len(wanted)} calls at once, {most} are the most")
+        raise strange(f"{len(wanted)} calls at once, {most} are the most")
     return [_wanted(each, names) for each in wanted]
 
 
 def _wanted(value: Any, names: set[str]) -> Wanted:
     if not isinstance(value, dict) or value.keys() != {"tool", "arguments"}:
-        raise _strange("something that is no call")
+        raise strange("something that is no call")
     tool, arguments = value["tool"], value["arguments"]
     if not isinstance(tool, str) or tool not in names:
-        raise _strange(f"a call of {str(tool)[:64]!r}, which was not offered")
+        raise strange(f"a call of {str(tool)[:64]!r}, which was not offered")
     if not isinstance(arguments, dict):
-        raise _strange(f"a call of {tool!r} without an object of arguments")
+        raise strange(f"a call of {tool!r} without an object of arguments")
     return Wanted(tool, arguments)
 
 
-def _strange(what: str) -> OSError:
+def strange(what: str) -> OSError:
+    """Return the error of a reply that can't be read."""
     return OSError(errno.EIO, f"llm_generate: tools: the model wrote {what}; nothing was called")

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aiosd import again, calling, charge
+from aiosd import again, callforms, calling, charge
 from aiosd import window as windows
 from aiosd.abi.inference import Beam, Chunk, LlmGenerate, Recalled, Timing, TokenUsage, ToolCall
 from aiosd.abi.inference import Generation as Result
@@ -184,7 +184,7 @@ class Generation:
         return self.goal
 
     def _rehear(self, style: str, wrote: list[str]) -> None:
-        self.form, self.wrote = calling.form_of(self.args, style), wrote
+        self.form, self.wrote = callforms.form_of(self.args, style), wrote
         if self.form is not None:
             for piece in wrote:
                 self.form.hear(piece)

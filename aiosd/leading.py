@@ -15,8 +15,10 @@ from aiosd.abi.inference import LlmGenerate, Turn
 from aiosd.cores.local import LocalCore
 
 
-async def system(core: LocalCore, args: LlmGenerate) -> list[int]:
+async def system(core: LocalCore, args: LlmGenerate, tools: str = "") -> list[int]:
     """Return the tokens of a request's public system message and what a template puts after it.
+
+    tools: those that the template offers in it, as protocol.Tokenize takes them.
 
     Empty when it has none, when it is not public, or when the model's template refuses it alone.
     Raises OSError when the core is gone.
@@ -26,7 +28,7 @@ async def system(core: LocalCore, args: LlmGenerate) -> list[int]:
     message = args.messages[0]
     for turns in ([message], [message, Turn("user", "")]):
         try:
-            read = await core.read("", msgspec.json.encode(turns).decode(), False, False)
+            read = await core.read("", msgspec.json.encode(turns).decode(), False, False, tools)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aiosd import calling, charge, kv, leading
+from aiosd import callforms, charge, kv, leading
 from aiosd.abi import inference as abi
 from aiosd.access import Caller
 from aiosd.context import Context, Contexts
@@ -122,10 +122,11 @@ class Preparation:
         sequence = context.sequence
         if args.recall:
             args, generation.recalled = await self.recall.add(sequence.uid, generation.aid, args)
-        args = self._put(generation, args)
+        await context.core.ready()
+        args, tools = self._put(generation, args)
         grammar = await self._grammar(generation)
-        read = await self._tokens(context, args)
-        system = [] if sequence.tokens else await leading.system(context.local, args)
+        read = await self._tokens(context, args, tools)
+        system = [] if sequence.tokens else await leading.system(context.local, args, tools)
         await self._order.turn(generation, self._table.get(generation.aid).nice)
         await context.local.placement.settle(sequence)
         self._begins(generation, len(read.tokens))  # before turns go to make room for it
@@ -136,12 +137,18 @@ class Preparation:
             await self._afford(generation, len(tokens))
         self._set(generation, tokens, grammar, system)
 
-    def _put(self, generation: Generation, args: abi.LlmGenerate) -> abi.LlmGenerate:
-        """Return a request as its model is asked, with its functions put into words."""
-        fresh = not generation.context.sequence.tokens
-        form = calling.form_of(args, calling.style_of(args, fresh))
-        generation.form = form
-        return args if form is None else form.put(args, fresh)
+    def _put(self, generation: Generation, args: abi.LlmGenerate) -> tuple[abi.LlmGenerate, str]:
+        """Return a request as its model is asked, and what its template is to offer."""
+        context = generation.context
+        fresh, loaded = not context.sequence.tokens, context.local.loaded
+        native = loaded.calls if loaded is not None else ""
+        style = callforms.style_of(args, fresh, native, context.window.offered)
+        form = generation.form = callforms.form_of(args, style)
+        if form is None:
+            return args, ""
+        if fresh:
+            context.window.offered = callforms.digest(args) if form.tools else ""
+        return form.put(args, fresh), form.tools if fresh else ""
 
     async def _grammar(self, generation: Generation) -> str:
         """Return the grammar that a request's output must follow, "" when there is none."""
@@ -153,14 +160,14 @@ class Preparation:
         schema = "" if args.schema is None else msgspec.json.encode(args.schema).decode()
         return await core.compile(args.grammar, schema)
 
-    async def _tokens(self, context: Context, args: abi.LlmGenerate) -> Tokens:
+    async def _tokens(self, context: Context, args: abi.LlmGenerate, tools: str) -> Tokens:
         """Return the tokens that a request adds to its context; none when it only goes on."""
         if not args.prompt and not args.messages:
             await context.core.ready()
             return Tokens(0, [])
         messages = msgspec.json.encode(args.messages).decode() if args.messages else ""
         follow = bool(context.sequence.tokens)
-        read = await context.local.read(args.prompt, messages, args.raw, follow)
+        read = await context.local.read(args.prompt, messages, args.raw, follow, tools)
         if not read.tokens:
             raise OSError(errno.EINVAL, "llm_generate: prompt: it has no tokens")
         return read

@@ -47,7 +47,8 @@ class Window:
     head: where the system prompt ends. lead: of a later turn, see `Turn`. before: how many tokens
     have gone for good. slid: shifts that are on the sequence's record no more. The others count
     how often each has happened. summary: tokens right behind the system prompt that stand for turns
-    that went. internal: a context of the kernel's own, for one request.
+    that went. internal: a context of the kernel's own, for one request. offered: of which functions
+    its head tells in the template's own way (callforms.digest), "" of none.
     """
 
     policy: str = "error"
@@ -60,6 +61,7 @@ class Window:
     expanded: int = 0
     summary: int = 0
     internal: bool = False
+    offered: str = ""
     count: int = 0
     turns: list[Turn] = field(default_factory=list)
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosd.abi.inference import Function, LlmGenerate, Turn, TurnCall
-from aiosd.calling import Said, Wanted, form_of, new_id, plain
+from aiosd.callforms import form_of
+from aiosd.calling import Said, Wanted, new_id, plain
 
 FUNCTIONS = [Function("add"), Function("stop")]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

@@ -243,10 +243,12 @@ class LocalCore:
         """Return a request's tokens (see protocol.Tokenize); raises OSError with the reason."""
         return (await self.read(prompt, messages, raw, follow)).tokens
 
-    async def read(self, prompt: str, messages: str, raw: bool, follow: bool) -> protocol.Tokens:
+    async def read(
+        self, prompt: str, messages: str, raw: bool, follow: bool, tools: str = ""
+    ) -> protocol.Tokens:
         """Return a request's tokens and their outline; raises OSError with the reason."""
         self._last_ticket += 1
-        ask = protocol.Tokenize(self._last_ticket, prompt, messages, raw, follow)
+        ask = protocol.Tokenize(self._last_ticket, prompt, messages, raw, follow, tools)
         answer = await self._ask(ask)
         assert isinstance(answer, protocol.Tokens)
         return answer

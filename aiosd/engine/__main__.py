@@ -23,7 +23,7 @@ from queue import SimpleQueue
 import msgspec
 
 from aiosd.child import EX_PROTOCOL, begin
-from aiosd.engine import calls, schema, watermark
+from aiosd.engine import calls, callstyle, schema, watermark
 from aiosd.engine import protocol as p
 from aiosd.engine.link import Link
 from aiosd.engine.loop import Loop
@@ -108,7 +108,8 @@ class Worker:
 def _grammar(request: p.Compile) -> str:
     """Return the grammar of what is to be compiled; raises OSError(EINVAL)."""
     if request.offer:
-        return calls.grammar(msgspec.json.decode(request.offer, type=calls.Offer))
+        offer = msgspec.json.decode(request.offer, type=calls.Offer)
+        return calls.grammar(offer) if offer.style is None else callstyle.grammar(offer)
     return schema.grammar(request.schema) if request.schema else request.grammar
 
 
@@ -131,6 +132,7 @@ def _loaded(runner: Runner, setup: p.CoreSetup, seconds: float) -> p.Loaded:
         seconds=seconds,
         shifts=info.shifts,
         rolls_back=info.rolls_back,
+        calls=info.calls,
     )
 
 

@@ -14,6 +14,7 @@ to "an object".
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ import msgspec
 from aiosd.engine import schema as grammars
 
 _ANSWER: Final[dict[str, Any]] = {"type": "string"}
+_BEGINS: Final = re.compile(r'\s*(?:[^\s{\["]+|.*)', re.DOTALL)
 _DATA: Final = ("const", "enum", "default", "examples", "example")
 """Keywords whose values are no schemas."""
 
@@ -34,17 +36,37 @@ class Offered(msgspec.Struct, frozen=True):
     input: dict[str, Any] = {}
 
 
+class Style(msgspec.Struct, frozen=True):
+    """How a chat template writes calls: BEFORE name MIDDLE arguments BETWEEN name ... AFTER.
+
+    between: "" where it takes one call at a time.
+    """
+
+    before: str
+    middle: str
+    between: str
+    after: str
+
+    @property
+    def begins(self) -> str:
+        """Return what tells calls from a text: no text in front of them holds it."""
+        found = _BEGINS.match(self.before)
+        return found[0] if found is not None else self.before
+
+
 class Offer(msgspec.Struct, frozen=True):
     """What a model may do: call some of these functions, answer, or both.
 
     choice: auto, required (it must call), none (it must answer), or the one that it must call.
-    most: calls at the same time. answer: the schema of answers; None: a text.
+    most: calls at the same time. answer: the schema of answers; None: a text. style: how its
+    template writes calls (callstyle.py); None: as here.
     """
 
     functions: list[Offered]
     choice: str = "auto"
     most: int = 8
     answer: dict[str, Any] | None = None
+    style: Style | None = None
 
     @property
     def callable(self) -> list[Offered]:
@@ -79,13 +101,13 @@ def form(offer: Offer) -> dict[str, Any]:
             parts.append({"type": "array", "items": one, "minItems": 2, "maxItems": offer.most})
     if not functions or offer.answers:
         at = f"#/anyOf/{len(parts)}/properties/answer"
-        inside = _ANSWER if offer.answer is None else _moved(offer.answer, at)
+        inside = _ANSWER if offer.answer is None else moved(offer.answer, at)
         parts.append(_object({"answer": inside}))
     return {**whole, "anyOf": parts}
 
 
 def _call(function: Offered, at: str) -> dict[str, Any]:
-    inside = _moved(kept(function.input), f"{at}/properties/arguments")
+    inside = moved(kept(function.input), f"{at}/properties/arguments")
     return _object({"tool": {"const": function.name}, "arguments": inside})
 
 
@@ -137,10 +159,13 @@ def _converts(schema: dict[str, Any]) -> bool:
     return True
 
 
-def _moved(schema: Any, at: str) -> Any:
-    """Return a schema whose references hold when it stands at a place within another one."""
+def moved(schema: Any, at: str) -> Any:
+    """Return a schema whose references hold when it stands at a place within another one.
+
+    at: the place, as a reference.
+    """
     if isinstance(schema, list):
-        return [_moved(each, at) for each in schema]
+        return [moved(each, at) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
     return {
@@ -148,7 +173,7 @@ def _moved(schema: Any, at: str) -> Any:
         if key in _DATA
         else at + value[1:]
         if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else _moved(value, at)
+        else moved(value, at)
         for key, value in schema.items()
     }
 

@@ -20,11 +20,11 @@ import signal
 import time
 from collections.abc import Sequence
 from ctypes import memmove, string_at
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from aiosd.engine import gbnf, runs, watermark
+from aiosd.engine import callstyle, gbnf, runs, watermark
 from aiosd.engine.matcher import Matcher
 from aiosd.engine.prompt import common, outline, segments
 from aiosd.engine.protocol import CoreSetup, Goal, Sampling, Tokenize
@@ -33,6 +33,7 @@ from aiosd.engine.snapshot import Check, Record, SnapshotFiles
 
 EOG: Final = 256
 CONTROL: Final = {256: "<|end|>", 257: "<|system|>", 258: "<|user|>", 259: "<|assistant|>"}
+WORDS: Final = list(CONTROL.values())
 N_VOCAB: Final = 260
 ENTRY: Final = 16  # bytes of a position's digest
 LETTERS: Final = b"eeettaaooiinnshrrdlu    \n.,"
@@ -48,6 +49,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after which a call never returns (0: never). fail_load: the model can't be opened, and why.
     low, high: rows that a decode may have. rolls_back: whether a slot can be rolled back.
     shifts: whether it can be shifted. kv_bytes: what it says that a position takes; 0: the truth.
+    tools: whether its chat template knows tools.
     """
 
     name: str = "fake"
@@ -64,6 +66,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rolls_back: bool = True
     shifts: bool = True
     kv_bytes: int = 0
+    tools: bool = False
 
 
 class FakeRunner:
@@ -78,6 +81,7 @@ class FakeRunner:
         time.sleep(self._options.load_ms / 1e3)
         if self._options.fail_load:
             raise OSError(errno.ENOEXEC, self._options.fail_load)
+        self._template = _knowing if self._options.tools else _template
         self._grid = setup.grid
         self._secret = secret
         self._slots: list[list[tuple[int, bytes]]] = [[] for _ in range(setup.slots)]
@@ -105,18 +109,23 @@ class FakeRunner:
             kv_bytes_per_token=self._options.kv_bytes or ENTRY + 2,
             shifts=self._options.shifts,
             rolls_back=self._options.rolls_back,
+            calls=self._calls_written(),
         )
 
     def encode(self, request: Tokenize) -> list[int]:
         """Bytes as tokens; control words count in the template's own text only."""
         tokens: list[int] = []
-        for segment in segments(request, _template, list(CONTROL.values())):
+        for segment in segments(request, self._template, WORDS):
             tokens += _parse(segment.text) if segment.control else segment.text.encode()
         return tokens
 
+    def _calls_written(self) -> str:
+        style = callstyle.derive(self._template, WORDS)
+        return "" if style is None else msgspec.json.encode(style).decode()
+
     def outline(self, request: Tokenize, tokens: Sequence[int]) -> tuple[int, int]:
         """As the template has it."""
-        head, lead = outline(request, _template)
+        head, lead = outline(request, self._template, WORDS)
         return common(_parse(head), tokens), len(_parse(lead))
 
     def piece(self, token: int) -> bytes:
@@ -407,7 +416,23 @@ def _following(tail: list[int]) -> list[int]:
     return []
 
 
-def _template(messages: list[dict[str, str]]) -> str:
+def _knowing(messages: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
+    """A template that knows tools: it has a turn for them, and writes calls in angle brackets."""
+    turns = [{"role": "system", "content": f"tools: {json.dumps(tools)}"}] if tools else []
+    for message in messages:
+        calls = (one["function"] for one in message.get("tool_calls", ()))
+        written = [
+            f'<call>{{"name": "{one["name"]}", "arguments": {json.dumps(one["arguments"])}}}</call>'
+            for one in calls
+        ]
+        role, content = message["role"], message["content"]
+        if role == "tool":
+            role, content = "user", f"<result>{content}</result>"
+        turns.append({"role": role, "content": "\n".join([*[content][: bool(content)], *written])})
+    return _template(turns)
+
+
+def _template(messages: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
     turns = (f"<|{m['role']}|>{m['content']}<|end|>\n" for m in messages)
     if any(m["role"] not in ("system", "user", "assistant") for m in messages):
         raise ValueError("roles are system, user and assistant")

@@ -32,7 +32,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 import llama_cpp
 import llama_cpp.llama_chat_format
 
-from aiosd.engine import gguf, probe
+from aiosd.engine import callstyle, gguf, probe
 from aiosd.engine.grammar import Grammars
 from aiosd.engine.idle import Idle
 from aiosd.engine.pace import Pace, choices
@@ -84,6 +84,12 @@ class Vocabulary:
         """True when the model carries a chat template."""
         return self._template is not None
 
+    @property
+    def calls(self) -> str:
+        """How the chat template writes calls, see `protocol.Loaded`."""
+        style = callstyle.derive(self._template, self._controls) if self._template else None
+        return "" if style is None else msgspec.json.encode(style).decode()
+
     def encode(self, request: Tokenize) -> list[int]:
         """Tokens of a request; OSError(EINVAL) when the template refuses it."""
         tokens: list[int] = []
@@ -95,7 +101,8 @@ class Vocabulary:
 
     def outline(self, request: Tokenize, tokens: Sequence[int]) -> tuple[int, int]:
         """Head and lead of a request's tokens, see `protocol.Tokens`."""
-        head, lead = (self.tokens(text, True) for text in outline(request, self._template))
+        texts = outline(request, self._template, self._controls)
+        head, lead = (self.tokens(text, True) for text in texts)
         if self._adds_bos and tokens[:1] == [self._bos] != head[:1]:
             head.insert(0, self._bos)
         return common(head, tokens), len(lead)
@@ -143,9 +150,9 @@ class Vocabulary:
             template.decode("utf-8", "replace"), words[0], words[1]
         )
 
-        def render(messages: list[dict[str, str]]) -> str:
+        def render(messages: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
             try:
-                return str(formatter(messages=messages).prompt)
+                return str(formatter(messages=messages, tools=tools).prompt)
             except Exception as e:  # the template is the model's program and may raise anything
                 raise ValueError(str(e)) from e
 
@@ -453,6 +460,7 @@ class LlamaRunner:
             kv_bytes_per_token=self._warm_up(),
             shifts=self._device.shifts,
             rolls_back=self._device.rolls_back,
+            calls=self._vocabulary.calls,
         )
 
     def _decide(self, key: str) -> tuple[probe.Verdict | None, probe.Setting]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from aiosd.engine.calls import Offered
 from aiosd.engine.protocol import Tokenize
 
 REPLY = "\ue000reply\ue001"
@@ -40,8 +41,12 @@ class Segment(NamedTuple):
     control: bool
 
 
-Template = Callable[[list[dict[str, str]]], str]
-"""Renders messages with the generation prompt; raises ValueError when it refuses them."""
+Template = Callable[..., str]
+"""Renders messages, and functions where a second argument brings some, with the generation prompt.
+
+Messages are dicts of role and content, and of tool_calls, tool_call_id and name where a turn has
+calls or answers one. Raises ValueError when it refuses them.
+"""
 
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
 
@@ -59,16 +64,34 @@ def segments(
         return [Segment("\n".join(m.content for m in messages), True)]
     if template is None:
         return [Segment("\n".join(m.content for m in messages), False)]
+    chat = _Chat(template, messages, request.tools, control_words)
     contents = [m.content for m in messages]
-    text = _render(template, messages, contents, request.follow)
+    try:
+        return _apart(chat, contents, request.follow, control_words)
+    except OSError:  # of the template's own making where a tool's result is the reason
+        safe = [
+            disarmed(m.content, control_words) if m.role == "tool" else m.content for m in messages
+        ]
+        if safe == contents:
+            raise
+        return _apart(chat, safe, request.follow, control_words)
+
+
+def _apart(
+    chat: _Chat, contents: Sequence[str], follow: bool, control_words: Sequence[str]
+) -> list[Segment]:
+    """Render a chat, and cut it up where a content holds control words; raises OSError(EINVAL)."""
+    text = chat.render(contents, follow)
     if not any(word in content for content in contents for word in control_words):
         return [Segment(text, True)]
-    marks = [f"\ue000{i}\ue001" for i in range(len(contents))]
-    marked = _render(template, messages, marks, request.follow)
-    return _cut(marked, text, dict(zip(marks, contents, strict=True)))
+    marks = [f"\ue000{i}\ue001" if content else "" for i, content in enumerate(contents)]
+    marked = chat.render(marks, follow)
+    return _cut(marked, text, {m: c for m, c in zip(marks, contents, strict=True) if m})
 
 
-def outline(request: Tokenize, template: Template | None) -> tuple[str, str]:
+def outline(
+    request: Tokenize, template: Template | None, control_words: Sequence[str] = ()
+) -> tuple[str, str]:
     """The texts of what `Tokens` calls head and lead, of a chat that begins a context.
 
     They are where the chat and the same turns after another one differ.
@@ -77,8 +100,10 @@ def outline(request: Tokenize, template: Template | None) -> tuple[str, str]:
         return "", ""
     messages = _messages(request)
     turns = messages[1:] if messages[0].role == "system" else messages
-    whole = _render(template, messages, [m.content for m in messages], False)
-    after = _render(template, turns, [m.content for m in turns], True)
+    chat = _Chat(template, messages, request.tools, control_words)
+    whole = chat.render([m.content for m in messages], False)
+    rest = _Chat(template, turns, "", control_words)
+    after = rest.render([m.content for m in turns], True)
     same = common(whole[::-1], after[::-1])
     return whole[: len(whole) - same], after[: len(after) - same]
 
@@ -101,26 +126,78 @@ def _messages(request: Tokenize) -> list[Message]:
     return messages
 
 
-def _render(
-    template: Template, messages: Sequence[Message], contents: Sequence[str], follow: bool
-) -> str:
-    turns = [
-        {"role": _role(template, message.role), "content": content}
-        for message, content in zip(messages, contents, strict=True)
-    ]
-    if follow:
-        held = [{"role": "user", "content": "x"}, {"role": "assistant", "content": REPLY}]
-        turns = held + turns
-    try:
-        text = template(turns)
-    except ValueError as e:
-        raise _invalid(f"messages: the model's chat template refuses them: {e}") from e
-    if not follow:
-        return text
-    _, found, rest = text.partition(REPLY)
-    if not found:
-        raise _invalid("the model's chat template drops earlier replies; start a fresh context")
-    return rest
+class _Chat:
+    """Turns and functions as a template takes them. tools: JSON, see protocol.Tokenize."""
+
+    def __init__(
+        self,
+        template: Template,
+        messages: Sequence[Message],
+        tools: str,
+        control_words: Sequence[str],
+    ) -> None:
+        self._template = template
+        self._turns = [_turn(template, message, control_words) for message in messages]
+        functions = msgspec.json.decode(tools, type=list[Offered]) if tools else []
+        self._tools = [_tool(one, control_words) for one in functions]
+
+    def render(self, contents: Sequence[str], follow: bool) -> str:
+        """Return the text with these contents; raises OSError(EINVAL) when it is refused."""
+        pairs = zip(self._turns, contents, strict=True)
+        turns: list[dict[str, Any]] = [{**turn, "content": content} for turn, content in pairs]
+        if follow:
+            held = [{"role": "user", "content": "x"}, {"role": "assistant", "content": REPLY}]
+            turns = held + turns
+        try:
+            text = self._template(turns, *([self._tools] if self._tools else []))
+        except ValueError as e:
+            raise _invalid(f"messages: the model's chat template refuses them: {e}") from e
+        if not follow:
+            return text
+        _, found, rest = text.partition(REPLY)
+        if not found:
+            raise _invalid("the model's chat template drops earlier replies; start a fresh context")
+        return rest
+
+
+def _turn(template: Template, message: Message, control_words: Sequence[str]) -> dict[str, Any]:
+    """Return a turn as templates take it, but for its content."""
+    turn: dict[str, Any] = {"role": _role(template, message.role)}
+    if message.calls:
+        turn["tool_calls"] = [_call(call, control_words) for call in message.calls]
+    for key, text in (("tool_call_id", message.call), ("name", message.name)):
+        if text:
+            turn[key] = disarmed(text, control_words)
+    return turn
+
+
+def _call(call: dict[str, Any], control_words: Sequence[str]) -> dict[str, Any]:
+    safe = disarmed(call, control_words)
+    function = {"name": safe["name"], "arguments": safe["arguments"]}
+    return {"id": safe["id"], "type": "function", "function": function}
+
+
+def _tool(one: Offered, control_words: Sequence[str]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {}, **one.input}  # what many templates count on
+    about = {
+        "name": one.name,
+        "description": disarmed(one.description, control_words),
+        "parameters": disarmed(schema, control_words),
+    }
+    return {"type": "function", "function": about}
+
+
+def disarmed(value: Any, control_words: Sequence[str]) -> Any:
+    """Return a value whose texts hold no control token's, each cut in two where there was one."""
+    if isinstance(value, str):
+        for word in control_words:
+            value = value.replace(word, f"{word[0]}\u200b{word[1:]}")
+        return value
+    if isinstance(value, dict):
+        return {disarmed(k, control_words): disarmed(v, control_words) for k, v in value.items()}
+    if isinstance(value, list):
+        return [disarmed(each, control_words) for each in value]
+    return value
 
 
 def _role(template: Template, role: str) -> str:

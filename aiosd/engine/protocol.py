@@ -153,10 +153,11 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
 class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag="tokenize"):
     """Turn a request into tokens; answered by Tokens or Refused, out of order.
 
-    Give `messages` (a JSON list of {"role","content"}) or `prompt`. raw takes the prompt as it
-    stands; otherwise the model's chat template is applied. follow says that the tokens continue a
-    context that already holds turns: the template's text between the last reply and the new turn is
-    what is tokenized, and no BOS is added.
+    Give `messages` (a JSON list of abi.Turn) or `prompt`. raw takes the prompt as it stands;
+    otherwise the model's chat template is applied. follow says that the tokens continue a context
+    that already holds turns: the template's text between the last reply and the new turn is what is
+    tokenized, and no BOS is added. tools: functions that the template offers (a JSON list of
+    calls.Offered).
     """
 
     ticket: int
@@ -164,6 +165,7 @@ class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag="tokenize"):
     messages: str
     raw: bool
     follow: bool
+    tools: str = ""
 
 
 class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag="detokenize"):
@@ -274,7 +276,8 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
     exact: True, False, or None when the probe was skipped. verdict (JSON) is to be remembered.
     kv_bytes_per_token: bytes of one token's KV in a snapshot. fingerprint names model file,
     llama.cpp build and CPU features: KV moves only between equal fingerprints. shifts: whether its
-    KV can be shifted. rolls_back: whether a slot's last positions can be taken off it.
+    KV can be shifted. rolls_back: whether a slot's last positions can be taken off it. calls: how
+    its chat template writes calls (calls.Style, as JSON), "" where it knows none.
     """
 
     name: str
@@ -293,6 +296,7 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
     seconds: float
     shifts: bool = False
     rolls_back: bool = True
+    calls: str = ""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):

@@ -46,6 +46,7 @@ class ModelInfo:
     kv_bytes_per_token: int
     shifts: bool = False
     rolls_back: bool = True
+    calls: str = ""
 
 
 class Chunk(NamedTuple):

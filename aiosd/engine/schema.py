@@ -15,7 +15,7 @@ import errno
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aiosd.engine import decimal, pattern
@@ -81,6 +81,14 @@ def grammar(text: str) -> str:
     return _Converter(schema).grammar()
 
 
+def several(schemas: Sequence[Any]) -> tuple[list[str], dict[str, str]]:
+    """Return an expression for each of several schemas, and the rules that they name.
+
+    References are from their list: number N is #/schemas/N. Raises OSError(EINVAL).
+    """
+    return _Converter({"schemas": list(schemas)}).several()
+
+
 class _Converter:
     """Walks over one schema."""
 
@@ -94,11 +102,22 @@ class _Converter:
     def grammar(self) -> str:
         """Convert the whole."""
         root = self._visit(self._schema, "#")
+        self._check()
+        return "\n".join([f"root ::= {root}", *(f"{n} ::= {r}" for n, r in self._rules.items())])
+
+    def several(self) -> tuple[list[str], dict[str, str]]:
+        """Convert a list of them."""
+        schemas = enumerate(self._schema["schemas"])
+        rights = [self._visit(schema, f"#/schemas/{i}") for i, schema in schemas]
+        self._check()
+        return rights, self._rules
+
+    def _check(self) -> None:
+        """Raise OSError for what was refused."""
         if self._refused:
             shown = ", ".join(self._refused[:SHOWN])
             more = len(self._refused) - SHOWN
             raise _invalid(f"can't be kept to: {shown}" + (f" and {more} more" if more > 0 else ""))
-        return "\n".join([f"root ::= {root}", *(f"{n} ::= {r}" for n, r in self._rules.items())])
 
     # Rules.
 

@@ -17,7 +17,8 @@ import aios
 from aiosd.abi.inference import Function, Generation, GetContext, Turn, TurnCall
 from aiosd.abi.toolcalls import turns
 from tests.conftest import World
-from tests.system.writer import Writer
+from tests.system.agents import until
+from tests.system.writer import Writer, core
 from tests.tools.turning import CORE, TOOLS, WORD, ToolDaemon
 
 WEATHER = Function(
@@ -26,6 +27,14 @@ WEATHER = Function(
     {"type": "object", "properties": {"city": WORD}, "required": ["city"]},
 )
 STOP = Function("stop_all", "Stop.", {"type": "object", "properties": {}})
+NATIVE = """
+[[cores]]
+name = "n"
+driver = "fake"
+options = {tools = true}
+slots = 2
+n_ctx = 16384
+"""
 ONE: dict[str, Any] = {"tool_choice": "required", "tool_calls": 1, "max_tokens": 400}
 
 
@@ -34,7 +43,8 @@ def daemon(world: World) -> Iterator[ToolDaemon]:
     state = world.make(must_end_empty=False)
     world.state_dirs.append(state)
     places = state, world.make(must_end_empty=True), world.make(must_end_empty=True)
-    with ToolDaemon(*places, config=CORE) as daemon:
+    with ToolDaemon(*places, config=CORE + NATIVE) as daemon:
+        until(lambda: core(daemon, "n").state == "ready", "the other core is ready")
         yield daemon
 
 
@@ -58,6 +68,50 @@ def test_calls_go_back_to_the_caller(daemon: ToolDaemon) -> None:
             schema = {"get_weather": WEATHER, "stop_all": STOP}[call.tool].parameters
             jsonschema.validate(call.arguments, schema)
     assert len(daemon.made()) == before
+
+
+def test_a_template_that_knows_tools_offers_them_its_own_way(daemon: ToolDaemon) -> None:
+    how: dict[str, Any] = {"core": "n", "tool_choice": "required", "tool_calls": 2}
+    with Writer(daemon) as a:
+        replies = [ask(a, **how, temperature=0.9, seed=seed) for seed in range(6)]
+        first = next(reply for reply in replies if len(reply.calls) > 1)
+        told = [Turn("tool", f'"r{n}"', call=call.id) for n, call in enumerate(first.calls)]
+        same = ask(a, "", messages=told, context=first.context, tool_choice="none", max_tokens=9)
+        [asked, said, shown, _] = a.call(GetContext(first.context, 1, 9)).turns
+        calls = [TurnCall(call.id, call.tool, call.arguments) for call in first.calls]
+        chat = [Turn("user", "Do it."), Turn("assistant", "", calls), *told]
+        whole = ask(a, "", messages=chat, core="n", tool_choice="none", max_tokens=9)
+        again = a.call(GetContext(whole.context, 1, 1)).turns[0].text
+        other = ask(a, "And?", context=first.context, functions=[STOP], **ONE)
+        text = "".join(turn.text for turn in a.call(GetContext(first.context, 5, 9)).turns)
+    assert {reply.finish_reason for reply in replies} == {"calls"}
+    assert asked.text.startswith('tools: [{"type": "function", "function": {"name": "get_weather"')
+    assert "You can call" not in asked.text and said.text.startswith("<call>{")
+    assert shown.text.strip() == '<result>"r0"</result>\n<result>"r1"</result>'
+    assert same.calls == whole.calls == []
+    for call in first.calls:
+        assert (
+            f'<call>{{"name": "{call.tool}", "arguments": {json.dumps(call.arguments)}}}</call>'
+            in again
+        )
+    assert (other.finish_reason, [call.tool for call in other.calls]) == ("calls", ["stop_all"])
+    assert "You can call" in text, "its head tells of other functions"
+
+
+def test_rounds_of_tools_go_the_template_s_way_too(daemon: ToolDaemon) -> None:
+    before = len(daemon.made())
+    with Writer(daemon) as a:
+        reply = ask(a, functions=[], tools=["add"], core="n", tool_choice="required", tool_rounds=2)
+        told = a.call(GetContext(reply.context, 1, 9)).turns
+        streamed = a.begin("Go.", raw=False, functions=[STOP], core="n", key="n", max_tokens=60)
+        answer = a.finish(streamed)
+        again = a.begin("Go.", raw=False, functions=[STOP], core="n", key="n", max_tokens=60)
+        assert a.finish(again) == answer and a.text[again] == a.text[streamed] == answer.text
+        assert answer.text and a.seen[again] == answer.token_ids
+    assert {call.round for call in reply.calls} == {1, 2}
+    assert {call.result for call in reply.calls} == {'{"done":"add"}'}
+    assert len(daemon.made()) - before == len(reply.calls)
+    assert sum('<result>{"done":"add"}</result>' in turn.text for turn in told) == 2
 
 
 def test_what_came_of_them_goes_on_in_the_context_or_in_a_fresh_one(daemon: ToolDaemon) -> None:
