@@ -99,7 +99,11 @@ class Gateways:
         """Return what a spawned program finds in its environment, {} when there is no HTTP."""
         if not self._http:
             return {}
-        return {"OPENAI_BASE_URL": f"{self._http}/v1", "OPENAI_API_KEY": key}
+        return {
+            "OPENAI_BASE_URL": f"{self._http}/v1",
+            "OPENAI_API_KEY": key,
+            "CEREBRUM_KERNEL_URL": self._http.replace("://", f"://aios:{key}@", 1),
+        }
 
     def sys_get_gateway(self, caller: Caller, args: GetGateway) -> Gateway:
         """Say where it listens, and how it is."""

@@ -17,13 +17,14 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import mcproutes, models, scrape
+from . import cerebrum, mcproutes, models, scrape
 from .guard import Guard
 from .office import Office
 from .refusal import Refusal
 
 FAMILIES: Final[tuple[Callable[[Office], list[BaseRoute]], ...]] = (
     models.routes,
+    cerebrum.routes,
     mcproutes.routes,
     scrape.routes,
 )

@@ -23,6 +23,9 @@ name = "fake"
 driver = "fake"
 slots = 8
 n_ctx = 4096
+
+[memory]
+embedder = "fake"
 """
 
 
