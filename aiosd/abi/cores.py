@@ -70,7 +70,11 @@ class AddCore(Call, frozen=True):
 
     model: Annotated[
         str,
-        Meta(min_length=1, max_length=4096, description="GGUF path or the name of a known model"),
+        Meta(
+            min_length=1,
+            max_length=4096,
+            description="GGUF path, a packaged model's name, or hf:OWNER/NAME[:FILE]",
+        ),
     ]
     name: Annotated[
         str,
@@ -171,3 +175,34 @@ class MoveContext(Call, frozen=True):
 
     context: Cid
     core: Annotated[Name, Meta(description="the core to move to")]
+
+
+class Model(Record, frozen=True):
+    """A model that a core may run. kind: package, hub (in its cache) or file.
+
+    used: when a file of the cache was read last, in Unix seconds. cores: those that run it.
+    """
+
+    name: str
+    kind: str
+    path: str
+    bytes: int
+    used: float = 0.0
+    cores: list[str] = []
+
+
+@syscall(164, reply=list[Model], errors="ETIMEDOUT", since=2)
+class ListModels(Call, frozen=True):
+    """List the models of this machine: of packages, of the hub's cache, and the files in use."""
+
+
+@syscall(165, reply=int, errors="ENOENT EBUSY ENOSYS ETIMEDOUT", needs="admin", since=2)
+class RemoveModel(Call, frozen=True):
+    """Delete a model from the hub's cache; answers how many bytes are free again."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1, max_length=512, description="hf:OWNER/NAME:FILE, or hf:OWNER/NAME for all"
+        ),
+    ]

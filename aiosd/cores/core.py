@@ -13,7 +13,7 @@ by whoever gives it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -161,7 +161,8 @@ class Parts:
     """What a driver makes a core from.
 
     verdicts: says what the probe of a setup (drivers.setup_key) found before, or "". secret: the
-    key of watermarks. setup: of a slot class, where that is not as its configuration says.
+    key of watermarks. setup: of a slot class, where that is not as its configuration says. fetch:
+    gives the path of a model of the hub.
     """
 
     config: CoreConfig
@@ -171,6 +172,7 @@ class Parts:
     verdicts: Callable[[str], str]
     secret: bytes = b""
     setup: CoreSetup | None = None
+    fetch: Callable[[str], Awaitable[str]] | None = None
 
 
 Driver = Callable[[Parts], Core]

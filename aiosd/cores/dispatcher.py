@@ -65,6 +65,7 @@ class Cores:
         self._cores: dict[str, Core] = {}
         self.router = Router(config.routing)
         self.offers: dict[str, CoreOffer] = {}
+        self.fetch: Callable[[str], Awaitable[str]] | None = None  # brings models of the hub
         self.evacuate: Callable[[Core], Awaitable[None]]  # moves a core's contexts to others
         self._configs: dict[str, CoreConfig] = {}
         self._absent: dict[str, Core] = {}  # cores of contexts that are there no more
@@ -335,6 +336,7 @@ class Cores:
             self._verdicts,
             self._secret,
             setup,
+            self.fetch,
         )
         core = drivers.find(config.driver)(parts)
         core.price = Price(config.price_in, config.price_out)

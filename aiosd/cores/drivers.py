@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from aiosd import config as configuration
+from aiosd import modelfile
 from aiosd.config import Core as CoreConfig
 from aiosd.cores.core import Core, Driver, Parts
 from aiosd.cores.local import Launch, LocalCore
@@ -21,15 +21,33 @@ from aiosd.engine.protocol import CoreSetup
 
 
 def llama(parts: Parts) -> Core:
-    """Make a core of a GGUF file; raises OSError that says what is wrong with the path."""
-    path = configuration.find_model(parts.config.model)
+    """Make a core of a GGUF file; raises OSError that says what is wrong with the path.
+
+    A model of the hub is fetched when the core starts.
+    """
+    model, fetch = parts.config.model, parts.fetch
+    if not model.startswith(modelfile.HUB) or parts.setup is not None:
+        return local(parts, _file(model) if parts.setup is None else parts.setup.model)
+    if fetch is None:
+        raise OSError(errno.ENOSYS, f"model {model}: models of the hub are not fetched here")
+    core = local(parts, model)
+
+    async def open_() -> CoreSetup:
+        return _setup(parts, _file(await fetch(model)))
+
+    core.find = open_
+    return core
+
+
+def _file(model: str) -> str:
+    path = modelfile.find_model(model)
     if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, f"model {parts.config.model}: there is no such file")
+        raise FileNotFoundError(errno.ENOENT, f"model {model}: there is no such file")
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, f"model {path}: a directory; name the GGUF file")
     if not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, f"model {path}: the daemon may not read it")
-    return local(parts, str(path))
+    return str(path)
 
 
 def fake(parts: Parts) -> Core:

@@ -15,7 +15,7 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -73,7 +73,10 @@ class LocalCore:
         secret: bytes = b"",
         worker: Launch = Worker,
     ) -> None:
-        """secret: the key of watermarks. worker: what its workers are made with."""
+        """secret: the key of watermarks. worker: what its workers are made with.
+
+        `find`, set before it starts, says what to open where that must be found first.
+        """
         self.name = name
         self.capability = "local"
         self.features = FEATURES
@@ -92,6 +95,8 @@ class LocalCore:
         self.standing = Standing(lambda: self.policy)
         self.placement = Placement(setup.slots, tiers, self._command, self._fell_back)
         self.sharing = Sharing(setup.grid, self.placement, self._command, self._spared)
+        self.find: Callable[[], Awaitable[CoreSetup]] | None = None
+        self._finding: asyncio.Future[CoreSetup] | None = None
         self._nice = nice
         self._listener = listener
         self._loop = asyncio.get_running_loop()
@@ -115,10 +120,26 @@ class LocalCore:
         """Start the worker and return when the model is loaded; OSError with the reason if not."""
         self._watch()
         try:
-            await self._launch()
+            if self.find is None or await self._found(self.find):
+                await self._launch()
         except OSError as error:
             self._unstartable(error)
         await self.ready()
+
+    async def _found(self, find: Callable[[], Awaitable[CoreSetup]]) -> bool:
+        """Learn what to open; False when the core ended meanwhile, or there is nothing."""
+        self._finding = asyncio.ensure_future(find())
+        try:
+            self.setup = await self._finding
+        except asyncio.CancelledError:
+            if self.state != "removed":
+                raise
+        except OSError as error:
+            text = f"core {self.name}: {error.strerror or error}"
+            self._end("failed", error.errno or errno.EIO, text)
+        finally:
+            self._finding = None
+        return self.state == "loading"
 
     async def ready(self) -> None:
         """Wait until the model has been loaded once; raises OSError when that failed."""
@@ -129,6 +150,8 @@ class LocalCore:
         if self.state == "removed":
             return
         self._end("removed", errno.ECANCELED, f"core {self.name} was removed")
+        if self._finding is not None:
+            self._finding.cancel()
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop(timeout)

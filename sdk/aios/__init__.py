@@ -22,7 +22,7 @@ from aios.loop import LoopResult, LoopStep
 from aios.streams import AsyncStream, Stream
 from aiosd.abi import LEVEL
 from aiosd.abi.accounts import AuditRecord, GrantRecord, Pending, Quota, UsageRow
-from aiosd.abi.cores import Core, RouteCore, Routed
+from aiosd.abi.cores import Core, Model, RouteCore, Routed
 from aiosd.abi.inference import (
     Beam,
     Chunk,
@@ -106,6 +106,7 @@ __all__ = [
     "Memory",
     "Message",
     "Metric",
+    "Model",
     "Passage",
     "Pending",
     "Pong",

@@ -38,8 +38,11 @@ from aiosd.abi.cores import (
     DrainCore,
     ExplainRoute,
     ListCores,
+    ListModels,
+    Model,
     MoveContext,
     RemoveCore,
+    RemoveModel,
     Routed,
 )
 from aiosd.abi.inference import (
@@ -1690,7 +1693,7 @@ class SyncCalls:
     ) -> Core:
         """Load a model as a core; answered when it is ready or has failed.
 
-        model: GGUF path or the name of a known model.
+        model: GGUF path, a packaged model's name, or hf:OWNER/NAME[:FILE].
         name: the model's by default.
         slots: sequences that run at once.
         n_ctx: tokens a slot.
@@ -1731,6 +1734,24 @@ class SyncCalls:
         Raises OSError with ENOENT.
         """
         self._call(DrainCore(name=name))
+
+    def list_models(self) -> list[Model]:
+        """List the models of this machine: of packages, of the hub's cache, and the files in use.
+
+        Raises OSError with ETIMEDOUT.
+        """
+        answer: list[Model] = self._call(ListModels())
+        return answer
+
+    def remove_model(self, name: str) -> int:
+        """Delete a model from the hub's cache; answers how many bytes are free again.
+
+        name: hf:OWNER/NAME:FILE, or hf:OWNER/NAME for all.
+
+        Raises OSError with ENOENT, EBUSY, ENOSYS, ETIMEDOUT.
+        """
+        answer: int = self._call(RemoveModel(name=name))
+        return answer
 
 
 class AsyncCalls:
@@ -3272,7 +3293,7 @@ class AsyncCalls:
     ) -> Core:
         """Load a model as a core; answered when it is ready or has failed.
 
-        model: GGUF path or the name of a known model.
+        model: GGUF path, a packaged model's name, or hf:OWNER/NAME[:FILE].
         name: the model's by default.
         slots: sequences that run at once.
         n_ctx: tokens a slot.
@@ -3313,3 +3334,21 @@ class AsyncCalls:
         Raises OSError with ENOENT.
         """
         await self._call(DrainCore(name=name))
+
+    async def list_models(self) -> list[Model]:
+        """List the models of this machine: of packages, of the hub's cache, and the files in use.
+
+        Raises OSError with ETIMEDOUT.
+        """
+        answer: list[Model] = await self._call(ListModels())
+        return answer
+
+    async def remove_model(self, name: str) -> int:
+        """Delete a model from the hub's cache; answers how many bytes are free again.
+
+        name: hf:OWNER/NAME:FILE, or hf:OWNER/NAME for all.
+
+        Raises OSError with ENOENT, EBUSY, ENOSYS, ETIMEDOUT.
+        """
+        answer: int = await self._call(RemoveModel(name=name))
+        return answer

