@@ -7,8 +7,9 @@
     catalog.put("mcp:files", declarations)  # all of one source, in place of what it had
 
 Sources: `manifest:FILE` (a directory of TOML files, which the operator writes), `registered`
-(register_tool; durable), `package:NAME` (entry points), `mcp:NAME`. Where two declare one name, the
-one whose source comes first in ORDER counts; the other is kept as shadowed, and `problems` says so.
+(register_tool; durable), `package:NAME` (entry points), `mcp:NAME`, `kernel` (kerneltools.py).
+Where two declare one name, the one whose source comes first in ORDER counts; the other is kept as
+shadowed, and `problems` says so.
 
 What must hold: a manifest that is wrong takes nothing else down: it is named in `problems`.
 """
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ORDER: Final = ("manifest", "registered", "package", "mcp")
+ORDER: Final = ("manifest", "registered", "package", "mcp", "kernel")
 """Kinds of sources: of tools with one name, the first counts."""
 REGISTERED: Final = "registered"
 MANIFEST_MAX: Final = 256 << 10

@@ -39,6 +39,7 @@ from aiosd.events import Events
 from aiosd.gateways import Gateways
 from aiosd.grants import Grants
 from aiosd.inference import Inference
+from aiosd.kerneltools import DECLARED, KernelTools
 from aiosd.keys import Keys
 from aiosd.layers import Doctor
 from aiosd.machine import Machine
@@ -252,6 +253,10 @@ class Kernel:
             hidden=(kernel.state_dir, kernel.runtime_dir, self.config.context.kv_dir),
         )
         self.tools.runners["mcp"] = self.mcp
+        stores = self.stores
+        own = KernelTools(self.access, self.table, stores.owners, stores.library)
+        self.tools.runners["kernel"] = own
+        self.tools.catalog.put("kernel", DECLARED)
         self.table.on_settled(self.tools.agent_ended)
         self.table.channels.append(self.tools.waits_for)
         self.budgets.settle = self.tools.book.settle

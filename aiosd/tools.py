@@ -61,8 +61,8 @@ INNER: Final = "execute_tool.inner"
 class ToolManager:
     """All tools, and the calls under way. config: what is set now.
 
-    runners: what carries out the tools of each kind: "command", "python", "mcp". packages: finds
-    those of installed packages, before one is looked up in vain or all are listed.
+    runners: what carries out the tools of each kind: "command", "python", "mcp", "kernel".
+    packages: finds those of installed packages, before one is looked up in vain or all are listed.
     """
 
     def __init__(
@@ -291,6 +291,8 @@ class ToolManager:
 
     def _runner(self, tool: Declaration) -> Runner:
         kind = "command" if tool.command else "python" if tool.python else "mcp"
+        if tool.source == "kernel":
+            kind = "kernel"
         runner = self.runners.get(kind)
         if runner is None:
             raise OSError(errno.ENODEV, f"tool {tool.name}: nothing here runs tools of kind {kind}")
