@@ -2,8 +2,9 @@
 
     sock = begin("aiosd.engine", "AIOS core worker", "AIOS_ENGINE_NICE")
 
-Used by what runs as `python -m NAME --fd N`: core workers and the embedder. N is the inherited end
-of a socketpair; its end of file is the other sign that the kernel has gone.
+Used by what runs as `python -m NAME --fd N`: core workers, their bridges to other machines, and the
+embedder. N is the inherited end of a socketpair; its end of file is the other sign that the kernel
+has gone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from aiosd.proctree import prctl
 
 EX_PROTOCOL: Final = 76
 """Exit status after a malformed frame (sysexits.h)."""
+EX_TEMPFAIL: Final = 75
+"""Exit status of one whose place has gone, through no fault of its work (sysexits.h)."""
 PR_SET_PDEATHSIG: Final = 1
 
 

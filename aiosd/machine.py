@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from aiosd import sched, secret
+from aiosd import rayplace, sched, secret
 from aiosd.abi import cores as abi
 from aiosd.abi import inference as abi_inference
 from aiosd.abi import process as abi_process
@@ -113,9 +113,10 @@ class Machine:
 
     async def sys_add_core(self, caller: Caller, args: abi.AddCore) -> abi.Core:
         """Load a model as a core and answer when it is ready."""
+        driver = "ray" if args.model.startswith(rayplace.SCHEME) else args.driver
         given: dict[str, Any] = {
             "name": args.name or default_name(args.model),
-            "driver": args.driver,
+            "driver": driver,
             "model": args.model,
             "slots": args.slots,
             "n_ctx": args.n_ctx,
@@ -124,7 +125,7 @@ class Machine:
         }
         own = {name: value for name, value in args.options.items() if name not in SETTINGS}
         given |= {name: value for name, value in args.options.items() if name in SETTINGS}
-        if args.driver != "llama":
+        if driver != "llama":
             given["options"] = own
         elif own:
             known = ", ".join(sorted(SETTINGS))

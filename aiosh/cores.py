@@ -69,9 +69,12 @@ def _list(json: bool) -> None:
 
 @core_app.command()
 def add(
-    model: Annotated[str, typer.Argument(help="GGUF file, packaged model, or hf:OWNER/NAME")],
+    model: Annotated[
+        str,
+        typer.Argument(help="GGUF file, packaged model, hf:OWNER/NAME, or ray://HOST:PORT/FILE"),
+    ],
     name: Annotated[str, typer.Option("--name", "-n", help="default: the model's")] = "",
-    driver: Annotated[str, typer.Option("--driver", help="llama or fake")] = "llama",
+    driver: Annotated[str, typer.Option("--driver", help="llama, ray or fake")] = "llama",
     slots: Annotated[int, typer.Option("--slots", min=1, max=256, help="run at once")] = 8,
     n_ctx: Annotated[int, typer.Option("--n-ctx", min=128, help="tokens a slot")] = 2048,
     threads: Annotated[int, typer.Option("--threads", min=0, help="0: all processors")] = 0,
@@ -109,7 +112,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _is_path(model: str) -> bool:
-    named = model.startswith("hf:")
+    named = model.startswith(("hf:", "ray://"))
     return not named and ("/" in model or model.endswith(".gguf") or os.path.exists(model))
 
 

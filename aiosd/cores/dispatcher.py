@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from aiosd import config as configuration
-from aiosd import sched
+from aiosd import rayplace, sched
 from aiosd.abi import cores as abi
 from aiosd.config import Config
 from aiosd.config import Core as CoreConfig
@@ -397,5 +397,7 @@ def _parties(settings: SchedConfig) -> Parties:
 
 def default_name(model: str) -> str:
     """Return the name of a core that was added without one: its model's, made a valid name."""
+    if model.startswith(rayplace.SCHEME):
+        model = rayplace.title(model)
     stem = Path(model).name.removesuffix(".gguf")
     return re.sub(r"[^A-Za-z0-9._:-]", "-", stem)[:64].lstrip("._:-") or "core"

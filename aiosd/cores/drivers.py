@@ -14,6 +14,7 @@ import msgspec
 
 from aiosd import modelfile
 from aiosd.config import Core as CoreConfig
+from aiosd.cores import cluster
 from aiosd.cores.core import Core, Driver, Parts
 from aiosd.cores.local import Launch, LocalCore
 from aiosd.cores.worker import Worker
@@ -55,7 +56,12 @@ def fake(parts: Parts) -> Core:
     return local(parts, msgspec.json.encode(parts.config.options).decode())
 
 
-DRIVERS: Final[dict[str, Driver]] = {"llama": llama, "fake": fake}
+def ray(parts: Parts) -> Core:
+    """Make a core whose workers run on a Ray cluster; raises OSError that says what is wrong."""
+    return local(parts, *cluster.place(parts))
+
+
+DRIVERS: Final[dict[str, Driver]] = {"llama": llama, "fake": fake, "ray": ray}
 
 
 def local(parts: Parts, model: str, worker: Launch = Worker) -> LocalCore:

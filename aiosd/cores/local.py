@@ -174,7 +174,7 @@ class LocalCore:
         worker = self._make_worker(self.name, self._on_event, self._on_death)
         self._worker = worker
         await worker.start(self._nice)
-        worker.send(protocol.Load(self.setup, self._secret))
+        worker.send(protocol.Load(self.setup, self._secret, self.loaded is not None))
 
     def _watch(self) -> None:
         """Look now and then whether a worker that owes something has fallen silent."""

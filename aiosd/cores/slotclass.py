@@ -34,9 +34,10 @@ def parse(name: str) -> tuple[str, int, bool] | None:
 def check_memory(base: LocalCore, n_ctx: int) -> None:
     """Raise OSError(ENOMEM) with the figures when a class would not fit into memory.
 
-    base: a loaded core. Of one whose KV is on a GPU only the worker itself can tell.
+    base: a loaded core. Of one whose KV is on a GPU, or on another machine, only the worker itself
+    can tell.
     """
-    if base.setup.gpu_layers:
+    if base.setup.gpu_layers or base.setup.runner == "ray":
         return
     need = base.setup.slots * n_ctx * base.placement.bytes_per_token
     free = psutil.virtual_memory().available

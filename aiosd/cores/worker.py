@@ -17,11 +17,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import cast
+from typing import ClassVar, cast
 
 import msgspec
 
 from aiosd.abi.wire import FrameError, Frames, frame
+from aiosd.child import EX_TEMPFAIL
 from aiosd.engine import protocol
 from aiosd.engine.protocol import Command, Event
 
@@ -33,8 +34,10 @@ STDERR_KEPT = 4096  # bytes of a worker's last words
 class Worker(asyncio.Protocol):
     """One worker process. `on_event` gets each event, `on_death` the reason, once.
 
-    `heard` is the loop time of the last sign of life.
+    `heard` is the loop time of the last sign of life. `program`: the module that runs.
     """
+
+    program: ClassVar[str] = "aiosd.engine"
 
     def __init__(
         self, name: str, on_event: Callable[[Event], None], on_death: Callable[[str, bool], None]
@@ -57,7 +60,7 @@ class Worker(asyncio.Protocol):
         errors_read, errors_write = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "aiosd.engine", "--fd", str(theirs.fileno())],
+                [sys.executable, "-m", self.program, "--fd", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stderr=errors_write,
@@ -150,7 +153,7 @@ class Worker(asyncio.Protocol):
             self._loop.call_soon_threadsafe(self._report, status, reason)
 
     def _report(self, status: int, reason: str) -> None:
-        killed = status == -signal.SIGKILL and not reason
+        killed = status in (-signal.SIGKILL, EX_TEMPFAIL) and not reason
         if not reason:
             reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             last = self._errors.decode(errors="replace").strip().rpartition("\n")[2]

@@ -143,11 +143,12 @@ class CoreSetup(msgspec.Struct, frozen=True, array_like=True):
 class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
     """The first command: open the model. Answered by Loaded, or Failed and the worker's exit.
 
-    secret: the key of the kernel's watermarks.
+    secret: the key of the kernel's watermarks. again: the core has been open before.
     """
 
     setup: CoreSetup
     secret: bytes = b""
+    again: bool = False
 
 
 class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag="tokenize"):

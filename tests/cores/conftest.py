@@ -7,14 +7,17 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import ClassVar
 
+import msgspec
 import pytest
 
 from aiosd import sched
 from aiosd.cores.core import Core
-from aiosd.cores.local import LocalCore
+from aiosd.cores.local import Launch, LocalCore
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.tiers import Tiers
+from aiosd.cores.worker import Worker
 from aiosd.engine.protocol import Beam, CoreSetup, Goal, Sampling, Slide, Token
 
 DEADLINE = 180.0
@@ -164,8 +167,11 @@ def bench(kv_dir: Path, tmp_path: Path) -> MakeBench:
         quantum: int = 8,
         ram: int = 1 << 30,
         disk: int = 1 << 30,
+        node: Path | None = None,
+        place: dict[str, object] | None = None,
         **options: object,
     ) -> AsyncIterator[Bench]:
+        """node: where to keep files of a worker behind a bridge; place: what else it is told."""
         tiers = Tiers(kv_dir, ram, disk_dir, disk)
         tiers.boot()
         news: list[str] = []
@@ -183,7 +189,13 @@ def bench(kv_dir: Path, tmp_path: Path) -> MakeBench:
             exact=True,
             verdict="",
         )
-        core = LocalCore("c", setup, 19, sched.make(policy, **given), tiers, _News(news))
+        launch: Launch = Worker
+        if node is not None:
+            behind = {"address": str(node), "runner": "fake", "model": setup.model, **(place or {})}
+            setup = msgspec.structs.replace(setup, runner="ray", model=json.dumps(behind))
+            launch = Bridge
+        plan = sched.make(policy, **given)
+        core = LocalCore("c", setup, 19, plan, tiers, _News(news), worker=launch)
         try:
             yield Bench(core, tiers, news)
         finally:
@@ -191,6 +203,12 @@ def bench(kv_dir: Path, tmp_path: Path) -> MakeBench:
             tiers.close()
 
     return make
+
+
+class Bridge(Worker):
+    """A worker on a node that is this machine."""
+
+    program: ClassVar[str] = "tests.cores.bridge"
 
 
 class _News:
