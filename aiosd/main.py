@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.rotate_key:
         return _rotate(settings.encryption.key_file)
-    log.start(settings.kernel.log_level)
+    log.start(settings.kernel.log_level, form=settings.kernel.log_format)
     heap.keep()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -257,7 +257,7 @@ class Server:
             self._again = self._loop.time() + pause
             log.warning(
                 "MCP server %s: %s; again in %g s (see %s.log)",
-                self.name, reason, pause, self._place,
+                self.name, reason, pause, self._place, extra={"server": self.name},
             )  # fmt: skip
             self._became("waiting", reason)
             await asyncio.sleep(pause)
@@ -282,7 +282,9 @@ class Server:
             why = error.strerror or str(error)
             why = f"{why}: {error.filename}" if error.filename else why
             if error.errno in (errno.ENOTSUP, errno.ENOPKG, errno.ENOKEY):
-                log.error("MCP server %s is not started: %s", self.name, why)
+                log.error(
+                    "MCP server %s is not started: %s", self.name, why, extra={"server": self.name}
+                )
                 self._became("failed", why)
             return why
         finally:

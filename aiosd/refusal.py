@@ -50,7 +50,8 @@ def translate(call: Syscall, error: Exception) -> tuple[int, str]:
         if number:
             return number, _text(call, error, number)
     reference = secrets.token_hex(4)
-    log.error("%s: internal error, reference %s", call.name, reference, exc_info=error)
+    text = "%s: internal error, reference %s"
+    log.error(text, call.name, reference, exc_info=error, extra={"call": call.name})
     return errno.EIO, f"{call.name}: internal error, see the kernel's log (reference {reference})"
 
 

@@ -127,6 +127,7 @@ class Kernel(Section, frozen=True, kw_only=True):
     runtime_dir: Place = ""
     group: Annotated[str, AT_START] = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Annotated[Literal["auto", "plain", "json", "journal"], AT_START] = "auto"
     max_frame: Annotated[int, Meta(ge=4096, le=1 << 30), parse_size, AT_START] = 8 << 20
     max_connections: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
     max_inflight: Annotated[int, Meta(ge=1, le=65536)] = 256

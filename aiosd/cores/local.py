@@ -200,7 +200,7 @@ class LocalCore:
         self.sharing.died()
         if self.state in ("removed", "failed"):
             return
-        log.warning("core %s: worker died: %s", self.name, reason)
+        log.warning("core %s: worker died: %s", self.name, reason, extra={"core": self.name})
         self._deaths += 1
         for sequence in live:
             sequence.deaths += KILL_WEIGHT if killed else 1
@@ -549,7 +549,8 @@ class LocalCore:
         if sequence is None or event.errno == errno.EBUSY:
             self._schedule()
             return
-        log.warning("core %s: context %d: %s", self.name, event.cid, event.message)
+        about = {"core": self.name, "context": event.cid, "aid": sequence.aid}
+        log.warning("core %s: context %d: %s", self.name, event.cid, event.message, extra=about)
         self.sharing.lost(sequence, event)
         sequence.deaths += 0 if event.path else 1  # a file is at fault once only
         if sequence.deaths >= DEATHS or event.errno == errno.EINVAL:
@@ -561,7 +562,8 @@ class LocalCore:
         kept = sequence.snapshot
         source = f"{kept.kv} of {sequence.kv} positions on {kept.tier}" if kept else "its tokens"
         sequence.note = f"{why}; went back to {source}"
-        log.warning("core %s: context %d: %s", self.name, sequence.cid, sequence.note)
+        about = {"core": self.name, "context": sequence.cid, "aid": sequence.aid}
+        log.warning("core %s: context %d: %s", self.name, sequence.cid, sequence.note, extra=about)
         self._listener.fell_back(self, sequence, sequence.note)
 
     def _on_step(self, step: protocol.Step) -> None:

@@ -171,7 +171,7 @@ class Worker(asyncio.Protocol):
             os.close(fd)
             return
         for line in data.decode(errors="replace").splitlines():
-            log.warning("core %s: %s", self.name, line)
+            log.warning("core %s: %s", self.name, line, extra={"core": self.name})
         self._errors += data
         del self._errors[:-STDERR_KEPT]
 
