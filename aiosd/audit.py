@@ -18,8 +18,9 @@ their number is (access.flood). So nobody can push older records out by asking f
 
 What must hold: a record is on disk at most SYNC_S (and one fsync) after it was made, or with the
 BATCH records after it; it survives SIGKILL of the kernel as soon as the thread has written it,
-which takes microseconds. A log that can't be written holds MAX_BEHIND records in memory; then
-whatever would have to be recorded is refused.
+which is HAND_OVER_S and some microseconds after it was made: waking a thread takes longer than
+making a record, so those of one such moment go together. A log that can't be written holds
+MAX_BEHIND records in memory; then whatever would have to be recorded is refused.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HAND_OVER_S: Final = 0.001
 SYNC_S: Final = 0.05
 BATCH: Final = 256
 MAX_BEHIND: Final = 65_536
@@ -77,7 +79,11 @@ class Audit:
 
     def __init__(self, directory: str, *, segment: int, limit: int) -> None:
         self._log = AuditLog(directory, segment=segment, limit=limit)
-        self._queue: queue.SimpleQueue[Entry | asyncio.Future[None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Entry] | asyncio.Future[None] | None]
+        self._queue = queue.SimpleQueue()
+        self._fresh: list[Entry] = []  # not yet handed over
+        self._entered = 0  # records, counted by the loop
+        self._written = 0  # and by the thread
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: OSError | None = None
@@ -111,6 +117,7 @@ class Audit:
         if self._thread is not None:
             self._tell_repeats()
             self._closing = True
+            self._hand_over()
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
             self._thread = None
@@ -161,6 +168,7 @@ class Audit:
     async def synced(self) -> None:
         """Return once everything entered before is on disk; raises OSError when it can't be."""
         done = asyncio.get_running_loop().create_future()
+        self._hand_over()
         self._queue.put(done)
         await asyncio.wait({done}, timeout=SYNC_MOST_S)
         if not done.done():
@@ -170,7 +178,7 @@ class Audit:
             )
 
     def _enter(self, kind: str, uid: int, aid: int, data: dict[str, Any]) -> None:
-        if self._queue.qsize() >= MAX_BEHIND:
+        if self._entered - self._written >= MAX_BEHIND:
             reason = self._failure.strerror if self._failure else "its disk is slow"
             raise OSError(
                 errno.EAGAIN,
@@ -179,8 +187,22 @@ class Audit:
             )
         if self._lost:
             lost, self._lost = self._lost, 0
-            self._queue.put(Entry(time.time(), os.geteuid(), 0, "audit.lost", {"count": lost}))
-        self._queue.put(Entry(time.time(), uid, aid, kind, data))
+            self._keep(Entry(time.time(), os.geteuid(), 0, "audit.lost", {"count": lost}))
+        self._keep(Entry(time.time(), uid, aid, kind, data))
+
+    def _keep(self, entry: Entry) -> None:
+        """Keep a record until others of the same moment have come, or enough of them."""
+        self._entered += 1
+        self._fresh.append(entry)
+        if len(self._fresh) >= BATCH or self._loop is None:
+            self._hand_over()
+        elif len(self._fresh) == 1:
+            self._loop.call_later(HAND_OVER_S, self._hand_over)
+
+    def _hand_over(self) -> None:
+        if self._fresh:
+            fresh, self._fresh = self._fresh, []
+            self._queue.put(fresh)
 
     def _end_window(self) -> None:
         self._refusals.clear()
@@ -265,8 +287,8 @@ class Audit:
         while True:
             if item is None:
                 return entries, asked, False
-            if isinstance(item, Entry):
-                entries.append(item)
+            if isinstance(item, list):
+                entries += item
             else:
                 asked.append(item)
             if len(entries) >= BATCH or self._queue.empty():
@@ -275,6 +297,7 @@ class Audit:
 
     def _write(self, entries: list[Entry]) -> None:
         self._insist(lambda: self._log.append(entries))
+        self._written += len(entries)
 
     def _sync(self) -> None:
         self._insist(self._log.sync)

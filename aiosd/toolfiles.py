@@ -32,21 +32,24 @@ class Workspaces:
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._made: set[str] = set()
+        self._made: dict[str, str] = {}  # by subject
 
     def of(self, subject: str) -> str:
         """Return a subject's workspace, made if there is none."""
-        folder = os.path.join(self._root, subject.replace(":", "-"))
-        if subject not in self._made:
+        folder = self._made.get(subject)
+        if folder is None:
+            folder = self._place(subject)
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            self._made.add(subject)
+            self._made[subject] = folder
         return folder
 
     async def clear(self, subject: str) -> None:
         """Delete a subject's workspace."""
-        self._made.discard(subject)
-        folder = os.path.join(self._root, subject.replace(":", "-"))
-        await asyncio.to_thread(shutil.rmtree, folder, True)
+        self._made.pop(subject, None)
+        await asyncio.to_thread(shutil.rmtree, self._place(subject), True)
+
+    def _place(self, subject: str) -> str:
+        return os.path.join(self._root, subject.replace(":", "-"))
 
     def agents(self) -> list[int]:
         """Return the agents that have one."""

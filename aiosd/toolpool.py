@@ -115,19 +115,20 @@ class Pool:
 
     def _keep(self, host: Host) -> None:
         """Keep a host for the next call, for as long and as many as the settings say."""
-        if host.broken or not self._settings().max_warm:
+        settings = self._settings()
+        if host.broken or not settings.max_warm:
             self._drop(host, 0.0)
             return
-        host.since = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        host.since = loop.time()
         self._idle[host] = None
         self._by_key.setdefault(host.key, []).append(host)
-        while len(self._idle) > self._settings().max_warm:
+        while len(self._idle) > settings.max_warm:
             oldest = next(iter(self._idle))
             self._forget(oldest)
             self._drop(oldest, 0.0)
         if self._sweep is None:
-            loop = asyncio.get_running_loop()
-            self._sweep = loop.call_later(self._settings().idle, self._end_idle)
+            self._sweep = loop.call_later(settings.idle, self._end_idle)
 
     def _forget(self, host: Host) -> None:
         del self._idle[host]
@@ -219,8 +220,8 @@ class Host(asyncio.Protocol):
 
     async def call(self, work: Work) -> Outcome:
         """Carry out one call."""
-        self._process.stdout.take()  # what it said in between belongs to nobody
-        self._process.stderr.take()
+        self._process.stdout.drop()  # what it said in between belongs to nobody
+        self._process.stderr.drop()
         self._tickets += 1
         self._answer = self._loop.create_future()
         inside = INSIDE if work.tool.isolation == "full" else work.workspace
@@ -235,13 +236,20 @@ class Host(asyncio.Protocol):
             raise await self._died()
         self._transport.write(packed)
         event = await self._wait(seconds)
-        stdout = self._process.stdout.take().decode(errors="replace")
-        stderr = self._process.stderr.take().decode(errors="replace")
+        stdout = self._process.stdout.take()
+        stderr = self._process.stderr.take()
         if isinstance(event, w.Failed) and event.ticket == self._tickets:
             raise _refused(self._tool, event)
         if not isinstance(event, w.Done) or event.ticket != self._tickets:
             raise self._lied("answered what it was not asked")
-        return Outcome(event.value, stdout, stderr, 0, event.artefacts, event.metrics)
+        return Outcome(
+            event.value,
+            stdout.decode(errors="replace") if stdout else "",
+            stderr.decode(errors="replace") if stderr else "",
+            0,
+            event.artefacts,
+            event.metrics,
+        )
 
     async def end(self, grace: float) -> None:
         """End the process and all that it started."""

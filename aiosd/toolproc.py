@@ -15,7 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
+import termios
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
@@ -68,16 +71,28 @@ class Pipe:
         self._limit = limit
         self._on_flood = on_flood
         self._kept = bytearray()
+        self._more = array("i", [0])
         self._loop = asyncio.get_running_loop()
         os.set_blocking(fd, False)
         self._loop.add_reader(fd, self._read)
 
     def take(self) -> bytes:
         """Return what has come since the last time, all that is in the pipe included."""
-        self._read()
+        if self._fd >= 0:
+            fcntl.ioctl(self._fd, termios.FIONREAD, self._more)
+            if self._more[0]:  # seldom: to read, and to hear that nothing is there, takes longer
+                self._read()
+        if not self._kept:
+            return b""
         kept, self._kept = bytes(self._kept), bytearray()
         self.flooded = False
         return kept
+
+    def drop(self) -> None:
+        """Forget what has been read."""
+        if self._kept:
+            self._kept = bytearray()
+            self.flooded = False
 
     def close(self) -> None:
         """Read no more."""

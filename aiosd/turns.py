@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 from bisect import insort
-from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
@@ -50,9 +49,9 @@ class Turns:
         self.most_running = running
         self.most_waiting = waiting
         self.running = 0
-        self.of: Counter[str] = Counter()
+        self.of: dict[str, int] = {}
         """Calls that run, by tool."""
-        self._each: Counter[tuple[str, str]] = Counter()
+        self._each: dict[tuple[str, str], int] = {}
         self._held: set[str] = set()
         self._waiting: list[Claim] = []
         self._numbers = count()
@@ -93,8 +92,10 @@ class Turns:
 
     def next(self) -> list[Claim]:
         """Let those run whose turn has come; return them."""
+        if not self._waiting or self.running >= self.most_running:
+            return []
         ready = []
-        for claim in list(self._waiting) if self.running < self.most_running else ():
+        for claim in list(self._waiting):
             if self._free(claim):
                 self._waiting.remove(claim)
                 self._run(claim)
@@ -102,23 +103,25 @@ class Turns:
         return ready
 
     def _free(self, claim: Claim) -> bool:
-        mine = self._each.get((claim.subject, claim.tool), 0)
-        return (
-            self.running < self.most_running
-            and claim.exclusive not in self._held
-            and (not claim.concurrent or mine < claim.concurrent)
-        )
+        if self.running >= self.most_running or claim.exclusive in self._held:
+            return False
+        if not claim.concurrent:
+            return True
+        return self._each.get((claim.subject, claim.tool), 0) < claim.concurrent
 
     def _run(self, claim: Claim) -> None:
         claim.running = True
         self.running += 1
-        self.of[claim.tool] += 1
-        self._each[claim.subject, claim.tool] += 1
+        whose = (claim.subject, claim.tool)
+        self.of[claim.tool] = self.of.get(claim.tool, 0) + 1
+        self._each[whose] = self._each.get(whose, 0) + 1
         if claim.exclusive:
             self._held.add(claim.exclusive)
 
 
-def _less(counter: Counter[K], name: K) -> None:
-    counter[name] -= 1
-    if not counter[name]:
+def _less(counter: dict[K, int], name: K) -> None:
+    left = counter[name] - 1
+    if left:
+        counter[name] = left
+    else:
         del counter[name]

@@ -6,10 +6,11 @@
 MODULE is a module's name, `module:function` for one of its tools, or the path of a .py file. The
 kernel starts hosts by this name, in a sandbox, and never imports a tool itself.
 
-Threads: the main one carries out calls; one more reads the socket, so that the process ends with
-its kernel in the middle of a call too, and a cancelled call is interrupted by an exception. What
-a tool does to its process stays the host's own trouble: an exception, sys.exit and a fork that
-comes back are survived; when the process dies, the kernel sees the socket end.
+Threads: the main one reads the socket and carries out calls, so that a call costs no change of
+threads. One more watches: the process ends with its kernel in the middle of a call too, and a
+cancelled call is interrupted by an exception, LOOK_S later at most. What a tool does to its process
+stays the host's own trouble: an exception, sys.exit and a fork that comes back are survived; when
+the process dies, the kernel sees the socket end.
 """
 
 from __future__ import annotations
@@ -18,27 +19,30 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
-import inspect
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Final
 
 from aios.tools import BadArguments, BadResult, Declared, Unavailable, declared
-from aios.workfiles import changed, survey
-from aiosd.abi import toolwire
+from aios.workfiles import Workspace
+from aiosd.abi import toolwire, wire
 from aiosd.abi.wire import FrameError, Frames
 
 EX_PROTOCOL: Final = 76
 MESSAGE: Final = 4000  # characters of a failure's message
+CHUNK: Final = 1 << 16
+LOOK_S: Final = 0.05
+"""Seconds between two looks at the socket while a call is carried out."""
 
 
 class Cancelled(BaseException):
@@ -51,46 +55,43 @@ class Host:
     def __init__(self, tools: list[Declared]) -> None:
         self._tools = {tool.name: tool for tool in tools}
         self._pid = os.getpid()
-        self._running: int | None = None  # ticket of the call that may be interrupted
-        self._pending: set[int] = set()  # tickets of calls that are not yet answered
+        self._workspace = Workspace()
+        self.running: int | None = None  # ticket of the call that may be interrupted
+        self.pending: set[int] = set()  # tickets of calls that are not yet answered
         self._unwanted: set[int] = set()  # those of them that were cancelled
 
-    def run(self, call: toolwire.Call) -> toolwire.Done | toolwire.Failed:
-        """Carry out a call, whatever happens in it. What it printed has been written after it."""
-        answer: toolwire.Done | toolwire.Failed
-        answer = toolwire.Failed(call.ticket, "error", f"{call.tool} was cancelled")
+    def run(self, call: toolwire.Call) -> bytes:
+        """Carry out a call, whatever happens in it, and return the answer's frame.
+
+        What the call printed has been written when this returns.
+        """
+        answer = b""
         with contextlib.suppress(Cancelled):  # comes while _attempt runs, and at no other time
             answer = self._attempt(call)
-        self._pending.discard(call.ticket)
+        self.pending.discard(call.ticket)
         self._unwanted.discard(call.ticket)
         if os.getpid() != self._pid:  # a fork in the tool came back: only the first may answer
             _flush()
             os._exit(0)
         _flush()
-        return answer
-
-    def expect(self, ticket: int) -> None:
-        """Note a call that has come. For the reading thread."""
-        self._pending.add(ticket)
+        return answer or _failed(call, "error", f"{call.tool} was cancelled")
 
     def cancel(self, ticket: int) -> None:
-        """Interrupt a call, or keep it from beginning. For the reading thread."""
-        if ticket not in self._pending:
-            return
-        self._unwanted.add(ticket)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        """Keep a call from beginning, or from going on: `interrupt` is called then."""
+        if ticket in self.pending:
+            self._unwanted.add(ticket)
 
     def interrupt(self, *_: object) -> None:
-        """Handle the signal of `cancel`, in the main thread."""
-        if self._running in self._unwanted:
-            self._running = None
+        """Raise Cancelled in a call that is not wanted any more. In the main thread."""
+        if self.running in self._unwanted:
+            self.running = None
             raise Cancelled
 
-    def _attempt(self, call: toolwire.Call) -> toolwire.Done | toolwire.Failed:
-        self._running = call.ticket
+    def _attempt(self, call: toolwire.Call) -> bytes:
+        self.running = call.ticket
         self.interrupt()
         try:
-            answer: toolwire.Done | toolwire.Failed = self._done(call)
+            answer = self._done(call)
         except BadArguments as error:
             answer = _failed(call, "arguments", error)
         except BadResult as error:
@@ -104,33 +105,34 @@ class Host:
             raise
         except BaseException as error:  # noqa: BLE001 (sys.exit is no reason to end the host)
             answer = _failed(call, "error", f"{call.tool} ended itself by {type(error).__name__}")
-        self._running = None
+        self.running = None
         return answer
 
-    def _done(self, call: toolwire.Call) -> toolwire.Done:
+    def _done(self, call: toolwire.Call) -> bytes:
         tool = self._tools.get(call.tool)
         if tool is None:
             raise Unavailable(f"this host has no tool {call.tool}: {', '.join(self._tools)}")
         os.chdir(call.workspace or ".")
-        root = Path.cwd()
-        before = survey(call.workspace)
-        used = _processor_seconds()
+        root = Path.cwd() if tool.names_file else None
+        self._workspace.begin(call.workspace)
+        used, _ = _used()
         value = tool.result(_call(tool, call))
-        files = changed(before, survey(call.workspace))
-        if tool.names_file:
+        files = self._workspace.changed()
+        if root is not None:
             file = _artefact(root, value)
             value = {"artefact": file}
             files = [file, *(name for name in files if name != file)]
         if len(files) > toolwire.MAX_ARTEFACTS:
             sys.stderr.write(f"{len(files)} files changed, {toolwire.MAX_ARTEFACTS} are named\n")
-        metrics = {"cpu_s": _processor_seconds() - used, "memory": _memory()}
+        now, memory = _used()
+        metrics = {"cpu_s": now - used, "memory": memory}
         done = toolwire.Done(call.ticket, value, files[: toolwire.MAX_ARTEFACTS], metrics)
-        return _sendable(tool, done)
+        return _framed(tool, done)
 
 
 def _call(tool: Declared, call: toolwire.Call) -> Any:
     arguments = tool.convert(call.arguments)
-    if inspect.iscoroutinefunction(tool.function):
+    if tool.is_async:
         import asyncio  # takes longer to import than all the rest
 
         return asyncio.run(tool.function(**arguments))
@@ -145,21 +147,20 @@ def _artefact(root: Path, value: str) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _sendable(tool: Declared, done: toolwire.Done) -> toolwire.Done:
+def _framed(tool: Declared, done: toolwire.Done) -> bytes:
+    """Return a result as a frame; BadResult says what of it can't be sent."""
     try:
-        wrong = toolwire.refusal(toolwire.encode(done))
+        payload = toolwire.encode(done)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        wrong = f"can't be sent: {error}"
-    if wrong:
+        raise BadResult(f"the result of {tool.name} can't be sent: {error}") from None
+    if wrong := toolwire.refusal(payload):
         raise BadResult(f"the result of {tool.name} {wrong}")
-    return done
+    return wire.frame(payload)
 
 
-def _failed(
-    call: toolwire.Call, kind: toolwire.Kind, error: object, prefix: str = ""
-) -> toolwire.Failed:
+def _failed(call: toolwire.Call, kind: toolwire.Kind, error: object, prefix: str = "") -> bytes:
     message = f"{prefix}{error}"[:MESSAGE].encode(errors="replace").decode()
-    return toolwire.Failed(call.ticket, kind, message)
+    return toolwire.pack(toolwire.Failed(call.ticket, kind, message))
 
 
 def _show(error: BaseException) -> None:
@@ -176,62 +177,110 @@ def _flush() -> None:
             stream.flush()
 
 
-def _processor_seconds() -> float:
-    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(sum(resource.getrusage(who)[:2]) for who in whose)
-
-
-def _memory() -> float:
-    """Return the most bytes that this process has had in memory so far."""
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+def _used() -> tuple[float, float]:
+    """Return processor time, in seconds, and the most bytes that were in memory, so far."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return seconds, own.ru_maxrss * 1024.0
 
 
 class Link:
-    """The socket to the kernel; its thread ends the process when the kernel has gone."""
+    """The socket to the kernel, and the thread that ends the process when the kernel has gone.
+
+    Only the main thread takes messages, whole ones: the other looks at what waits behind them.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._quitting = False
-        self._inbox: SimpleQueue[toolwire.Call | None] = SimpleQueue()
+        self._frames = Frames(toolwire.MAX_MESSAGE)
+        self._inbox: deque[toolwire.Command] = deque()
+        self._begun = 0  # calls
+        self._asleep = False  # the watcher, until it is woken
+        self._wake = os.eventfd(0)
 
     def send(self, event: toolwire.Event) -> None:
         """Send one message. Raises BrokenPipeError when the kernel has gone."""
         self._sock.sendall(toolwire.pack(event))
 
     def serve(self, host: Host) -> None:
-        """Carry out calls until told to leave."""
+        """Carry out calls until told to leave, or the kernel has gone."""
         signal.signal(signal.SIGUSR1, host.interrupt)
-        threading.Thread(target=self._read, args=(host,), name="reader", daemon=True).start()
-        while call := self._inbox.get():
-            self.send(host.run(call))
-
-    def _read(self, host: Host) -> None:
+        threading.Thread(target=self._watch, args=(host,), name="watcher", daemon=True).start()
         try:
-            for command in self._commands():
-                self._take(host, command)
+            while (command := self._next(host)) and not isinstance(command, toolwire.Quit):
+                if isinstance(command, toolwire.Call):
+                    self._begin()
+                    self._sock.sendall(host.run(command))
         except (FrameError, ValueError) as error:
             sys.stderr.write(f"aios.toolhost: {error}\n")
             sys.stderr.flush()
             os._exit(EX_PROTOCOL)
-        if not self._quitting:
-            os._exit(0)
 
-    def _commands(self) -> Iterator[toolwire.Command]:
-        frames = Frames(toolwire.MAX_MESSAGE)
+    def _next(self, host: Host) -> toolwire.Command | None:
+        """Return the kernel's next message; None when it has gone."""
+        while not self._inbox or self._frames.pending:
+            data = self._receive(0)
+            if not data:
+                return None
+            for payload in self._frames.feed(data):
+                command = toolwire.decode_command(payload)
+                self._inbox.append(command)
+                if isinstance(command, toolwire.Call):
+                    host.pending.add(command.ticket)
+                elif isinstance(command, toolwire.Cancel):
+                    host.cancel(command.ticket)
+        return self._inbox.popleft()
+
+    def _receive(self, flags: int) -> bytes:
+        try:
+            return self._sock.recv(CHUNK, flags)
+        except ConnectionError:
+            return b""
+
+    def _begin(self) -> None:
+        self._begun += 1
+        if self._asleep:
+            os.eventfd_write(self._wake, 1)
+
+    # The other thread.
+
+    def _watch(self, host: Host) -> None:
+        poller = select.poll()
+        poller.register(self._sock, select.POLLRDHUP)
+        poller.register(self._wake, select.POLLIN)
+        seen = 0
+        while True:
+            busy = host.running is not None or self._begun != seen
+            seen = self._begun
+            self._asleep = not busy
+            if self._begun != seen:  # it did not see that this one was falling asleep
+                continue
+            events = dict(poller.poll(LOOK_S * 1000 if busy else None))
+            waiting = self._waiting()
+            if self._sock.fileno() in events:  # the kernel has gone, or a tool has closed it
+                if not any(isinstance(command, toolwire.Quit) for command in waiting):
+                    os._exit(0)
+                return
+            if self._wake in events:
+                os.eventfd_read(self._wake)
+            self._cancel(host, waiting)
+
+    def _waiting(self) -> list[toolwire.Command]:
+        """Return the messages that the main thread has not taken, as far as they can be seen."""
+        data = b""
         with contextlib.suppress(OSError):
-            while data := self._sock.recv(1 << 16):
-                for payload in frames.feed(data):
-                    yield toolwire.decode_command(payload)
+            data = self._receive(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        with contextlib.suppress(FrameError, ValueError):  # the main thread will say so
+            frames = Frames(toolwire.MAX_MESSAGE)
+            return [toolwire.decode_command(payload) for payload in frames.feed(data)]
+        return []
 
-    def _take(self, host: Host, command: toolwire.Command) -> None:
-        if isinstance(command, toolwire.Call):
-            host.expect(command.ticket)
-            self._inbox.put(command)
-        elif isinstance(command, toolwire.Cancel):
-            host.cancel(command.ticket)
-        else:
-            self._quitting = True
-            self._inbox.put(None)
+    def _cancel(self, host: Host, waiting: list[toolwire.Command]) -> None:
+        running = host.running
+        if any(isinstance(c, toolwire.Cancel) and c.ticket == running for c in waiting):
+            host.cancel(running or 0)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
 
 def load(name: str) -> list[Declared]:

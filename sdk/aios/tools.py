@@ -112,18 +112,12 @@ class Declared:
     ) -> None:
         self.function = function
         self.declaration = declaration
+        self.name = str(declaration["name"])
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.names_file = _is_path(_plain(result))
+        """Whether the result is the path of a file in the workspace."""
         self._arguments = arguments
         self._result = result
-
-    @property
-    def name(self) -> str:
-        """The tool's name."""
-        return str(self.declaration["name"])
-
-    @property
-    def names_file(self) -> bool:
-        """Tell whether the result is the path of a file in the workspace."""
-        return _is_path(_plain(self._result))
 
     def convert(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Turn arguments from JSON into what the function takes, defaults included.

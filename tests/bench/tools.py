@@ -6,7 +6,9 @@ to its first word; 32 calls at once of a tool that sleeps 500 ms, in warm hosts,
 one.
 
 How: one blocking client and a real daemon, which runs without cores. The no-op and the sleeper are
-Python functions. Cold: a second daemon keeps no host for the next call; the bare side is the same
+Python functions. Warm calls and pings go in turns, one by one: two processes that only ping each
+other may be put on one processor, where neither has to be woken, and that is no measure of a call
+on which three work. Cold: a second daemon keeps no host for the next call; the bare side is the same
 program, module and interpreter, started by this process and read to its end.
 """
 
@@ -23,6 +25,7 @@ from aiosd.abi.call import Call
 from aiosd.abi.system import Ping
 from aiosd.abi.tools import ExecuteTool
 from tests.bench.kernel import Kernel
+from tests.bench.quiet import Rounds
 from tests.bench.ratio import Ratio, divide, interleave
 from tests.daemon import ROOT, Client, answer
 
@@ -81,28 +84,29 @@ def run(rounds: int) -> Iterator[Ratio]:
 
 def _warm(client: Client, rounds: int) -> Ratio:
     client.call(ExecuteTool("noop"))
-    (call, ping), noise = interleave(
-        rounds,
-        lambda: _median(client, ExecuteTool("noop")),
-        lambda: _median(client, Ping(b"0123456789abcdef")),
-    )
+    taken = Rounds[list[float]](rounds)
+    for _ in taken:
+        taken.add(_medians(client, ExecuteTool("noop"), Ping(b"0123456789abcdef")))
+    call, ping = ([values[side] for values in taken.quietest()] for side in (0, 1))
     return Ratio(
         bench="tools",
         what="execute_tool of a no-op, warm / ping",
         rounds=divide(call, ping),
         limit=5.0,
-        noise=noise,
+        noise=taken.noise,
         figures={"call µs": median(call) * 1e6, "ping µs": median(ping) * 1e6},
     )
 
 
-def _median(client: Client, args: Call) -> float:
-    taken = []
+def _medians(client: Client, *sides: Call) -> list[float]:
+    """Return the seconds that each call takes, made one after the other in turns."""
+    taken: list[list[float]] = [[] for _ in sides]
     for _ in range(CALLS):
-        began = perf_counter()
-        client.call(args)
-        taken.append(perf_counter() - began)
-    return median(taken)
+        for args, times in zip(sides, taken, strict=True):
+            began = perf_counter()
+            client.call(args)
+            times.append(perf_counter() - began)
+    return [median(times) for times in taken]
 
 
 def _parallel(client: Client, rounds: int) -> Ratio:
