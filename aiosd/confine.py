@@ -4,9 +4,11 @@
 
 The order is what `sandbox.start` wants, in marshal's format (both ends are one Python); the code
 comes with it, compiled by the kernel once, as Python would compile a program's text at each start.
-The layers come in an order in which each still lets the next be put on: cgroup, limits, the
-listening socket of the proxy, no_new_privs, Landlock, seccomp. Then the program: executed, or,
-where it is a module for this very Python, run in place, which saves a second start of Python.
+The layers come in an order in which each still lets the next be put on: limits, the listening
+socket of the proxy, no_new_privs, Landlock, seccomp. Its cgroups are entered meanwhile by a second
+thread, which has ended when the program begins: Linux lets who enters a group wait for all its
+processors, 10 ms and more. Then the program: executed, or, where it is a module for this very
+Python, run in place, which saves a second start of Python.
 
 What must hold: nothing of the tool runs unless every layer of the order is on. The kernel hears
 on the report's descriptor: "+" and an end, and the program runs, or "+errno message" or "errno
@@ -17,11 +19,14 @@ Standard library only, and as little of it as can be: this is on the way of ever
 
 from __future__ import annotations
 
-import ctypes
+import _thread
 import marshal
 import os
 import sys
-from typing import Any, BinaryIO, NoReturn
+
+TYPE_CHECKING = False  # that of typing, which takes as long to import as all that is done here
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO, NoReturn
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
@@ -36,8 +41,6 @@ SETUP_FAILED = 126
 START = "import marshal,sys;f=open(int(sys.argv[1]),'rb');exec(marshal.load(f));main(f)"
 """How Python is told to run this: -c START FD."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def main(file: BinaryIO) -> None:
     """Confine this process as the order says, then run the program. Returns when a module did.
@@ -46,10 +49,12 @@ def main(file: BinaryIO) -> None:
     """
     with file:
         order: dict[str, Any] = marshal.load(file)
-    doing = ""
+    doing = "enter its cgroup"
     try:
+        group = _Entering(order["cgroups"])
         for step, act in (
-            ("enter its cgroup", _enter_cgroups),
+            ("load its libraries", _load),
+            ("be below its kernel", _go_below),
             ("set its limits", _set_limits),
             ("reach its proxy", _listen),
             ("give up new privileges", _no_new_privs),
@@ -61,6 +66,8 @@ def main(file: BinaryIO) -> None:
         ):
             doing = step
             act(order)
+        doing = "enter its cgroup"
+        group.wait()
     except (OSError, ValueError) as error:
         _fail(order["report"], f"cannot {doing}", error)
     _run(order)
@@ -73,13 +80,48 @@ def _fail(report: int, what: str, error: OSError | ValueError) -> NoReturn:
     os._exit(SETUP_FAILED)
 
 
-def _enter_cgroups(order: dict[str, Any]) -> None:
-    for fd in order["cgroups"]:
-        os.write(fd, b"0")
-        os.close(fd)
+class _Entering:
+    """Enters groups in a thread of its own. descriptors: of their cgroup.procs."""
+
+    def __init__(self, descriptors: list[int]) -> None:
+        self._descriptors = descriptors
+        self._error: OSError | None = None
+        self._done = _thread.allocate_lock()
+        if descriptors:
+            self._done.acquire()
+            _thread.start_new_thread(self._enter, ())
+
+    def wait(self) -> None:
+        """Return when this process is in all of them. Raises OSError."""
+        with self._done:
+            if self._error is not None:
+                raise self._error
+
+    def _enter(self) -> None:
+        try:
+            for fd in self._descriptors:
+                os.write(fd, b"0")
+                os.close(fd)
+        except OSError as error:
+            self._error = error
+        self._done.release()
+
+
+def _load(order: dict[str, Any]) -> None:
+    """Import what takes long while the groups are entered; nothing of the tool's can be found."""
+    import ctypes
+
+    order["libc"] = ctypes.CDLL(None, use_errno=True)
+    if order["module"]:
+        import runpy
+
+        order["run"] = runpy.run_module
+
+
+def _go_below(order: dict[str, Any]) -> None:
     os.nice(order["nice"])
     if order["leash"]:  # without a namespace that ends with it
-        _check(_libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0))
+        _check(order["libc"].prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0))
 
 
 def _set_limits(order: dict[str, Any]) -> None:
@@ -125,7 +167,7 @@ class _closing:
 
 
 def _no_new_privs(order: dict[str, Any]) -> None:
-    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _check(order["libc"].prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
 def _landlock(order: dict[str, Any]) -> None:
@@ -133,17 +175,18 @@ def _landlock(order: dict[str, Any]) -> None:
     if rules is None:
         return
     attributes, files, net = rules
-    ruleset = _check(_libc.syscall(CREATE_RULESET, attributes, len(attributes), 0))
+    libc = order["libc"]
+    ruleset = _check(libc.syscall(CREATE_RULESET, attributes, len(attributes), 0))
     for path, rights in files:
-        _allow(ruleset, path, rights)
+        _allow(libc, ruleset, path, rights)
     if net and order["control"] >= 0:
         rule = CONNECT_TCP.to_bytes(8, sys.byteorder) + order["port"].to_bytes(8, sys.byteorder)
-        _check(_libc.syscall(ADD_RULE, ruleset, RULE_NET_PORT, rule, 0))
-    _check(_libc.syscall(RESTRICT_SELF, ruleset, 0))
+        _check(libc.syscall(ADD_RULE, ruleset, RULE_NET_PORT, rule, 0))
+    _check(libc.syscall(RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
+def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
     """Allow rights beneath a path; what does not exist needs no rule."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -152,7 +195,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
     if os.fstat(fd).st_mode & 0o170000 != 0o040000:
         rights &= ON_FILES
     rule = rights.to_bytes(8, sys.byteorder) + fd.to_bytes(4, sys.byteorder)
-    _check(_libc.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, 0))
+    _check(libc.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, 0))
     os.close(fd)
 
 
@@ -162,17 +205,15 @@ def _place_descriptors(order: dict[str, Any]) -> None:
         os.close(source)
 
 
-class _Program(ctypes.Structure):
-    """struct sock_fprog."""
-
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-
-
 def _seccomp(order: dict[str, Any]) -> None:
     code = order["seccomp"]
     if code:
-        program = _Program(len(code) // 8, code)
-        _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0))
+        import ctypes
+
+        count = (len(code) // 8).to_bytes(2, sys.byteorder).ljust(8, b"\0")
+        where = ctypes.cast(code, ctypes.c_void_p).value or 0
+        program = count + where.to_bytes(8, sys.byteorder)  # struct sock_fprog
+        _check(order["libc"].prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0))
 
 
 def _change_directory(order: dict[str, Any]) -> None:
@@ -191,6 +232,8 @@ def _check_kernel(order: dict[str, Any]) -> None:
 
 def _check(result: int) -> int:
     if result < 0:
+        import ctypes
+
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
@@ -201,7 +244,7 @@ def _run(order: dict[str, Any]) -> None:
     if order["module"]:
         os.write(report, b"+")
         os.close(report)
-        _run_module(order["path"], argv, env)
+        _run_module(order["run"], order["path"], argv, env)
         return
     os.set_inheritable(report, False)
     if order["path"]:
@@ -213,12 +256,10 @@ def _run(order: dict[str, Any]) -> None:
         _fail(report, f"cannot execute {argv[0]}", error)
 
 
-def _run_module(path: list[str], argv: list[str], env: dict[str, str]) -> None:
+def _run_module(run: Any, path: list[str], argv: list[str], env: dict[str, str]) -> None:
     """Be `python -m MODULE ARGUMENT...`, but for the working directory in sys.path."""
     os.environ.clear()
     os.environ.update(env)
     sys.path[:0] = [place for place in env.get("PYTHONPATH", "").split(":") if place] + path
     sys.argv = argv[2:]  # its first is set by runpy
-    import runpy
-
-    runpy.run_module(argv[2], run_name="__main__", alter_sys=True)
+    run(argv[2], run_name="__main__", alter_sys=True)

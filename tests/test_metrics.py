@@ -6,7 +6,7 @@ import math
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from aios.exposition import exposition
+from aios.prometheus import exposition
 from aiosd.abi.system import Metric, Sample
 from aiosd.metrics import MOST, OTHER, Counter, Histogram, gauge
 

@@ -13,66 +13,66 @@ system call as a method of the same name. The kernel's errors arrive as OSError 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from aios.errors import Busy, ConnectionLost, VersionError
-from aios.exposition import exposition
-from aios.kernel import Kernel, connect
-from aios.loop import LoopResult, LoopStep
-from aios.streams import AsyncStream, Stream
-from aiosd.abi import LEVEL
-from aiosd.abi.accounts import AuditRecord, GrantRecord, Pending, Quota, UsageRow
-from aiosd.abi.cores import Core, Model, RouteCore, Routed
-from aiosd.abi.inference import (
-    Beam,
-    Chunk,
-    Context,
-    ContextTurn,
-    Embeddings,
-    Function,
-    Generation,
-    Recalled,
-    Snapshot,
-    Timing,
-    TokenUsage,
-    ToolCall,
-    Turn,
-    TurnCall,
-    Watermark,
-)
-from aiosd.abi.memory import Memory, Space
-from aiosd.abi.messages import Message, Sent
-from aiosd.abi.process import (
-    Agent,
-    ExitStatus,
-    Happening,
-    Identity,
-    Interaction,
-    LogRecord,
-    Priority,
-    Sched,
-    SchedRow,
-    Started,
-    Status,
-    Usage,
-    Watched,
-)
-from aiosd.abi.storage import Passage, StorageSpace, StoredObject
-from aiosd.abi.system import (
-    CallStatistics,
-    Event,
-    Gateway,
-    Metric,
-    Pong,
-    Sample,
-    SystemInfo,
-    Welcome,
-)
-from aiosd.abi.tools import Layer, Tool, ToolResult, ToolServer
+import importlib
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from aios import tools as tools
     from aios.aio import AsyncKernel, connect_async
+    from aios.errors import Busy, ConnectionLost, VersionError
+    from aios.kernel import Kernel, connect
+    from aios.loop import LoopResult, LoopStep
+    from aios.prometheus import exposition
+    from aios.streams import AsyncStream, Stream
+    from aiosd.abi import LEVEL
+    from aiosd.abi.accounts import AuditRecord, GrantRecord, Pending, Quota, UsageRow
+    from aiosd.abi.cores import Core, Model, RouteCore, Routed
+    from aiosd.abi.inference import (
+        Beam,
+        Chunk,
+        Context,
+        ContextTurn,
+        Embeddings,
+        Function,
+        Generation,
+        Recalled,
+        Snapshot,
+        Timing,
+        TokenUsage,
+        ToolCall,
+        Turn,
+        TurnCall,
+        Watermark,
+    )
+    from aiosd.abi.memory import Memory, Space
+    from aiosd.abi.messages import Message, Sent
+    from aiosd.abi.process import (
+        Agent,
+        ExitStatus,
+        Happening,
+        Identity,
+        Interaction,
+        LogRecord,
+        Priority,
+        Sched,
+        SchedRow,
+        Started,
+        Status,
+        Usage,
+        Watched,
+    )
+    from aiosd.abi.storage import Passage, StorageSpace, StoredObject
+    from aiosd.abi.system import (
+        CallStatistics,
+        Event,
+        Gateway,
+        Metric,
+        Pong,
+        Sample,
+        SystemInfo,
+        Welcome,
+    )
+    from aiosd.abi.tools import Layer, Tool, ToolResult, ToolServer
 
 __all__ = [
     "LEVEL",
@@ -146,16 +146,41 @@ __all__ = [
     "exposition",
 ]
 
+_MODULES: Final = (
+    "aios.kernel",
+    "aios.errors",
+    "aios.loop",
+    "aios.prometheus",
+    "aios.streams",
+    "aiosd.abi",
+    "aiosd.abi.accounts",
+    "aiosd.abi.cores",
+    "aiosd.abi.inference",
+    "aiosd.abi.memory",
+    "aiosd.abi.messages",
+    "aiosd.abi.process",
+    "aiosd.abi.storage",
+    "aiosd.abi.system",
+    "aiosd.abi.tools",
+    "aios.aio",  # last: asyncio takes longer to import than all the others
+)
+"""Where the names of __all__ are looked for, in this order."""
+
 
 def __getattr__(name: str) -> Any:
-    """Bring in what is seldom needed when it is first asked for: asyncio takes long to import."""
+    """Bring in what is here when it is first asked for: all of it takes long to import.
+
+    A tool's host needs next to nothing of it, and starts that much sooner.
+    """
     if name == "tools":
-        import aios.tools
+        return importlib.import_module("aios.tools")
+    for module in _MODULES if name in __all__ else ():
+        found = vars(importlib.import_module(module))
+        if name in found:
+            globals()[name] = found[name]
+            return found[name]
+    raise AttributeError(f"module 'aios' has no attribute {name!r}")
 
-        return aios.tools
-    if name not in ("AsyncKernel", "connect_async"):
-        raise AttributeError(f"module 'aios' has no attribute {name!r}")
-    from aios import aio
 
-    value = globals()[name] = getattr(aio, name)
-    return value
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "tools"})

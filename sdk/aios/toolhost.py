@@ -15,11 +15,9 @@ the process dies, the kernel sees the socket end.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import importlib.util
-import json
 import os
 import resource
 import select
@@ -27,11 +25,12 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from aios.tools import BadArguments, BadResult, Declared, Unavailable, declared
 from aios.workfiles import Workspace
@@ -165,6 +164,8 @@ def _failed(call: toolwire.Call, kind: toolwire.Kind, error: object, prefix: str
 
 def _show(error: BaseException) -> None:
     """Print where in the tool an exception came from, without the host's own frames."""
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename != __file__]
     sys.stderr.write("".join(traceback.format_list(own)))
@@ -331,7 +332,7 @@ def declare(names: list[str]) -> int:
             except Unavailable as error:
                 failed[name] = str(error)
         _flush()
-        os.write(out, json.dumps({"tools": tools, "failed": failed}).encode() + b"\n")
+        os.write(out, msgspec.json.encode({"tools": tools, "failed": failed}) + b"\n")
     return 0 if tools else 1
 
 
@@ -349,6 +350,7 @@ def _printing_to_stderr() -> Iterator[int]:
 
 def serve(fd: int, names: list[str]) -> int:
     """Serve the tools of these modules on an inherited socket. Returns the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)  # what a tool starts must not hold the kernel's socket
     link = Link(sock)
@@ -369,6 +371,13 @@ def serve(fd: int, names: list[str]) -> int:
 
 def main() -> int:
     """Run the host; returns its exit status."""
+    match sys.argv[1:]:  # the kernel's own ways, which are to be short
+        case ["--fd", fd, name] if fd.isdecimal():
+            return serve(int(fd), [name])
+        case ["--declare", name]:
+            return declare([name])
+    import argparse
+
     parser = argparse.ArgumentParser(prog="aios.toolhost", description="serve Python tools")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--fd", type=int, help="inherited socket to the kernel")
@@ -377,7 +386,6 @@ def main() -> int:
     options = parser.parse_args()
     if options.declare:
         return declare(options.modules)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     return serve(options.fd, options.modules)
 
 

@@ -8,8 +8,8 @@ one.
 How: one blocking client and a real daemon, which runs without cores. The no-op and the sleeper are
 Python functions. Warm calls and pings go in turns, one by one: two processes that only ping each
 other may be put on one processor, where neither has to be woken, and that is no measure of a call
-on which three work. Cold: a second daemon keeps no host for the next call; the bare side is the same
-program, module and interpreter, started by this process and read to its end.
+on which three work. Cold: a second daemon keeps no host for the next call; the bare side is the
+same program, module and interpreter, started by this process and read to its end.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -23,16 +24,34 @@ CALLS = [call for call in TABLE.values() if call.name not in bindings.CONNECTION
 
 
 def test_all_is_exactly_what_is_public() -> None:
-    hidden = {"annotations", "TYPE_CHECKING", "Any"}
-    public = {
-        name
-        for name, value in vars(aios).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
-    }
-    assert set(aios.__all__) == (public | {"AsyncKernel", "connect_async"}) - hidden
-    assert all(hasattr(aios, name) for name in aios.__all__)
+    stated = _stated()
+    assert set(aios.__all__) == set(stated) | {"AsyncKernel", "connect_async"}
+    for name, module in stated.items():
+        assert getattr(aios, name) is getattr(importlib.import_module(module), name), name
+    assert set(aios.__all__) <= set(dir(aios))
     assert not hasattr(aios, "connect_soon")
     assert len(set(aios.__all__)) == len(aios.__all__)
+
+
+def _stated() -> dict[str, str]:
+    """The names that type checkers see in `aios`, and from which module each is."""
+    tree = ast.parse(Path(aios.__file__).read_text("utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    hidden = {"annotations", "TYPE_CHECKING", "Any", "Final", "tools"}
+    return {
+        alias.name: node.module or ""
+        for node in imports
+        for alias in node.names
+        if alias.name not in hidden
+    }
+
+
+def test_to_import_aios_imports_next_to_nothing() -> None:
+    code = "import aios, sys; print([n for n in sys.modules if n.startswith(('aiosd', 'msgspec'))])"
+    path = f"{ROOT}{os.pathsep}{ROOT / 'sdk'}"
+    environ = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, check=True, stdout=-1)
+    assert done.stdout.decode().strip() == "[]"
 
 
 def test_every_type_that_a_method_answers_with_is_exported() -> None:
