@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 MAN = ROOT / "man"
 PAGES = sorted(MAN.glob("man[0-9]/*.[0-9]*"))
 BY_HAND = {"aiosd.1", "aiosctl.1", "aiosh.1", "aiosd.toml.5", "aios.7", "aios-tools.7",
-           "aios-tool-catalog.7", "aios-ray.7"}  # fmt: skip
+           "aios-tool-catalog.7", "aios-ray.7", "aios-gateway.7"}  # fmt: skip
 MACROS = {"TH", "SH", "SS", "TP", "PP", "B", "BR", "BI", "I", "IR", "IB", "RB", "RI", "RS", "RE",
           "nf", "fi", "br"}  # fmt: skip
 

@@ -17,7 +17,16 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import cerebrum, mcproutes, models, scrape
+from . import (
+    cerebrum,
+    chat,
+    completions,
+    embeddings,
+    mcproutes,
+    models,
+    responses,
+    scrape,
+)
 from .guard import Guard
 from .office import Office
 from .refusal import Refusal
@@ -27,6 +36,10 @@ FAMILIES: Final[tuple[Callable[[Office], list[BaseRoute]], ...]] = (
     cerebrum.routes,
     mcproutes.routes,
     scrape.routes,
+    chat.routes,
+    completions.routes,
+    embeddings.routes,
+    responses.routes,
 )
 
 

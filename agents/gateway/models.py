@@ -54,8 +54,7 @@ async def choose(kernel: aios.AsyncKernel, office: Office, model: str) -> Choice
     wanted = office.setup.models.get(model, model)
     if not wanted or wanted == ANY:
         return Choice()
-    cores = await kernel.list_cores()
-    if any(core.name == wanted for core in cores):
+    if wanted in await office.cores(kernel):
         return Choice(core=wanted)
     if wanted != model:
         return Choice(needs=wanted)

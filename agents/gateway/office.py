@@ -29,6 +29,8 @@ IDLE_S: Final = 60.0
 SWEEP_S: Final = 5.0
 RECONNECT_S: Final = 5.0
 """Seconds that a request waits for a kernel which is away."""
+CORES_S: Final = 1.0
+"""Seconds that a list of cores is taken for the present one."""
 STRANGERS: Final = 16
 """Keys that may be tried at the same time."""
 LONGEST_KEY: Final = 128
@@ -54,6 +56,15 @@ class Office:
         self._lines: dict[str, _Line] = {}  # by key, the longest unused first
         self._strangers = asyncio.Semaphore(STRANGERS)
         self._sweeping: asyncio.TimerHandle | None = None
+        self._cores: tuple[float, list[str]] = (0.0, [])
+
+    async def cores(self, kernel: aios.AsyncKernel) -> list[str]:
+        """Return the names of all cores, as they were a moment ago."""
+        until, names = self._cores
+        if monotonic() > until:
+            names = [core.name for core in await kernel.list_cores()]
+            self._cores = monotonic() + CORES_S, names
+        return names
 
     @asynccontextmanager
     async def caller(self, headers: Headers) -> AsyncIterator[aios.AsyncKernel]:

@@ -16,6 +16,8 @@ from .guard import respond
 from .refusal import Refusal, told
 
 DONE: Final = b"data: [DONE]\n\n"
+QUIET_S: Final = 15.0
+"""Seconds without a piece after which a comment is sent."""
 _HEAD: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -46,6 +48,7 @@ class Events(Response):
 
     def __init__(self, pieces: AsyncIterator[bytes]) -> None:
         self._pieces = pieces
+        self._quiet = False
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,19 +57,34 @@ class Events(Response):
             await unless_gone(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
-        begun = False
+        keeping: asyncio.Task[None] | None = None
         try:
             async for piece in self._pieces:
-                if not begun:
-                    begun = True
+                if keeping is None:
                     await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+                    keeping = asyncio.ensure_future(self._keep(send))
+                self._quiet = False
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         except (Refusal, OSError) as error:
-            if not begun:
+            if keeping is None:
                 raise
             piece = event(told(error)[2])
             await send({"type": "http.response.body", "body": piece, "more_body": True})
+        finally:
+            if keeping is not None:
+                keeping.cancel()
         await send({"type": "http.response.body", "body": b""})
+
+    async def _keep(self, send: Send) -> None:
+        """Send comments while there is nothing else: a client may give up on a silent stream.
+
+        An agent that was suspended for long finds them when it goes on, and does not give up.
+        """
+        while True:
+            self._quiet = True
+            await asyncio.sleep(QUIET_S)
+            if self._quiet:
+                await send({"type": "http.response.body", "body": b":\n\n", "more_body": True})
 
 
 def event(body: Any, name: str = "") -> bytes:

@@ -22,7 +22,8 @@ CORE = """
 name = "fake"
 driver = "fake"
 slots = 8
-n_ctx = 4096
+n_ctx = 8192
+options = {step_ms = 1}
 
 [memory]
 embedder = "fake"

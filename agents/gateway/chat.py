@@ -1,0 +1,228 @@
+"""Chats: POST /v1/chat/completions, whole or as a stream of pieces."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from time import time
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+import aios
+
+from . import models, offers
+from .messages import Message, turns
+from .office import Office
+from .refusal import Refusal
+from .reply import DONE, Events, Json, event, read, unless_gone
+from .sampling import Ending, Sampling, options, stops
+
+FINISH: Final = {"stop": "stop", "length": "length", "calls": "tool_calls"}
+"""How a generation's end is called; one that was cancelled is cut off, as by a length."""
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """What a stream is to bring beside the text."""
+
+    include_usage: bool | None = None
+
+
+class Chat(Sampling, frozen=True, kw_only=True):
+    """A request. Fields that are not here are passed over."""
+
+    messages: list[Message]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[offers.Tool] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+
+
+def routes(office: Office) -> list[BaseRoute]:
+    """Return the routes of this family."""
+
+    async def completions(request: Request) -> Response:
+        asked = await read(request, Chat)
+        _check(asked)
+        if asked.stream:
+            return Events(_streamed(office, request, asked))
+        return Json(await unless_gone(request.receive, _whole(office, request, asked)))
+
+    return [Route("/v1/chat/completions", completions, methods=["POST"])]
+
+
+def _check(asked: Chat) -> None:
+    if (asked.n or 1) != 1:
+        raise Refusal(400, "n: one answer at a time; ask again for another", param="n")
+    if asked.top_logprobs:
+        sentence = "top_logprobs: of each token, only its own log-probability can be had"
+        raise Refusal(400, sentence, param="top_logprobs", code="unsupported")
+
+
+async def _asked(kernel: aios.AsyncKernel, office: Office, asked: Chat) -> dict[str, Any]:
+    """Return what llm_generate is told."""
+    told = {
+        "messages": turns(asked.messages),
+        "max_tokens": asked.max_completion_tokens or asked.max_tokens or 0,
+        "schema": offers.schema(asked.response_format, "response_format"),
+        **options(asked),
+        **(await models.choose(kernel, office, asked.model))._asdict(),
+        **offers.offer(asked.tools, asked.tool_choice, asked.parallel_tool_calls),
+    }
+    if "functions" not in told:
+        told["stop"] = stops(asked.stop)
+    return told
+
+
+async def _whole(office: Office, request: Request, asked: Chat) -> dict[str, Any]:
+    """Return a whole answer."""
+    async with office.caller(request.headers) as kernel:
+        told = await _asked(kernel, office, asked)
+        ending = Ending([] if "stop" in told else stops(asked.stop))
+        logprobs: list[dict[str, Any]] = []
+        if asked.logprobs:
+            stream = kernel.llm_generate(**told, logprobs=True, stream=True)
+            async for chunk in stream:
+                logprobs += tokens_of(chunk)
+            reply = stream.reply
+        else:
+            reply = await kernel.llm_generate(**told)
+    text = ending.hear(reply.text) + ending.rest()
+    made = [called(call) for call in reply.calls]
+    message: dict[str, Any] = {"role": "assistant", "content": text or (None if made else "")}
+    if made:
+        message["tool_calls"] = made
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": {"content": logprobs, "refusal": None} if asked.logprobs else None,
+        "finish_reason": finish(reply),
+    }
+    return {
+        "id": _id(),
+        "object": "chat.completion",
+        "created": int(time()),
+        "model": reply.core or asked.model,
+        "choices": [choice],
+        "usage": usage(reply.usage),
+        "aios": about(reply),
+    }
+
+
+async def _streamed(office: Office, request: Request, asked: Chat) -> AsyncIterator[bytes]:
+    """Give an answer piece by piece."""
+    async with office.caller(request.headers) as kernel:
+        told = await _asked(kernel, office, asked)
+        ending = Ending([] if "stop" in told else stops(asked.stop))
+        head = {"id": _id(), "object": "chat.completion.chunk", "created": int(time())}
+        head["model"] = told["core"] or asked.model or models.ANY
+        pieces = _Pieces(head, bool(asked.logprobs))
+        begun = False
+        async with kernel.llm_generate(
+            **told, logprobs=bool(asked.logprobs), stream=True
+        ) as stream:
+            async for chunk in stream:
+                if not begun:
+                    begun = True
+                    yield pieces.delta({"role": "assistant", "content": ""})
+                text = ending.hear(chunk.text)
+                if text or asked.logprobs:
+                    yield pieces.text(text, chunk)
+            reply = stream.reply
+    if not begun:
+        yield pieces.delta({"role": "assistant", "content": ""})
+    if rest := ending.rest():
+        yield pieces.delta({"content": rest})
+    if reply.calls:
+        made = [{"index": at, **called(call)} for at, call in enumerate(reply.calls)]
+        yield pieces.delta({"tool_calls": made})
+    yield pieces.delta({}, finish(reply))
+    if asked.stream_options and asked.stream_options.include_usage:
+        yield event({**head, "choices": [], "usage": usage(reply.usage), "aios": about(reply)})
+    yield DONE
+
+
+class _Pieces:
+    """Makes the events of one stream: all but the text of a piece is encoded once."""
+
+    def __init__(self, head: dict[str, Any], logprobs: bool) -> None:
+        self._head = head
+        self._logprobs = logprobs
+        before = msgspec.json.encode(head)[:-1]
+        self._before = b"data: " + before + b',"choices":[{"index":0,"delta":{"content":'
+        self._after = b'},"logprobs":null,"finish_reason":null}]}\n\n'
+
+    def text(self, text: str, chunk: aios.Chunk) -> bytes:
+        """Return a piece of the text."""
+        if self._logprobs:
+            found = {"content": tokens_of(chunk), "refusal": None}
+            return self.delta({"content": text}, None, found)
+        return self._before + msgspec.json.encode(text) + self._after
+
+    def delta(
+        self, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None
+    ) -> bytes:
+        """Return any other piece."""
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return event({**self._head, "choices": [choice]})
+
+
+def finish(reply: aios.Generation) -> str:
+    """Return how OpenAI calls the end of a generation."""
+    return FINISH.get(reply.finish_reason, "length")
+
+
+def called(call: aios.ToolCall) -> dict[str, Any]:
+    """Return a call that the client is to carry out."""
+    arguments = msgspec.json.encode(call.arguments).decode()
+    function = {"name": call.tool, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def tokens_of(chunk: aios.Chunk) -> list[dict[str, Any]]:
+    """Return the log-probabilities of a chunk's tokens; the text of several goes to the first."""
+    rows = []
+    for at, logprob in enumerate(chunk.logprobs):
+        text = chunk.text if at == 0 else ""
+        row = {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+        rows.append(row)
+    return rows
+
+
+def usage(used: aios.TokenUsage) -> dict[str, Any]:
+    """Return what a request took."""
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": used.cached_tokens},
+    }
+
+
+def about(reply: aios.Generation) -> dict[str, Any]:
+    """Return what only AIOS knows of a request."""
+    return {
+        "request": reply.request,
+        "context": reply.context,
+        "core": reply.core,
+        "exact": reply.exact,
+        "finish_reason": reply.finish_reason,
+        "reason": reply.reason,
+        "dollars": reply.usage.dollars,
+        "waiting_s": reply.timing.waiting_s,
+        "turnaround_s": reply.timing.turnaround_s,
+    }
+
+
+def _id() -> str:
+    return f"chatcmpl-{secrets.token_hex(12)}"
