@@ -70,15 +70,17 @@ async def catch_up(generation: Generation, resume: int) -> None:
 async def repeat(kept: bytes, args: abi.LlmGenerate, stream: Asker) -> abi.Generation:
     """Give a kept answer again; a stream gets what it has not received in one chunk."""
     answer = msgspec.msgpack.decode(kept, type=Answer)
-    tokens = answer.reply.token_ids
+    tokens, count = answer.reply.token_ids, len(answer.texts) - 1  # the last text is what is behind
     if 0 <= answer.certain < args.resume:
         raise _changed(args.resume, answer.certain, answer.reply.core)
-    if args.resume > len(tokens):
-        raise _ahead(args.resume, len(tokens))
+    if args.resume > count:
+        raise _ahead(args.resume, count)
     if args.stream and answer.texts[args.resume :]:
         text = "".join(answer.texts[args.resume :])
         logprobs = answer.reply.logprobs[args.resume :]
-        await stream.send(abi.Chunk(text, tokens[args.resume :], args.resume, logprobs))
+        pieces = 0 if tokens else count - args.resume
+        ids = tokens[args.resume :]
+        await stream.send(abi.Chunk(text, ids, args.resume, logprobs, pieces=pieces))
     return answer.reply
 
 

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
 from aiosd.cores.core import Core
@@ -38,6 +40,8 @@ class Context:
     build, processor, setting) that computed its KV, "" before one did. gone: it was forgotten.
     snapshots: how many named ones it has. held: a request that calls tools is between two of its
     rounds on it, and nobody else may change it. route: why its latest request is on this core.
+    turns: of the chat, on a provider's core, where they are all there is; the list is never
+    changed, but replaced.
     """
 
     sequence: Sequence
@@ -50,6 +54,7 @@ class Context:
     snapshots: int = 0
     held: bool = False
     route: str = ""
+    turns: list[abi.Turn] = field(default_factory=list)
     created: float = field(default_factory=time.time)
     used: float = field(default_factory=time.time)
 
@@ -60,6 +65,7 @@ class Context:
             "window": self.window.meta(),
             "public": self.sequence.public,
             "shared": self.sequence.shared,
+            **({"turns": msgspec.to_builtins(self.turns)} if self.turns else {}),
         }
 
     def take_meta(self, meta: dict[str, Any]) -> None:
@@ -68,6 +74,7 @@ class Context:
         self.exact = meta.get("exact", self.exact)
         self.sequence.public = meta.get("public", 0)
         self.sequence.shared = meta.get("shared", 0)
+        self.turns = msgspec.convert(meta.get("turns", []), list[abi.Turn])
 
     def record(self) -> ContextRow:
         """Return all of it as it is at this moment, for the journal."""
@@ -116,6 +123,11 @@ class Context:
         self.local.placement.restart(sequence, stay)
 
     @property
+    def blank(self) -> bool:
+        """Whether nothing was read into it yet."""
+        return not (self.sequence.tokens or self.turns)
+
+    @property
     def local(self) -> LocalCore:
         """Its core, whose KV is in our hands; raises OSError(ENOTSUP) where it is not."""
         if not isinstance(self.core, LocalCore):
@@ -143,7 +155,12 @@ class Context:
 
     @property
     def tier(self) -> str:
-        """Where its KV is: slot, ram, disk, or tokens when it would have to be computed again."""
+        """Where its KV is: slot, ram, disk, or tokens when it would have to be computed again.
+
+        remote: there is none here, a provider computes it.
+        """
+        if not isinstance(self.core, LocalCore):
+            return "remote"
         if self.sequence.resident:
             return "slot"
         snapshot = self.sequence.snapshot
@@ -284,7 +301,7 @@ class Contexts:
 
     async def keep(self, context: Context) -> None:
         """Make a context durable as it is, once it holds something."""
-        if context.sequence.tokens:
+        if not context.blank:
             await self._journal.save([context.record()])
 
     async def save(self, aid: int) -> None:
@@ -293,6 +310,10 @@ class Contexts:
 
     async def copy(self, parent: Context, aid: int) -> Context:
         """Give an agent a copy of a context: its tokens, its record, and its KV as it is held."""
+        if not isinstance(parent.core, LocalCore):
+            child = self.create(parent.core, aid, parent.sequence.uid, parent.sequence.nice)
+            child.take_meta(parent.meta())
+            return child
         source, core = parent.sequence, parent.local
         await core.placement.save(source)
         child = self.create(core, aid, source.uid, source.nice)

@@ -22,8 +22,18 @@ import msgspec
 
 from aiosd import again, callforms, calling, charge
 from aiosd import window as windows
-from aiosd.abi.inference import Beam, Chunk, LlmGenerate, Recalled, Timing, TokenUsage, ToolCall
+from aiosd.abi.inference import (
+    Beam,
+    Chunk,
+    LlmGenerate,
+    Recalled,
+    Timing,
+    TokenUsage,
+    ToolCall,
+    Turn,
+)
 from aiosd.abi.inference import Generation as Result
+from aiosd.bill import Bill
 from aiosd.calling import Form, Said
 from aiosd.context import Context
 from aiosd.engine.protocol import Beam as Found
@@ -47,7 +57,8 @@ class Generation:
     ours. certain: of how many tokens it is certain that whoever read them under an earlier kernel
     read these very ones; -1: of all, since the core promises it. form: how its functions were put
     to the model, if any: then `texts` is what its caller reads and `wrote` what the model writes.
-    said: what that meant, when it has ended.
+    said: what that meant, when it has ended. bill and asked: of a request that a provider computes,
+    what it costs, and the turns that it adds to its context; tried: cores that could not do it.
     """
 
     def __init__(
@@ -71,9 +82,7 @@ class Generation:
         self._on_full = on_full
         self.submitted = time.monotonic()
         self.submitted_at = time.time()
-        self.started = 0.0
-        self.first_token = 0.0
-        self.ended = 0.0
+        self.started = self.first_token = self.ended = 0.0
         self.most = args.max_tokens
         self.prompt_tokens = 0
         self.cached_tokens = 0
@@ -86,6 +95,9 @@ class Generation:
         self.form: Form | None = None
         self.wrote: list[str] = []
         self.said: Said | None = None
+        self.bill: Bill | None = None
+        self.asked: list[Turn] = []
+        self.tried: list[str] = []
         self.finish = ""
         self.reason = ""
         self.error: OSError | None = None
@@ -145,6 +157,7 @@ class Generation:
             "due": due,
             "left": self._left,
             "certain": self.certain,
+            "bill": self.bill,
             "style": self.form.style if self.form is not None else "",
             "wrote": self.wrote.copy(),
             "route": self.route,
@@ -180,6 +193,7 @@ class Generation:
             due, left = progress["due"], progress["left"]
             self._left = left if due is None else max(0.0, due - time.time())
         self.goal = msgspec.convert(progress["goal"], Goal | None)
+        self.bill = msgspec.convert(progress.get("bill"), Bill | None)
         self._rehear(progress.get("style", ""), progress.get("wrote", []))
         return self.goal
 
@@ -289,6 +303,17 @@ class Generation:
         pace = (self.ended - self.first_token) / max(1, len(self.tokens) - 1)
         return max(0.0, self.first_token - self.submitted), pace
 
+    def complete(self, finish: str) -> None:
+        """End it: its reply is whole."""
+        if not self.done:
+            self._end(finish)
+
+    def cut(self, reason: str) -> None:
+        """End it with the text that there is: its provider gives no more."""
+        if not self.done:
+            self.reason = reason
+            self._end("cancelled")
+
     def stop_clock(self) -> None:
         """Stop counting towards the deadline (its agent is suspended)."""
         self.disturbed = self.disturbed or not self.done
@@ -318,12 +343,14 @@ class Generation:
     def chunk(self, start: int) -> Chunk:
         """Return the tokens and the text from a token on."""
         text = "".join(self.texts[start:]) + self.tail
+        ids = self.tokens[start:]
         return Chunk(
             text=text,
-            token_ids=self.tokens[start:],
+            token_ids=ids if self.bill is None else [],
             index=start,
             logprobs=self.logprobs[start:],
             request=self.rid,
+            pieces=0 if self.bill is None else len(ids),
         )
 
     def read_to(self, reader: object, seen: int) -> None:
@@ -349,15 +376,10 @@ class Generation:
         core = self.context.core
         return Result(
             text="".join(self.texts) + self.tail,
-            token_ids=self.tokens,
+            token_ids=self.tokens if self.bill is None else [],
             finish_reason=self.finish,
             reason=self.reason,
-            usage=TokenUsage(
-                prompt_tokens=self.prompt_tokens,
-                completion_tokens=len(self.tokens),
-                cached_tokens=self.cached_tokens,
-                dollars=charge.dollars(self),
-            ),
+            usage=self._usage(),
             timing=self.timing(),
             context=self.context.cid,
             core=core.name,
@@ -371,6 +393,10 @@ class Generation:
             calls=self._calls(),
         )
 
+    def _usage(self) -> TokenUsage:
+        prompt, cached, said = charge.counted(self)
+        return TokenUsage(prompt, said, cached, charge.dollars(self))
+
     def _calls(self) -> list[ToolCall]:
         """Return what its caller is to call."""
         wanted = self.said.calls if self.said is not None else []
@@ -381,7 +407,7 @@ class Generation:
 
     def _parsed(self) -> Any:
         """Return the value that a schema's text stands for, once it is whole."""
-        if self.args.schema is None or self.finish != "stop":
+        if self.args.schema is None or self.finish != "stop" or self.reason:
             return None
         return msgspec.json.decode("".join(self.texts) + self.tail)
 
@@ -397,6 +423,7 @@ class Generation:
     def record(self) -> dict[str, Any]:
         """Return what is kept of it: a row of the table of requests. Times are Unix seconds."""
         timing = self.timing()
+        prompt, cached, said = charge.counted(self)
         return {
             "id": self.rid,
             "aid": self.aid,
@@ -405,9 +432,9 @@ class Generation:
             "t_submit": self.submitted_at,
             "t_start": self.submitted_at + timing.waiting_s,
             "t_end": self.submitted_at + timing.turnaround_s,
-            "prompt_tokens": self.prompt_tokens,
-            "cached_tokens": self.cached_tokens,
-            "completion_tokens": len(self.tokens),
+            "prompt_tokens": prompt,
+            "cached_tokens": cached,
+            "completion_tokens": said,
             "finish": self.finish,
             "error": (self.error.strerror or "") if self.error else self.reason,
             "waiting_s": timing.waiting_s,

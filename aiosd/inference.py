@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from aiosd import again, doing, kv, revival
+from aiosd import again, doing, kv, remotely, revival
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
 from aiosd.admission import Admission
@@ -97,8 +97,16 @@ class Inference:
         self._originals = Originals(db, config.context.keep_originals)
         self._room = Room(cores, self.contexts, events, self._originals, self._think)
         self.preparation = Preparation(
-            table, cores, self.contexts, self._room, self._order, quotas, config.context.policy
+            table,
+            cores,
+            self.contexts,
+            self._room,
+            self._order,
+            quotas,
+            config.context.policy,
+            self.journal,
         )
+        self.preparation.elsewhere = self._elsewhere
         self.moving = Moving(cores, self.contexts, events)
         self.managers = (self, self.contexts, self._audience, self._room, self.moving)
 
@@ -270,6 +278,10 @@ class Inference:
         if row.key and not cancel:
             kept = self._keys.reopen((True, row.aid), "llm_generate", row.key, again.body(args))
         self._enter(generation, kept, bool(cancel) or self._table.get(row.aid).stopped)
+        if generation.bill is not None and generation.bill.sent:
+            generation.bill.lost, generation.certain = True, generation.known
+            generation.cut(cancel or remotely.KILLED)
+            return
         if cancel:
             generation.cancel(cancel)
             return
@@ -333,6 +345,27 @@ class Inference:
             if context.fingerprint != known:  # by which core is on record before a token is sent
                 generation.begun = self.journal.flush() or generation.begun
 
+    def _elsewhere(self, generation: Generation, code: int, message: str) -> None:
+        """Have a request done by another core; a provider's core could not, and nothing came of it.
+
+        What can't go elsewhere, since its core was asked for by name or there is no other one, ends
+        with the error.
+        """
+        context, tried = generation.context, generation.tried
+        tried.append(context.core.name)
+        try:
+            core = self.preparation.another(generation, tried)
+        except OSError as error:
+            generation.failed(code, f"{message}; no other core: {error.strerror or error}")
+            return
+        log.info("request %d goes on on core %s: %s", generation.rid, core.name, message)
+        self.contexts.move(context, core)
+        self._events.emit(
+            "request.rerouted", generation.aid, request=generation.rid, core=core.name, why=message
+        )
+        generation.bill = None
+        generation.preparing = asyncio.get_running_loop().create_task(self._prepare(generation))
+
     async def _read(self, generation: Generation, seen: int, stream: again.Asker) -> None:
         """Send a generation's tokens as they come, no faster than the reader takes them."""
         generation.read_to(stream, seen)
@@ -393,7 +426,9 @@ class Inference:
         if self._leaving and generation.kept is not None:
             self.journal.leave(generation.rid)
         else:
-            if not context.sequence.tokens:
+            if generation.bill is not None:
+                remotely.remember(generation)
+            if context.blank:
                 self.contexts.forget(context)
             self._ledger.close(generation)
         if context.core.draining and not context.core.requests:

@@ -99,12 +99,13 @@ class Ledger:
         """Charge the agent; return what writes its totals and the request's record."""
         timing = generation.timing()
         row = generation.record()
+        prompt, cached, said = charge.counted(generation)
         rid, keep = generation.rid, self.keep
         totals = self._table.account(
             generation.aid,
-            tokens_in=max(0, generation.prompt_tokens - generation.cached_tokens),
-            tokens_out=len(generation.tokens),
-            cached=generation.cached_tokens,
+            tokens_in=max(0, prompt - cached),
+            tokens_out=said,
+            cached=cached,
             waiting_s=timing.waiting_s,
             turnaround_s=timing.turnaround_s,
             dollars=charge.dollars(generation),

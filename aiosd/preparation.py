@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aiosd import callforms, charge, kv, leading
+from aiosd import callforms, charge, kv, leading, remotely
 from aiosd.abi import inference as abi
 from aiosd.access import Caller
 from aiosd.context import Context, Contexts
 from aiosd.cores import offer
+from aiosd.cores.core import Core
 from aiosd.cores.dispatcher import Cores
+from aiosd.cores.local import LocalCore
 from aiosd.engine.prompt import common
 from aiosd.engine.protocol import Goal, Sampling, Slide, Tokens
 from aiosd.generation import Generation, check
@@ -32,6 +34,7 @@ from aiosd.process import Process
 from aiosd.room import Room
 
 if TYPE_CHECKING:
+    from aiosd.journal import Journal
     from aiosd.proc import ProcessTable
     from aiosd.quota import Quotas
     from aiosd.recall import Recall
@@ -49,8 +52,11 @@ class Preparation:
         order: Order,
         quotas: Quotas,
         policy: str,
+        journal: Journal,
     ) -> None:
         self.recall: Recall  # given by the kernel before the first request
+        self.elsewhere: remotely.Elsewhere  # given by whoever takes requests on
+        self._journal = journal
         self.policy = policy
         self._table = table
         self._cores = cores
@@ -73,7 +79,7 @@ class Preparation:
             core, why = self._cores.choose(
                 offer.wish(args, process.name, process.max_tokens), args.core
             )
-            policy = args.window or self.policy
+            policy = args.window or (self.policy if isinstance(core, LocalCore) else "error")
             made = self._contexts.create(core, process.aid, process.uid, process.nice, policy)
             made.route = why
             return made
@@ -107,6 +113,17 @@ class Preparation:
         context.route = f"context {context.cid} is on core {context.core.name}"
         return context
 
+    def another(self, generation: Generation, tried: list[str]) -> Core:
+        """Return another core for a request that those tried could not do; raises OSError."""
+        args, context = generation.args, generation.context
+        if args.core:
+            raise OSError(errno.ENODEV, f"core {args.core} was asked for by name")
+        process = self._table.get(generation.aid)
+        wish = offer.wish(args, process.name, process.max_tokens)
+        core, why = self._cores.choose(wish, without=tried)
+        context.route = generation.route = f"{why}; {', '.join(tried)} could not do it"
+        return core
+
     def _come_home(self, context: Context) -> None:
         """Move a context whose core was removed to the one that has its name now, if any."""
         home = self._cores.find(context.core.name)
@@ -122,6 +139,12 @@ class Preparation:
         sequence = context.sequence
         if args.recall:
             args, generation.recalled = await self.recall.add(sequence.uid, generation.aid, args)
+        if not isinstance(context.core, LocalCore):
+            await self._chat(generation, args)
+            return
+        if context.turns:  # it comes from a provider's core, where it was its turns
+            turns = [*context.turns, *remotely.asked(args)]
+            args = msgspec.structs.replace(args, prompt="", messages=turns)
         await context.core.ready()
         args, tools = self._put(generation, args)
         grammar = await self._grammar(generation)
@@ -136,6 +159,28 @@ class Preparation:
         if context.local.setup.n_ctx > window:  # it moved to a larger one: more may come
             await self._afford(generation, len(tokens))
         self._set(generation, tokens, grammar, system)
+
+    async def _chat(self, generation: Generation, args: abi.LlmGenerate) -> None:
+        """Turn a request into what its provider is sent; see `goal`."""
+        context = generation.context
+        remotely.check(args)
+        generation.asked = remotely.asked(args)
+        turns = [*context.turns, *generation.asked]
+        if not turns:
+            raise OSError(errno.EINVAL, "llm_generate: the context is empty; give a prompt")
+        await context.core.ready()
+        process = self._table.get(generation.aid)
+        await self._order.turn(generation, process.nice)
+        context.core.check()
+        generation.most = args.max_tokens or process.max_tokens or context.core.max_output
+        chat = remotely.chat_of(args, turns, generation.most)
+        generation.bill = remotely.bill_of(chat)
+        amounts = charge.worst(generation, 0)
+        _check_price(args, amounts["dollars"])
+        await self._reserve(generation, amounts)
+        sequence = context.sequence
+        sequence.nice = self._table.get(generation.aid).nice
+        sequence.sink = remotely.Reply(generation, chat, self._journal, self.elsewhere)
 
     def _put(self, generation: Generation, args: abi.LlmGenerate) -> tuple[abi.LlmGenerate, str]:
         """Return a request as its model is asked, and what its template is to offer."""
@@ -183,6 +228,9 @@ class Preparation:
         _check_price(generation.args, amounts["dollars"])
         lacking = self._quotas.lacking(generation.rid, "kv_bytes", amounts["kv_bytes"])
         kv.make_room(self._contexts.of(generation.aid), lacking)
+        await self._reserve(generation, amounts)
+
+    async def _reserve(self, generation: Generation, amounts: dict[str, int]) -> None:
         reserved = self._quotas.reserve(generation.rid, amounts, "llm_generate")
         if reserved is not None:
             await asyncio.shield(reserved)
@@ -219,6 +267,7 @@ class Preparation:
         generation.prompt_tokens = length
         wanted = generation.most or window
         sequence.tokens.extend(tokens)
+        context.turns = []
         if system:
             sequence.public = common(sequence.tokens, system)
         sequence.nice = process.nice

@@ -371,6 +371,12 @@ class Room:
 
     async def _turns(self, context: Context, first: int, last: int) -> list[abi.ContextTurn]:
         """Return a context's turns: first what was summarized of them, then what it holds."""
+        if context.turns:
+            return [
+                abi.ContextTurn(number, turn.role, turn.content, [])
+                for number, turn in enumerate(context.turns, 1)
+                if first <= number <= last
+            ]
         found = {
             part.at: abi.ContextTurn(
                 part.number, part.role, part.text, part.tokens, summarized=True
@@ -412,6 +418,8 @@ class Room:
         """Choose what a context does when its window is full; durable when answered."""
         context = self._contexts.get(args.context)
         windows.check(args.policy)
+        if args.policy != "error":
+            context.local  # noqa: B018 (a provider's makes no room)
         before, context.window.policy = context.window.policy, args.policy
         try:
             self.slide(context)

@@ -155,6 +155,37 @@ class Sched(Section, frozen=True, kw_only=True):
     weights: dict[str, _Cost] = {}
 
 
+class Remote(Section, frozen=True, kw_only=True):
+    """[cores.remote]: how a core's provider is reached, and what is asked of it at most.
+
+    base_url: "" is the provider's own. api_key: where its key is: env:VARIABLE, credential:NAME (of
+    systemd) or file:PATH; "" for a server that wants none. dialect: what serves a compatible
+    interface. window: tokens that the model reads and writes at most, 0: not known. max_output:
+    tokens of a reply where nobody says how many. rate: requests a minute, 0: any number. retries:
+    of one request on this core, where that is safe. Timeouts: to connect, to the first token,
+    between tokens. price_cached: dollars per million tokens that the provider had cached; -1: as
+    price_in. omit: parameters that are not sent. extra, headers: more to send. check: ask for the
+    list of models at the start, and before a provider that failed is used again.
+    """
+
+    base_url: Annotated[str, Meta(max_length=2048, pattern=r"^(https?://\S+)?$")] = ""
+    api_key: Annotated[str, Meta(max_length=4096, pattern=r"^((env|credential|file):\S+)?$")] = ""
+    dialect: Literal["openai", "vllm", "sglang", "ollama", "llama-server"] = "openai"
+    window: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
+    max_output: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
+    rate: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    retries: Annotated[int, Meta(ge=0, le=16)] = 3
+    connect_timeout: Duration = 10.0
+    first_timeout: Duration = 120.0
+    token_timeout: Duration = 60.0
+    price_cached: Annotated[float, Meta(ge=-1, le=1e6)] = -1.0
+    ca_file: Annotated[str, PATH] = ""
+    omit: list[str] = []
+    extra: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    check: bool = True
+
+
 class Core(Section, frozen=True, kw_only=True):
     """One [[cores]]. n_ctx is tokens per slot, grid tokens per prefill chunk.
 
@@ -163,7 +194,8 @@ class Core(Section, frozen=True, kw_only=True):
     threads 0: as many as processors. kv_k and kv_v: ggml types, or "auto" for the fastest exact
     setting. nice: of the worker process. class: what requests call what they need, where it is not
     as its driver says (local or frontier). features: beside those that the driver has of itself.
-    quality: for the routing policy best. options: the driver's own (for "fake").
+    quality: for the routing policy best. options: the driver's own (for "fake"). remote: of a core
+    that is a provider's; there slots are the requests that are with it at a time.
     """
 
     name: _Name = "local"
@@ -184,6 +216,7 @@ class Core(Section, frozen=True, kw_only=True):
     features: Annotated[list[str], Meta(max_length=32)] = []
     quality: Annotated[float, Meta(ge=-1e6, le=1e6)] = 0.0
     options: dict[str, Any] = {}
+    remote: Remote = Remote()
 
 
 class Rule(Section, frozen=True, kw_only=True):

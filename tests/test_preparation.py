@@ -32,7 +32,7 @@ def test_what_may_be_refused_is_asked_before_anything_changes() -> None:
     table = SimpleNamespace(get=lambda aid: SimpleNamespace(nice=3))
     nothing = cast(Any, None)
     preparation = Preparation(
-        cast(Any, table), nothing, nothing, cast(Any, _Room()), nothing, nothing, "error"
+        cast(Any, table), nothing, nothing, cast(Any, _Room()), nothing, nothing, "error", nothing
     )
     for new in ([8, 9], []):  # a prompt, and going on
         with pytest.raises(OSError, match="policy slide"):

@@ -83,6 +83,9 @@ class Generation(Record, frozen=True):
     calls: with tools, the calls that the model made, in order. text is its answer then, without the
     JSON around it, and "" where it has none; token_ids, logprobs and usage are of all rounds. With
     finish_reason "calls" the last of them are of functions, which the caller is to carry out.
+
+    On a provider's core token_ids is empty, usage is the provider's own figures (at most what was
+    reserved; where none came, the most it can be), and reason says too why a text is not whole.
     """
 
     text: str
@@ -109,6 +112,9 @@ class Chunk(Record, frozen=True):
     logprobs: of each token, when asked for. request: its request's id. With tools there is a chunk
     for each round: calls are those that were made in it, with what came of them; text is the answer
     in the last one, and "" in the others.
+
+    pieces: on a provider's core, where tokens are not told, how many pieces of text it holds; index
+    counts those.
     """
 
     text: str
@@ -117,6 +123,7 @@ class Chunk(Record, frozen=True):
     logprobs: list[float] = []
     request: int = 0
     calls: list[ToolCall] = []
+    pieces: int = 0
 
 
 @syscall(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiosd.abi import cores as abi
 from aiosd.config import Core as CoreConfig
@@ -25,6 +25,9 @@ from aiosd.cores.standing import Standing
 from aiosd.cores.tiers import Tiers
 from aiosd.engine.protocol import CoreSetup
 from aiosd.sched.policy import Policy, Task
+
+if TYPE_CHECKING:
+    from aiosd.cores.bridge import Bridge
 
 
 class Core(Protocol):
@@ -74,6 +77,10 @@ class Core(Protocol):
     @property
     def window(self) -> int:
         """Tokens that a context holds at most; 0: not known."""
+
+    @property
+    def max_output(self) -> int:
+        """Tokens of a reply, where nobody says how many it may have."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -162,7 +169,7 @@ class Parts:
 
     verdicts: says what the probe of a setup (drivers.setup_key) found before, or "". secret: the
     key of watermarks. setup: of a slot class, where that is not as its configuration says. fetch:
-    gives the path of a model of the hub.
+    gives the path of a model of the hub. bridge: to the process that speaks to providers.
     """
 
     config: CoreConfig
@@ -173,6 +180,7 @@ class Parts:
     secret: bytes = b""
     setup: CoreSetup | None = None
     fetch: Callable[[str], Awaitable[str]] | None = None
+    bridge: Bridge | None = None
 
 
 Driver = Callable[[Parts], Core]

@@ -23,6 +23,7 @@ from aiosd.config import Config
 from aiosd.config import Core as CoreConfig
 from aiosd.config import Sched as SchedConfig
 from aiosd.cores import drivers, slotclass
+from aiosd.cores.bridge import Bridge
 from aiosd.cores.core import Core, Listener, Parts
 from aiosd.cores.local import LocalCore
 from aiosd.cores.offer import CoreOffer, why_not
@@ -62,6 +63,7 @@ class Cores:
             Path(config.kernel.state_dir) / "contexts",
             config.context.disk_limit,
         )
+        self.bridge = Bridge()
         self._cores: dict[str, Core] = {}
         self.router = Router(config.routing)
         self.offers: dict[str, CoreOffer] = {}
@@ -124,6 +126,7 @@ class Cores:
         await self.tiers.drain(self._config.kernel.drain_timeout)
         self.tiers.seal()
         await asyncio.gather(*(core.stop() for core in list(self._cores.values())))
+        await self.bridge.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -337,9 +340,10 @@ class Cores:
             self._secret,
             setup,
             self.fetch,
+            self.bridge,
         )
         core = drivers.find(config.driver)(parts)
-        core.price = Price(config.price_in, config.price_out)
+        core.price = _price(config)
         core.standing.parties = _parties(self.sched)
         if isinstance(core, LocalCore):
             core.sharing.public_limit = self._config.context.public_limit
@@ -393,6 +397,14 @@ def _parties(settings: SchedConfig) -> Parties:
     }
     members = {uid: group for uid, group in named if uid is not None}
     return Parties(settings.share_by == "user", members, weights)
+
+
+def _price(config: CoreConfig) -> Price:
+    """Return what a core's tokens cost; what a local one has read before costs nothing."""
+    if config.driver in ("llama", "fake", "ray"):
+        return Price(config.price_in, config.price_out)
+    cached = config.remote.price_cached
+    return Price(config.price_in, config.price_out, config.price_in if cached < 0 else cached)
 
 
 def default_name(model: str) -> str:

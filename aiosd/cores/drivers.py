@@ -13,10 +13,12 @@ from typing import Final
 import msgspec
 
 from aiosd import modelfile
+from aiosd.config import PACKAGED_MODEL
 from aiosd.config import Core as CoreConfig
 from aiosd.cores import cluster
 from aiosd.cores.core import Core, Driver, Parts
 from aiosd.cores.local import Launch, LocalCore
+from aiosd.cores.remote import RemoteCore
 from aiosd.cores.worker import Worker
 from aiosd.engine.protocol import CoreSetup
 
@@ -61,7 +63,23 @@ def ray(parts: Parts) -> Core:
     return local(parts, *cluster.place(parts))
 
 
-DRIVERS: Final[dict[str, Driver]] = {"llama": llama, "fake": fake, "ray": ray}
+def remote(parts: Parts) -> Core:
+    """Make a core of a provider's endpoint; the driver's name says which client speaks to it."""
+    assert parts.bridge is not None
+    if not parts.config.model or parts.config.model == PACKAGED_MODEL:
+        raise OSError(errno.EINVAL, f"core {parts.config.name}: name the provider's model")
+    if unknown := sorted(parts.config.options):
+        text = f"core {parts.config.name}: options {unknown}: what a provider needs is in remote"
+        raise OSError(errno.EINVAL, text)
+    return RemoteCore(parts, parts.bridge)
+
+
+DRIVERS: Final[dict[str, Driver]] = {
+    "llama": llama,
+    "fake": fake,
+    "ray": ray,
+    "openai": remote,
+}
 
 
 def local(parts: Parts, model: str, worker: Launch = Worker) -> LocalCore:

@@ -427,6 +427,11 @@ class LocalCore:
         return self.setup.n_ctx
 
     @property
+    def max_output(self) -> int:
+        """As many as fit."""
+        return self.setup.n_ctx
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes of KV; 0 before the model is loaded."""
         return self.placement.bytes_per_token

@@ -17,14 +17,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import msgspec
 
 from aiosd.abi.wire import FrameError, Frames, frame
 from aiosd.child import EX_TEMPFAIL
 from aiosd.engine import protocol
-from aiosd.engine.protocol import Command, Event
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +33,16 @@ STDERR_KEPT = 4096  # bytes of a worker's last words
 class Worker(asyncio.Protocol):
     """One worker process. `on_event` gets each event, `on_death` the reason, once.
 
-    `heard` is the loop time of the last sign of life. `program`: the module that runs.
+    `heard` is the loop time of the last sign of life. program, niceness, leave and _decode say what
+    runs in the process and how it is spoken to: an engine, unless a subclass says otherwise.
     """
 
     program: ClassVar[str] = "aiosd.engine"
+    niceness: ClassVar[str] = "AIOS_ENGINE_NICE"
+    leave: ClassVar[msgspec.Struct] = protocol.Quit()
 
     def __init__(
-        self, name: str, on_event: Callable[[Event], None], on_death: Callable[[str, bool], None]
+        self, name: str, on_event: Callable[[Any], None], on_death: Callable[[str, bool], None]
     ) -> None:
         self.name = name
         self.pid = 0
@@ -64,7 +66,7 @@ class Worker(asyncio.Protocol):
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stderr=errors_write,
-                env={**os.environ, "AIOS_ENGINE_NICE": str(nice)},
+                env={**os.environ, self.niceness: str(nice)},
             )
         except OSError:
             ours.close()
@@ -80,7 +82,7 @@ class Worker(asyncio.Protocol):
         ours.setblocking(False)
         await self._loop.create_unix_connection(lambda: self, sock=ours)
 
-    def send(self, command: Command) -> None:
+    def send(self, command: msgspec.Struct) -> None:
         """Queue a command; all commands of one turn of the loop go out in one write."""
         if not self._pending:
             self._loop.call_soon(self._flush)
@@ -94,7 +96,7 @@ class Worker(asyncio.Protocol):
         """Ask the process to leave, kill it after `timeout` seconds, and reap it."""
         self._on_death = _ignore
         if self._transport is not None and not self._transport.is_closing():
-            self.send(protocol.Quit())
+            self.send(self.leave)
             self._flush()
         process = self._process
         if process is None:
@@ -115,7 +117,7 @@ class Worker(asyncio.Protocol):
         self.heard = self._loop.time()
         try:
             for payload in self._frames.feed(data):
-                self._on_event(protocol.decode_event(payload))
+                self._on_event(self._decode(payload))
         except (FrameError, msgspec.DecodeError) as error:
             self._die(f"sent what is no event: {error}")
 
@@ -124,6 +126,9 @@ class Worker(asyncio.Protocol):
         self._die("")
 
     # Inside.
+
+    def _decode(self, payload: bytes | bytearray) -> Any:
+        return protocol.decode_event(payload)
 
     def _flush(self) -> None:
         if self._transport is None or not self._pending:

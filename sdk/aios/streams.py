@@ -94,7 +94,7 @@ class _Flow(Generic[C, R]):
         if self._pending.chunks:
             chunk: C = self._pending.chunks.popleft()
             if isinstance(chunk, Chunk):
-                self._seen = chunk.index + len(chunk.token_ids)
+                self._seen = chunk.index + (chunk.pieces or len(chunk.token_ids))
             return chunk
         self._pending.result()
         return None

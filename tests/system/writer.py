@@ -91,7 +91,7 @@ class Writer(Client):
             chunk = answer(reply, Chunk)
             seen = self.seen[reply.id]
             assert chunk.index == self._first[reply.id] + len(seen), "a token twice, or left out"
-            seen += chunk.token_ids
+            seen += chunk.token_ids or [-1] * chunk.pieces
             self.request[reply.id] = chunk.request
             self.text[reply.id] += chunk.text
             return

@@ -1,0 +1,294 @@
+"""Cores that are providers': a scripted server in place of one, at the daemon's door."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosd.abi.accounts import GetQuota, SetQuota
+from aiosd.abi.chat import Function, Turn
+from aiosd.abi.inference import GetContext, ListContexts, LlmGenerate, SetContext
+from aiosd.abi.process import Fork, ResumeAgent, SuspendAgent
+from aiosd.cores.breaker import FAILURES
+from tests.conftest import World
+from tests.daemon import Daemon
+from tests.frontier import WORDS, Act, Frontier
+from tests.system.agents import until
+from tests.system.writer import Watcher, Writer, core
+
+TEXT = "".join(WORDS)
+ROUTE = """
+[routing.rules.pair]
+cores = ["mute"]
+fallback = ["rest"]
+[routing.rules.rest]
+cores = ["spare"]
+"""
+KEY = "sk-very-secret"
+
+
+def cores(frontier: Frontier, *names: str, **more: Any) -> str:
+    """Return the configuration of cores that are endpoints of a server."""
+    lines = ""
+    for name in names:
+        remote = {
+            "base_url": frontier.url(name),
+            "api_key": "env:FRONTIER_KEY",
+            "max_output": 100,
+            **more,
+        }
+        table = ", ".join(f"{key} = {_toml(value)}" for key, value in remote.items())
+        lines += f'[[cores]]\nname = "{name}"\ndriver = "openai"\nmodel = "m"\nslots = 4\n'
+        lines += f"price_in = 1.0\nprice_out = 10.0\nremote = {{ {table} }}\n"
+    return lines
+
+
+def _toml(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value).lower()
+
+
+@pytest.fixture(scope="module")
+def frontier() -> Iterator[Frontier]:
+    """A server for all tests; each uses endpoints of its own."""
+    with Frontier() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def daemon(world: World, frontier: Frontier) -> Iterator[Daemon]:
+    """A daemon with an endpoint for each test."""
+    state = world.make(must_end_empty=False)
+    world.state_dirs.append(state)
+    places = state, world.make(must_end_empty=True), world.make(must_end_empty=True)
+    names = ["plain", "cut", "fails", "calls", "lies", "turns", "stop", "mute", "spare", "weak"]
+    config = cores(frontier, *names) + cores(frontier, "hasty", first_timeout=0.2) + ROUTE
+    made = Daemon(*places, config=config)
+    made.environ["FRONTIER_KEY"] = KEY
+    with made as daemon:
+        for name in (*names, "hasty"):
+            until(partial(ready, daemon, name), f"{name} is ready")
+        yield daemon
+        assert KEY not in made.log.read_text()
+
+
+def ready(daemon: Daemon, name: str) -> bool:
+    """Whether a core is ready."""
+    return core(daemon, name).state == "ready"
+
+
+def ask(writer: Writer, name: str, prompt: str = "Hello", **more: Any) -> Any:
+    """Ask a core by name."""
+    return writer.ask(prompt, raw=False, core=name, **more)
+
+
+def test_a_chat_goes_on_with_what_was_said(daemon: Daemon, frontier: Frontier) -> None:
+    frontier.then("plain", Act(usage=(40, 8, 3)), Act(words=("yes",), usage=(60, 0, 1)))
+    with Writer(daemon) as writer:
+        first = ask(writer, "plain", max_tokens=20, temperature=0.5, seed=3)
+        assert (first.text, first.finish_reason, first.token_ids) == (TEXT, "stop", [])
+        usage = first.usage
+        assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (40, 8, 3)
+        assert usage.dollars == pytest.approx((40 * 1 + 3 * 10) / 1e6)
+        wanted = writer.begin("And?", raw=False, context=first.context)
+        second = writer.finish(wanted)
+        assert writer.text[wanted] == second.text == "yes"
+        context = writer.call(GetContext(first.context, first_turn=1, last_turn=9))
+        assert [turn.text for turn in context.turns] == ["Hello", TEXT, "And?", "yes"]
+        assert context.tier == "remote"
+    one, two = frontier.asked("plain", 2)
+    assert (one["max_completion_tokens"], one["temperature"], one["seed"]) == (20, 0.5, 3)
+    assert [m["role"] for m in two["messages"]] == ["user", "assistant", "user"]
+    assert frontier.keys["plain"] == [f"bearer {KEY}"] * 2
+
+
+def test_text_that_came_is_kept_when_the_rest_does_not(daemon: Daemon, frontier: Frontier) -> None:
+    ends = ("close", "garbage", "end")
+    frontier.then("cut", *[Act(after=3, then=end) for end in ends])
+    with Writer(daemon) as writer:
+        for _ in ends:
+            reply = ask(writer, "cut")
+            assert (reply.text, reply.finish_reason) == ("w0 w1 w2 ", "cancelled")
+            assert "core cut" in reply.reason
+            assert 3 <= reply.usage.completion_tokens <= 100  # at most a token for each byte
+    assert len(frontier.asked("cut", 3)) == 3  # none was asked twice
+
+
+def test_what_was_not_done_is_tried_again(daemon: Daemon, frontier: Frontier) -> None:
+    frontier.then(
+        "fails",
+        Act(status=429, headers={"retry-after-ms": "20"}),
+        Act(status=500),
+        Act(),
+        Act(status=400, message="nonsense"),
+        Act(status=401, message="who?"),
+    )
+    with Writer(daemon) as writer:
+        assert ask(writer, "fails").text == TEXT
+        with pytest.raises(OSError, match="nonsense") as refused:
+            ask(writer, "fails")
+        assert refused.value.errno == errno.EINVAL
+        with pytest.raises(PermissionError, match="who"):
+            ask(writer, "fails")
+    assert frontier.billed["fails"] == 1
+    assert len(frontier.bodies["fails"]) == 5
+
+
+def test_functions_and_schemas_are_the_providers_own(daemon: Daemon, frontier: Frontier) -> None:
+    add = Function("add", "adds", {"type": "object", "properties": {"a": {"type": "integer"}}})
+    shape = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    frontier.then(
+        "calls",
+        Act(words=(), calls=(("add", '{"a": 1}'),), finish="tool_calls"),
+        Act(words=("2",)),
+        Act(words=(), calls=(("sub", "{}"),), finish="tool_calls"),
+        Act(words=('{"n"', ": 3}")),
+        Act(words=('{"n": "three"}',)),
+    )
+    with Writer(daemon) as writer:
+        first = ask(writer, "calls", functions=[add], tool_choice="required")
+        [call] = first.calls
+        assert (first.finish_reason, call.tool, call.arguments) == ("calls", "add", {"a": 1})
+        result = Turn("tool", "2", call=call.id)
+        wanted = writer.send(LlmGenerate(messages=[result], context=first.context))
+        writer.seen[wanted] = []
+        assert writer.finish(wanted).text == "2"
+        strange = ask(writer, "calls", functions=[add])
+        assert strange.finish_reason == "cancelled" and "sub" in strange.reason
+        assert ask(writer, "calls", schema=shape).parsed == {"n": 3}
+        wrong = ask(writer, "calls", schema=shape)
+        assert wrong.parsed is None and "does not satisfy" in wrong.reason
+    bodies = frontier.asked("calls", 5)
+    assert bodies[0]["tool_choice"] == "required"
+    assert bodies[1]["messages"][1]["tool_calls"][0]["id"] == call.id
+    assert bodies[1]["messages"][2] == {"role": "tool", "content": "2", "tool_call_id": call.id}
+    assert bodies[3]["response_format"]["json_schema"]["strict"] is True
+
+
+def test_a_lie_costs_no_more_than_was_reserved(daemon: Daemon, frontier: Frontier) -> None:
+    frontier.then("lies", Act(usage=(10**9, 0, 10**9)), Act(usage=(-5, 0, 3)), Act(usage=None))
+    with Writer(daemon) as writer, daemon.connect() as person:
+        person.call(SetQuota(f"agent:{writer.aid}", "dollars", 0.01))
+        reply = ask(writer, "lies", max_tokens=50)
+        assert reply.usage.completion_tokens == 50
+        assert reply.usage.dollars <= 0.01
+        assert ask(writer, "lies", max_tokens=50).text == TEXT  # whatever it counts
+        assert 0 < ask(writer, "lies", max_tokens=50).usage.completion_tokens <= 50
+        [quota] = writer.call(GetQuota())
+        assert quota.reserved == 0 and 0 < quota.used <= 0.01
+        with pytest.raises(OSError, match="dollars") as refused:
+            ask(writer, "lies", max_tokens=1_000)
+        assert refused.value.errno == errno.EDQUOT
+    assert len(frontier.bodies["lies"]) == 3
+
+
+def test_a_fork_goes_its_own_way(daemon: Daemon, frontier: Frontier) -> None:
+    with Writer(daemon) as writer:
+        first = ask(writer, "turns")
+        with pytest.raises(OSError, match="provider") as refused:
+            writer.call(SetContext(first.context, policy="slide"))
+        assert refused.value.errno == errno.ENOTSUP
+        with pytest.raises(OSError, match="no beams"):
+            ask(writer, "turns", beams=2)
+        with pytest.raises(OSError, match="top_k"):
+            ask(writer, "turns", top_k=3)
+        child = writer.call(Fork(writer.aid))
+        with Writer(daemon, credential=child.credential) as other:
+            [copy] = [c for c in other.call(ListContexts()) if c.aid == other.aid]
+            assert ask(other, "turns", "Then?", context=copy.cid).text == TEXT
+    assert len(frontier.asked("turns", 2)[1]["messages"]) == 3
+
+
+def test_a_suspended_agent_gets_the_rest_when_it_goes_on(
+    daemon: Daemon, frontier: Frontier
+) -> None:
+    frontier.then("stop", Act(after=2, then="hang"))
+    with Writer(daemon) as writer, daemon.connect() as person:
+        wanted = writer.begin("Hello", raw=False, core="stop")
+        writer.read_tokens(wanted, 2)
+        person.call(SuspendAgent(writer.aid))
+        frontier.release("stop")
+        with Writer(daemon, "b") as other:
+            assert ask(other, "plain").text  # nobody else waits
+        assert writer.text[wanted] == "w0 w1 "
+        person.call(ResumeAgent(writer.aid))
+        assert writer.finish(wanted).text == TEXT
+
+
+def test_what_nobody_knows_the_end_of_goes_to_another_core(
+    daemon: Daemon, frontier: Frontier
+) -> None:
+    frontier.then("hasty", Act(after=0, then="hang"), Act(after=0, then="close"))
+    frontier.then("mute", Act(after=0, then="close"))
+    with Writer(daemon) as writer:
+        for _ in range(2):
+            with pytest.raises(OSError, match="not known"):
+                ask(writer, "hasty")  # by name: nowhere else
+        reply = writer.ask("Hello", raw=False, route="pair")
+        assert (reply.text, reply.core) == (TEXT, "spare")
+        assert "mute" in reply.route
+    assert len(frontier.bodies["hasty"]) == 2
+    assert len(frontier.bodies["mute"]) == 1 == frontier.billed["spare"]
+
+
+def test_a_provider_that_fails_again_and_again_is_left_alone(
+    daemon: Daemon, frontier: Frontier
+) -> None:
+    frontier.down.add("weak")
+    with Writer(daemon) as writer, Watcher(daemon, "core.lost", "core.ready") as watcher:
+        for _ in range(FAILURES):
+            with pytest.raises(OSError, match="not known"):
+                ask(writer, "weak")
+        watcher.await_event("core.lost", name="weak")
+        with pytest.raises(OSError, match="tried again"):
+            ask(writer, "weak")
+        frontier.down.discard("weak")
+        watcher.await_event("core.ready", name="weak")
+        assert ask(writer, "weak").text == TEXT
+    assert len(frontier.bodies["weak"]) == 1
+
+
+def test_a_killed_kernel_does_not_ask_again_for_what_it_may_have_asked_for(
+    frontier: Frontier, state_dir: Path, runtime_dir: Path, kv_dir: Path
+) -> None:
+    frontier.then("kill", Act(after=3, then="hang"))
+    config = cores(frontier, "kill").replace("slots = 4", "slots = 1")
+    options: dict[str, Any] = {"raw": False, "core": "kill", "max_tokens": 50, "stream": True}
+    daemon = Daemon(state_dir, runtime_dir, kv_dir, config=config)
+    daemon.environ["FRONTIER_KEY"] = KEY
+    with daemon, Writer(daemon) as writer, Writer(daemon, "b") as other:
+        with daemon.connect() as person:
+            person.call(SetQuota(f"agent:{writer.aid}", "dollars", 1.0))
+        wanted = writer.submit("Hello", key="k", **options)
+        writer.read_tokens(wanted, 3)
+        other.submit("Later", key="later", **options)  # it waits for its turn
+        with daemon.connect() as person:
+            until(lambda: core(daemon, "kill").queued == 1, "the other one queues")
+            writer.read_tokens(wanted, 3)
+        daemon.stop(signal.SIGKILL)
+        frontier.release("kill")
+        daemon.start()
+        with (
+            Writer(daemon, credential=writer.credential) as again,
+            Writer(daemon, credential=other.credential) as after,
+        ):
+            reply = again.ask("Hello", key="k", **options)
+            assert reply.finish_reason == "cancelled" and "restarted" in reply.reason
+            assert TEXT.startswith(reply.text) and reply.core == "kill"
+            assert reply.usage.completion_tokens == 50  # at worst: nobody knows
+            assert again.ask("Hello", key="k", **options) == reply
+            [quota] = again.call(GetQuota())
+            assert quota.reserved == 0
+            assert quota.used == pytest.approx(reply.usage.dollars)
+            assert after.ask("Later", key="later", **options).text == TEXT
+    assert len(frontier.bodies["kill"]) == 2
