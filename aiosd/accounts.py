@@ -161,9 +161,10 @@ def forget(db: Connection, before: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Whose use is asked for: an agent's with all below it, a uid's, or that of some trees.
+    """Whose use is asked for: an agent's with all below it, a uid's, that of some trees, or all.
 
-    by: core, tool or day. since: Unix time; the whole day counts in which it lies.
+    by: core, tool, day, agent or uid; group for one row of the whole. since: Unix time; the whole
+    day counts in which it lies.
     """
 
     subject: str
@@ -173,13 +174,19 @@ class Question:
     aid: int = 0
     uid: int = -1
     roots: frozenset[int] = frozenset()
+    everybody: bool = False
+
+
+_COLUMNS: Final = {
+    "core": "core", "tool": "tool", "day": "day", "agent": "aid", "uid": "uid", "group": "''"
+}  # fmt: skip
 
 
 def usage(db: Connection, asked: Question) -> list[UsageRow]:
-    """Return what was used, one row for each core, tool or day."""
+    """Return what was used, one row for each core, tool, day, agent or uid."""
     where, values = _whose(asked)
-    column = {"core": "core", "tool": "tool", "day": "day"}[asked.by]
-    of = {"core": "tool = ''", "tool": "tool != ''", "day": "1"}[asked.by]
+    column = _COLUMNS[asked.by]
+    of = {"core": "tool = ''", "tool": "tool != ''"}.get(asked.by, "1")
     rows = db.execute(
         f"select {column}, min(day), max(day), sum(tokens_in), sum(tokens_out), sum(nano),"
         f" sum(requests) from usage where day >= ? and {where} and {of} group by {column}"
@@ -190,6 +197,8 @@ def usage(db: Connection, asked: Question) -> list[UsageRow]:
 
 
 def _whose(asked: Question) -> tuple[str, list[Any]]:
+    if asked.everybody:
+        return "1", []
     if asked.aid:
         return "(aid = ? or line like ?)", [asked.aid, f"%/{asked.aid}/%"]
     if asked.uid >= 0:
@@ -201,7 +210,7 @@ def _whose(asked: Question) -> tuple[str, list[Any]]:
 def _row(asked: Question, row: tuple[Any, ...]) -> UsageRow:
     what, first, last, tokens_in, tokens_out, nano, requests = row
     return UsageRow(
-        subject=asked.subject,
+        subject=f"{asked.by}:{what}" if asked.by in ("agent", "uid") else asked.subject,
         core=what if asked.by == "core" else "",
         tool=what if asked.by == "tool" else "",
         since=float(first * DAY),

@@ -11,6 +11,7 @@ record in the audit log survive power loss.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -39,7 +40,7 @@ MOST: Final = 10_000
 ROOT: Final = "root"
 """Who sets what root or the daemon's owner sets."""
 
-BY: Final = ("core", "tool", "day")
+BY: Final = ("core", "tool", "day", "agent", "uid", "group")
 
 
 async def _all_settled() -> None:
@@ -240,9 +241,18 @@ class Budgets:
             raise OSError(
                 errno.EINVAL, f"get_usage: field 'by': {args.by!r} is none of {', '.join(BY)}"
             )
-        subject = args.subject or caller.subject
+        subjects = [args.subject or caller.subject]
+        if args.by == "group":
+            subjects = self._groups(caller, args)
+        asked = [self._question(caller, subject, args) for subject in subjects]
+        await self.settle()
+        return await self._db.read(
+            lambda db: [r for each in asked for r in accounts.usage(db, each)]
+        )
+
+    def _question(self, caller: Caller, subject: str, args: GetUsage) -> accounts.Question:
         kind, name = self._see(caller, subject, "get_usage")
-        asked = accounts.Question(
+        return accounts.Question(
             subject,
             args.by,
             args.since,
@@ -250,9 +260,20 @@ class Budgets:
             aid=int(name) if kind == "agent" else 0,
             uid=int(name) if kind == "uid" else -1,
             roots=self._roots(name) if kind == "group" else frozenset(),
+            everybody=kind == "kernel",
         )
-        await self.settle()
-        return await self._db.read(lambda db: accounts.usage(db, asked))
+
+    def _groups(self, caller: Caller, args: GetUsage) -> list[str]:
+        """Return the groups that a caller may see, at most as many as rows are asked for."""
+        if args.subject:
+            text = "get_usage: by group: it is of all groups that you may see; leave subject empty"
+            raise OSError(errno.EINVAL, text)
+        found = []
+        for group in sorted(self._access.group_owner)[: args.limit]:
+            with contextlib.suppress(PermissionError):
+                self._see(caller, f"group:{group}", "get_usage")
+                found.append(f"group:{group}")
+        return found
 
     def _roots(self, group: str) -> frozenset[int]:
         """Return the agents that were made members of a group."""
@@ -274,7 +295,7 @@ class Budgets:
             owner = self._access.group_owner.get(name) == caller.uid and not caller.aid
             member = bool(caller.aid) and name in self._access.groups(caller.aid)
             mine = mine or owner or member
-        if not mine or kind == "kernel":
+        if not mine or (kind == "kernel" and call != "get_usage"):
             raise PermissionError(
                 errno.EPERM,
                 f"{call}: {caller} has no rights over {subject}; who it belongs to, its members, "

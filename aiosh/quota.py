@@ -141,13 +141,13 @@ def remove(
 @quota_app.command()
 def usage(
     subject: Subject = "",
-    by: Annotated[str, typer.Option("--by", help="core, tool or day")] = "core",
+    by: Annotated[str, typer.Option("--by", help="core, tool, day, agent, uid or group")] = "core",
     last: Annotated[
         str, typer.Option("--last", metavar="TIME", help="only the last 1d, 7d, ...; whole days")
     ] = "",
     json: Json = False,
 ) -> None:
-    """Show what was used, by core, tool or day; of an agent with all that descends from it."""
+    """Show what was used and what it cost; of an agent with all that descends from it."""
     since = max(0.0, time.time() - _scaled(last, SPANS, "--last")) if last else 0.0
     with link.kernel() as kernel:
         rows = kernel.get_usage(
@@ -158,7 +158,7 @@ def usage(
 
 def _subject(kernel: Kernel, word: str) -> str:
     """Return a subject as the kernel names it; a bare word is an agent."""
-    if word.startswith(KINDS):
+    if word.startswith(KINDS) or word == "kernel":
         return word
     return f"agent:{link.resolve(kernel, [word], ended=True)[0]}"
 

@@ -224,10 +224,15 @@ class UsageRow(Record, frozen=True):
 class GetUsage(Call, frozen=True):
     """Break down what was used, by core, tool and time; of an agent with all that descends from it.
 
+    By agent and by uid there is a row for each that has used something; the subject kernel is all
+    of them, for the daemon's owner and root. By group there is one for each that the caller sees.
+
     What requests in flight use is not in it yet. Days are UTC's, and count whole.
     """
 
     subject: Annotated[str, Meta(max_length=64)] = ""
     since: Annotated[float, Meta(ge=0)] = 0.0
-    by: Annotated[str, Meta(max_length=16, description="core, tool or day")] = "core"
+    by: Annotated[str, Meta(max_length=16, description="core, tool, day, agent, uid or group")] = (
+        "core"
+    )
     limit: Limit = 1000

@@ -1663,9 +1663,14 @@ class SyncCalls:
         """Break down what was used, by core, tool and time; of an agent with all that descends from
         it.
 
+        By agent and by uid there is a row for each that has used something; the subject kernel is
+        all
+        of them, for the daemon's owner and root. By group there is one for each that the caller
+        sees.
+
         What requests in flight use is not in it yet. Days are UTC's, and count whole.
 
-        by: core, tool or day.
+        by: core, tool, day, agent, uid or group.
         limit: at most this many, 1 to 10000.
 
         Raises OSError with ESRCH.
@@ -3263,9 +3268,14 @@ class AsyncCalls:
         """Break down what was used, by core, tool and time; of an agent with all that descends from
         it.
 
+        By agent and by uid there is a row for each that has used something; the subject kernel is
+        all
+        of them, for the daemon's owner and root. By group there is one for each that the caller
+        sees.
+
         What requests in flight use is not in it yet. Days are UTC's, and count whole.
 
-        by: core, tool or day.
+        by: core, tool, day, agent, uid or group.
         limit: at most this many, 1 to 10000.
 
         Raises OSError with ESRCH.

@@ -160,6 +160,7 @@ def test_tokens_are_reserved_at_worst_and_settled_in_truth(daemon: Daemon, root:
         assert (row.used, row.reserved) == (100, 0)
         assert "1 more tokens are more than the 0" in too_much(a, max_tokens=1)
         [use] = root.call(GetUsage(me))
+        assert use.requests in [r.requests for r in root.call(GetUsage("kernel", by="agent"))]
         assert (use.core, use.tokens_in, use.tokens_out, use.requests) == ("c", 10, 90, 2)
 
 
@@ -302,6 +303,14 @@ def test_limits_of_uid_and_group(mortal: Daemon, master: Client) -> None:
         assert (use.tokens_in, use.tokens_out) == (10, 30)
         [use] = master.call(GetUsage(f"uid:{a.welcome.uid}"))
         assert use.requests == 4
+        [use] = master.call(GetUsage(by="group"))
+        assert (use.subject, use.tokens_out) == ("group:team", 30)
+        rows = master.call(GetUsage(f"uid:{a.welcome.uid}", by="agent"))
+        used = {row.subject: row.requests for row in rows}
+        assert used == {f"agent:{a.aid}": 1, f"agent:{b.aid}": 1, f"agent:{c.aid}": 2}
+        assert c.call(GetUsage(by="group")) == []
+        refused(c, GetUsage("kernel"), errno.EPERM)
+        refused(master, GetUsage("group:team", by="group"), errno.EINVAL)
         refused(c, GetQuota("group:team"), errno.EPERM)
         assert quota(b, "group:team", "tokens", whose=f"agent:{b.aid}").used == 40
 
