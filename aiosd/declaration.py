@@ -83,7 +83,8 @@ class Declaration(
     "file" (a table with `data` in base64 and `media_type`, or with `artefact`, a file's name in the
     workspace). idempotent: asking twice does no more than asking once. exclusive: the name of what
     only one call at a time may use, over all tools; "": nothing. isolation "none" runs without
-    sandbox, which only an operator's manifest may say.
+    sandbox, which only an operator's manifest may say. model: one host computes for all agents, at
+    most `batch` calls at once, and sees of a workspace the files that the arguments `files` name.
     """
 
     name: str
@@ -100,6 +101,9 @@ class Declaration(
     python: str = ""
     server: str = ""
     isolation: Literal["full", "none"] = "full"
+    model: bool = False
+    batch: Annotated[int, Meta(ge=1, le=256)] = 1
+    files: Annotated[tuple[str, ...], Meta(max_length=32)] = ()
     source: str = ""
 
     @cached_property
@@ -207,8 +211,28 @@ def _check_way(tool: str, found: Declaration, operator: bool) -> None:
         )
     if found.exclusive and not NAME.fullmatch(found.exclusive):
         raise _wrong(tool, "exclusive", "a name of letters, digits, . _ : -")
+    _check_model(tool, found)
     if found.limits.burst and not found.limits.rate:
         raise _wrong(tool, "limits.burst", "means nothing without limits.rate")
+
+
+def _check_model(tool: str, found: Declaration) -> None:
+    """Check what a model declares: its host is shared, and its calls may be made again."""
+    if not found.model:
+        if found.batch != 1 or found.files:
+            field = "files" if found.files else "batch"
+            raise _wrong(tool, field, "is of tools that are models (model = true)")
+        return
+    if found.source == "registered":
+        raise _wrong(tool, "model", "its host is shared: a manifest or a package declares it")
+    if not found.python:
+        raise _wrong(tool, "model", "is a function (python = ...), whose host stays")
+    if not found.idempotent or found.exclusive:
+        raise _wrong(
+            tool, "model", "is idempotent, computed again where a host died; not exclusive"
+        )
+    if unknown := sorted(set(found.files) - set(found.input.get("properties", {}))):
+        raise _wrong(tool, "files", f"{unknown[0]!r} is none of its arguments")
 
 
 def _check_needs(tool: str, needs: Needs) -> None:

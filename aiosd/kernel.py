@@ -260,6 +260,7 @@ class Kernel:
         self.table.on_settled(self.tools.agent_ended)
         self.table.channels.append(self.tools.waits_for)
         self.budgets.settle = self.tools.book.settle
+        self.machine.tool_rows = self.tools.models.rows
         self.tools.book.tell = self._tool_ended
         self.turns = ToolTurns(self.inference, self.access, self.keys, self.db, self.approvals.wait)
         self.turns.tools = self.tools

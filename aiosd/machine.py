@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,6 +60,8 @@ class Machine:
         self._events = events
         self._access = access
         self._verdicts: dict[str, str] = {}
+        self.tool_rows: Callable[[], list[abi.Core]] = list
+        """The rows of the tools that are models."""
 
     async def boot(self) -> None:
         """Begin to load the configured cores, with what earlier probes found."""
@@ -108,8 +111,8 @@ class Machine:
     # System calls.
 
     def sys_list_cores(self, caller: Caller, args: abi.ListCores) -> list[abi.Core]:
-        """List the cores."""
-        return self.cores.rows()
+        """List the cores, and the tools that are models."""
+        return [*self.cores.rows(), *self.tool_rows()]
 
     async def sys_add_core(self, caller: Caller, args: abi.AddCore) -> abi.Core:
         """Load a model as a core and answer when it is ready."""

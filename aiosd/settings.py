@@ -465,7 +465,8 @@ class Tools(Section, frozen=True, kw_only=True):
     by name, with * for any. max_running: calls at a time, of all agents; max_queue: that wait.
     concurrent: of one agent and tool, where the tool says nothing. max_timeout: seconds that any
     call may take. kill_timeout: from TERM to KILL. max_warm: hosts kept for the next call; idle:
-    how long. workspace_limit: bytes of one agent's workspace. settings: by tool, what it finds in
+    how long. model_memory: bytes that the hosts of models take together. workspace_limit: bytes of
+    one agent's workspace. settings: by tool, what it finds in
     its environment. needs: by tool, what it may reach beyond what it declares. mcp: servers, by
     what stands before the names of their tools.
     """
@@ -479,6 +480,7 @@ class Tools(Section, frozen=True, kw_only=True):
     kill_timeout: Duration = 2.0
     max_warm: Annotated[int, Meta(ge=0, le=4096)] = 32
     idle: Duration = 60.0
+    model_memory: Size = 1 << 30
     workspace_limit: Size = 256 << 20
     secrets_file: Place = ""
     settings: dict[str, dict[str, str]] = {}

@@ -51,6 +51,11 @@ class Workspaces:
     def _place(self, subject: str) -> str:
         return os.path.join(self._root, subject.replace(":", "-"))
 
+    def clear_models(self) -> None:
+        """Delete what the hosts of models were lent before the kernel was killed. Blocks."""
+        for path in Path(self._root).glob("model-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def agents(self) -> list[int]:
         """Return the agents that have one."""
         names = [path.name for path in Path(self._root).glob("agent-*")]

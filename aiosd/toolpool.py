@@ -21,7 +21,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 from aiosd import toolproc
 from aiosd.abi import toolwire as w
@@ -44,6 +44,7 @@ START_S: Final = 60.0
 """Seconds that a host may take to import its module and say so."""
 HOST: Final = "aios.toolhost"
 
+H = TypeVar("H", bound="Host")
 Key = tuple[str, str, str]
 """Whose, which tool, which declaration and environment."""
 
@@ -64,7 +65,7 @@ class Pool:
         key = (work.subject, work.tool.name, f"{work.tool.digest} {work.environ!r}")
         host, warm = self._take(key), True
         if host is None:
-            host, warm = await self._start(key, work), False
+            host, warm = await launch(Host, key, work, self._hidden), False
         try:
             done = await host.call(work)
         except asyncio.CancelledError:
@@ -153,40 +154,6 @@ class Pool:
             self._forget(host)
             self._drop(host, 0.0)
 
-    async def _start(self, key: Key, work: Work) -> Host:
-        ours, theirs = socket.socketpair()
-        try:
-            argv = (sys.executable, "-m", HOST, "--fd", str(toolproc.BOXED_FD), _module(work.tool))
-            beside = _beside(work.tool)
-            paths = beside if work.tool.isolation == "full" else (*beside, *_imports())
-            process = await toolproc.start(
-                spec(
-                    work,
-                    argv,
-                    self._hidden,
-                    environ={"PYTHONPATH": os.pathsep.join(paths)},
-                    python=beside,
-                    fd=theirs.fileno(),
-                    cpu_s=LONGEST_CPU,
-                ),
-                stdin=False,
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        host = Host(key, work.tool, process)
-        try:
-            ours.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.create_unix_connection(lambda: host, sock=ours)
-            await host.ready(min(START_S, work.deadline - loop.time()))
-        except BaseException:
-            self._drop(host, 0.0)
-            raise
-        return host
-
 
 class Host(asyncio.Protocol):
     """One host process. broken: it takes no more calls. late: it was given up for its time."""
@@ -211,7 +178,7 @@ class Host(asyncio.Protocol):
         event = await self._wait(seconds)
         if isinstance(event, w.Failed):
             self.broken = True
-            raise _refused(self._tool, event)
+            raise refused(self._tool, event)
         if not isinstance(event, w.Ready):
             raise self._lied(f"said {type(event).__name__} before Ready")
         if len(event.tools) == 1:  # a manifest may have given it another name
@@ -239,7 +206,7 @@ class Host(asyncio.Protocol):
         stdout = self._process.stdout.take()
         stderr = self._process.stderr.take()
         if isinstance(event, w.Failed) and event.ticket == self._tickets:
-            raise _refused(self._tool, event)
+            raise refused(self._tool, event)
         if not isinstance(event, w.Done) or event.ticket != self._tickets:
             raise self._lied("answered what it was not asked")
         return Outcome(
@@ -271,11 +238,7 @@ class Host(asyncio.Protocol):
                 if len(payload) > self._tool.limits.output + 4096:
                     self._fail(flooded(self._tool))
                     return
-                event = w.decode_event(payload)
-                if not self._answer.done():
-                    self._answer.set_result(event)
-                else:
-                    self.broken = True  # it speaks without being asked
+                self._take(w.decode_event(payload))
         except (FrameError, ValueError) as error:
             self._fail(unlike(self._tool, f"came as no message of a tool host: {error}"))
 
@@ -287,6 +250,12 @@ class Host(asyncio.Protocol):
             self._answer.exception()  # nobody may be waiting
 
     # Inside.
+
+    def _take(self, event: w.Event) -> None:
+        if not self._answer.done():
+            self._answer.set_result(event)
+        else:
+            self.broken = True  # it speaks without being asked
 
     async def _wait(self, seconds: float) -> w.Event:
         timer = self._loop.call_later(max(0.0, seconds), self._give_up, seconds)
@@ -323,6 +292,36 @@ class Host(asyncio.Protocol):
         return failed(self._tool, self._process.exited.result(), told)
 
 
+async def launch(kind: type[H], key: Key, work: Work, hidden: tuple[str, ...]) -> H:
+    """Start a host and return it when it takes calls. hidden: paths that it may not see."""
+    ours, theirs = socket.socketpair()
+    try:
+        argv = (sys.executable, "-m", HOST, "--fd", str(toolproc.BOXED_FD), _module(work.tool))
+        beside = _beside(work.tool)
+        paths = beside if work.tool.isolation == "full" else (*beside, *_imports())
+        environ = {"PYTHONPATH": os.pathsep.join(paths)}
+        spec_ = spec(
+            work, argv, hidden, environ=environ, python=beside, fd=theirs.fileno(),
+            cpu_s=LONGEST_CPU,
+        )  # fmt: skip
+        process = await toolproc.start(spec_, stdin=False)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    host = kind(key, work.tool, process)
+    try:
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: host, sock=ours)
+        await host.ready(min(START_S, work.deadline - loop.time()))
+    except BaseException:
+        await asyncio.shield(host.end(0.0))
+        raise
+    return host
+
+
 _ERRNO: Final = {
     "error": errno.EREMOTEIO,
     "arguments": errno.EINVAL,
@@ -331,7 +330,8 @@ _ERRNO: Final = {
 }
 
 
-def _refused(tool: Declaration, event: w.Failed) -> OSError:
+def refused(tool: Declaration, event: w.Failed) -> OSError:
+    """Return the error of a call that its host has refused."""
     return OSError(_ERRNO[event.kind], f"tool {tool.name}: {event.message}")
 
 

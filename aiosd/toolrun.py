@@ -46,7 +46,8 @@ LONGEST_CPU: Final = 86_400
 class Work:
     """One call. subject: whose (agent:AID or uid:UID). workspace: on the host. environ: settings
     and secrets. seconds: that it may take, once its process is there; deadline: when nobody waits
-    for it any more, by the loop's clock. room: bytes that its workspace still holds.
+    for it any more, by the loop's clock. room: bytes that its workspace still holds. nice: of its
+    caller, now.
     """
 
     tool: Declaration
@@ -57,6 +58,7 @@ class Work:
     seconds: float
     room: int = 1 << 30
     deadline: float = math.inf
+    nice: Callable[[], int] = field(default=lambda: 0)
 
     def left(self) -> float:
         """Return the seconds that it has from now on."""
@@ -67,7 +69,10 @@ class Work:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a call that did not fail. warm: its process had been there before."""
+    """What came of a call that did not fail. warm: its process had been there before.
+
+    waited: seconds for its turn, where the runner has a queue of its own.
+    """
 
     value: Any
     stdout: str = ""
@@ -76,6 +81,7 @@ class Outcome:
     artefacts: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     warm: bool = False
+    waited: float = 0.0
 
 
 class Runner(Protocol):

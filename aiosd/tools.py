@@ -39,6 +39,7 @@ from aiosd.onetime import Onetime
 from aiosd.rates import Rates
 from aiosd.settings import Config
 from aiosd.toolbook import Book
+from aiosd.toolcores import ToolCores
 from aiosd.toolfiles import Workspaces
 from aiosd.toolpackages import Packages
 from aiosd.toolpool import Pool
@@ -61,7 +62,7 @@ INNER: Final = "execute_tool.inner"
 class ToolManager:
     """All tools, and the calls under way. config: what is set now.
 
-    runners: what carries out the tools of each kind: "command", "python", "mcp", "kernel".
+    runners: what carries out the tools of each kind: "command", "python", "model", "mcp", "kernel".
     packages: finds those of installed packages, before one is looked up in vain or all are listed.
     """
 
@@ -88,16 +89,18 @@ class ToolManager:
         self.catalog = Catalog(db, settings)
         self.secrets = Secrets(lambda: config().tools.secrets_file, os.environ)
         self.book = Book(db, access, audit, lambda: config().history)
+        self._spaces = Workspaces(os.path.join(state_dir, "tools"))
         self.pool = Pool(settings, hidden)
+        self.models = ToolCores(settings, hidden, self._spaces)
         self.runners: dict[str, Runner] = {
             "command": Programs(settings, hidden),
             "python": self.pool,
+            "model": self.models,
         }
         self.packages = Packages(settings, state_dir, hidden, self.catalog)
         self._once = Onetime(db)
         self._rates = Rates()
         self._turns = Turns(start.tools.max_running, start.tools.max_queue)
-        self._spaces = Workspaces(os.path.join(state_dir, "tools"))
         self._room: dict[str, int] = {}  # bytes that a workspace still holds
         self._calls: defaultdict[int, list[str]] = defaultdict(list)  # by aid
         self._clearing: set[asyncio.Task[None]] = set()
@@ -106,6 +109,7 @@ class ToolManager:
         """Know the tools that were registered and those of the manifests."""
         await self.catalog.boot()
         await asyncio.to_thread(self.catalog.read_manifests)
+        await asyncio.to_thread(self._spaces.clear_models)
         for aid in await asyncio.to_thread(self._spaces.agents):
             if not self._alive(aid):
                 await self._spaces.clear(f"agent:{aid}")
@@ -114,6 +118,7 @@ class ToolManager:
         """End all hosts; calls have ended before."""
         await self.packages.close()
         await self.pool.close()
+        await self.models.close()
         if self._clearing:
             await asyncio.wait(self._clearing)
         await self.book.settle()
@@ -223,6 +228,7 @@ class ToolManager:
     def shown(self, tool: Declaration) -> Tool:
         """Return a tool as list_tools shows it."""
         needs, limits = tool.needs, msgspec.structs.asdict(tool.limits)
+        running, queued, warm = self.models.load_of(tool.name)
         return Tool(
             name=tool.name,
             version=tool.version,
@@ -241,9 +247,11 @@ class ToolManager:
             idempotent=tool.idempotent,
             exclusive=tool.exclusive,
             isolation=tool.isolation,
-            running=self._turns.of.get(tool.name, 0),
-            queued=self._turns.queued(tool.name),
-            warm=self.pool.count(tool.name),
+            running=self._turns.of.get(tool.name, 0) + running,
+            queued=self._turns.queued(tool.name) + queued,
+            warm=self.pool.count(tool.name) + warm,
+            model=tool.model,
+            batch=tool.batch,
         )
 
     # One call.
@@ -276,10 +284,12 @@ class ToolManager:
         calls = self._calls[caller.aid]
         calls.append(name)
         try:
-            await self._turn(claim, tool, timeout)
+            if not tool.model:  # a model has a queue of its own
+                await self._turn(claim, tool, timeout)
             waited = monotonic() - asked
             left = None if timeout is None else timeout - waited
             work = await self._work(caller.subject, tool, arguments, secrets, left)
+            work.nice = lambda: self._nice(caller.aid)
             if kept is None or tool.idempotent:
                 return await self._carry_out(caller, work, runner, secrets, waited)
             return await self._once_only(caller, work, runner, secrets, waited, kept)
@@ -293,6 +303,8 @@ class ToolManager:
         kind = "command" if tool.command else "python" if tool.python else "mcp"
         if tool.source == "kernel":
             kind = "kernel"
+        elif tool.model:
+            kind = "model"
         runner = self.runners.get(kind)
         if runner is None:
             raise OSError(errno.ENODEV, f"tool {tool.name}: nothing here runs tools of kind {kind}")
@@ -312,7 +324,10 @@ class ToolManager:
             )
 
     def _nice(self, aid: int) -> int:
-        return self._table.get(aid).nice if aid else 0
+        try:
+            return self._table.get(aid).nice if aid else 0
+        except ProcessLookupError:
+            return 0  # it has ended in the meantime
 
     async def _turn(self, claim: Claim, tool: Declaration, timeout: float | None) -> None:
         """Return when a call may run. Raises TimeoutError."""
@@ -429,10 +444,10 @@ class ToolManager:
             stdout=outcome.stdout,
             stderr=outcome.stderr,
             exit_code=outcome.exit_code,
-            seconds=seconds,
+            seconds=max(0.0, seconds - outcome.waited),
             artefacts=outcome.artefacts,
             workspace=work.workspace,
-            waiting_s=waited,
+            waiting_s=waited + outcome.waited,
             digest=digest,
             warm=outcome.warm,
             metrics=outcome.metrics,

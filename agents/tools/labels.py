@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
-from aios.tools import Meta, Unavailable, setting, tool
+from aios.tools import BadArguments, Meta, Unavailable, setting, tool
 
 from . import pixels
 
@@ -56,7 +56,23 @@ class Model:
     jpeg: bool = False
 
 
-@tool(limits={"time": 60, "memory": 2 << 30}, idempotent=True)
+def _classify(calls: list[dict[str, Any]]) -> list[Any]:
+    """Return for each call its labels, or why its picture can't be read; computed at once."""
+    shown = [_shown(call["image"]) for call in calls]
+    rows = iter(_scores([each for each in shown if not isinstance(each, BadArguments)]))
+    return [
+        each if isinstance(each, BadArguments) else _named(next(rows), call["top"])
+        for each, call in zip(shown, calls, strict=True)
+    ]
+
+
+@tool(
+    model=True,
+    batch=16,
+    together=_classify,
+    limits={"time": 60, "memory": 2 << 30},
+    idempotent=True,
+)
 def image_classification(image: Path, top: Annotated[int, Meta(ge=1, le=100)] = 5) -> list[Label]:
     """Tell what kind of picture it is, the likeliest kind first.
 
@@ -66,17 +82,34 @@ def image_classification(image: Path, top: Annotated[int, Meta(ge=1, le=100)] = 
     image: a file in the workspace (PNG, JPEG, GIF or WebP, up to 12 megapixels)
     top: how many kinds to name
     """
-    return _named(_scores([image])[0], top)
+    (found,) = _classify([{"image": image, "top": top}])
+    if isinstance(found, BadArguments):
+        raise found
+    return list(found)
 
 
-def _scores(images: Sequence[Path]) -> Any:
-    """Return a row of likelihoods for each picture, computed at once."""
+def _shown(image: Path) -> Any:
+    try:
+        return _prepared(pixels.load("image_classification", image), _model())
+    except BadArguments as error:
+        return error
+
+
+def _scores(shown: Sequence[Any]) -> list[Any]:
+    """Return a row of likelihoods for each picture."""
+    import cv2
     import numpy as np
 
-    model = _model()
-    shown = [_prepared(pixels.load("image_classification", image), model) for image in images]
-    model.net.setInput(np.stack(shown))
-    return _likely(model.net.forward().reshape(len(shown), -1))
+    net = _model().net
+    if not shown:
+        return []
+    try:
+        net.setInput(np.stack(shown))
+        return list(_likely(net.forward().reshape(len(shown), -1)))
+    except cv2.error:  # of another's model: it may take one picture at a time only
+        if len(shown) == 1:
+            raise
+        return [row for one in shown for row in _scores([one])]
 
 
 def _named(scores: Any, top: int) -> list[Label]:

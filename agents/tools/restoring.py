@@ -27,7 +27,7 @@ BALANCE: Final = 2e-4
 """Of the Wiener filter between sharp and smooth, for a picture without noise."""
 
 
-@tool(kind="image", limits={"time": 120, "memory": 3 << 30}, idempotent=True)
+@tool(kind="image", model=True, limits={"time": 120, "memory": 3 << 30}, idempotent=True)
 def image_denoising(
     image: Path, sigma: Annotated[float, Meta(ge=0, le=100)] = 0.0, save_as: Name = ""
 ) -> Path:
@@ -48,7 +48,7 @@ def image_denoising(
     return pixels.save("image_denoising", _bytes(clean), image, "denoised", save_as)
 
 
-@tool(kind="image", limits={"time": 240, "memory": 3 << 30}, idempotent=True)
+@tool(kind="image", model=True, limits={"time": 240, "memory": 3 << 30}, idempotent=True)
 def image_deblurring(
     image: Path,
     blur: Literal["gaussian", "motion", "box"] = "gaussian",

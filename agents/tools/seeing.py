@@ -44,7 +44,7 @@ _CASCADES: Final[dict[str, tuple[str, int]]] = {
 """By what they find: the cascade's name, and how many neighbours must agree."""
 
 
-@tool(limits={"time": 60, "memory": 2 << 30}, idempotent=True)
+@tool(model=True, limits={"time": 60, "memory": 2 << 30}, idempotent=True)
 def object_detection(
     image: Path,
     what: Annotated[list[What], Meta(min_length=1, max_length=5)] = [  # noqa: B006
@@ -66,7 +66,7 @@ def object_detection(
     return Objects(objects, width, height)
 
 
-@tool(limits={"time": 60, "memory": 2 << 30}, idempotent=True)
+@tool(model=True, limits={"time": 60, "memory": 2 << 30}, idempotent=True)
 def face_rect_local(image: Path, features: bool = False) -> Faces:
     """Find faces in a picture with OpenCV's Haar cascades (frontal and profile), without a service.
 

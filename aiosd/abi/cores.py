@@ -21,6 +21,9 @@ class Core(Record, frozen=True):
     capability: its class, which requests need; features: what it can do for them; price_in and
     price_out: dollars per million tokens; quality: for the routing policy best; requests: all that
     it has; first_token_s: expected for one more, 0 while nothing was measured.
+
+    kind "tool": a tool that is a model; slots is its batch, switches how often it was loaded, state
+    is dropped while it is not.
     """
 
     name: str

@@ -14,7 +14,8 @@ class Tool(Record, frozen=True):
 
     needs: what its sandbox lets in, as "network:HOST", "read:PATH", "write:PATH", "secret:NAME".
     limits: by name, 0 for none. source: who declared it. kind: json, text, image or file. running,
-    queued and warm: calls at this moment, and hosts that wait for one.
+    queued and warm: calls at this moment, and hosts that wait for one. model: one host computes for
+    all agents, at most `batch` calls at once; list_cores shows it.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Tool(Record, frozen=True):
     running: int = 0
     queued: int = 0
     warm: int = 0
+    model: bool = False
+    batch: int = 1
 
 
 class ToolResult(Record, frozen=True):

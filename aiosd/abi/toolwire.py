@@ -28,6 +28,9 @@ MAX_MESSAGE: Final = 32 << 20
 MAX_ARTEFACTS: Final = 256
 """Files that one call may name."""
 
+MAX_BATCH: Final = 256
+"""Calls that a model computes at once."""
+
 Kind = Literal["error", "arguments", "result", "unavailable"]
 """Why a call failed: the tool raised; the arguments don't fit it; its result doesn't fit what it
 declared, or can't be sent; it can't work here (a key, a library or a service is missing)."""
@@ -51,6 +54,12 @@ class Call(Message, frozen=True):
     arguments: dict[str, Any] = {}
     workspace: str = ""
     deadline_s: float = 0
+
+
+class Batch(Message, frozen=True):
+    """Carry out several calls of one tool at once: each is answered by its own Done or Failed."""
+
+    calls: Annotated[list[Call], Meta(min_length=1, max_length=MAX_BATCH)]
 
 
 class Cancel(Message, frozen=True):
@@ -96,7 +105,7 @@ class Changed(Message, frozen=True):
     tools: Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 
 
-Command = Call | Cancel | Quit
+Command = Call | Cancel | Quit | Batch
 Event = Ready | Done | Failed | Changed
 
 encode = msgspec.msgpack.Encoder().encode

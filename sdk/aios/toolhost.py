@@ -91,21 +91,44 @@ class Host:
         self.interrupt()
         try:
             answer = self._done(call)
-        except BadArguments as error:
-            answer = _failed(call, "arguments", error)
-        except BadResult as error:
-            answer = _failed(call, "result", error)
-        except (Unavailable, ModuleNotFoundError) as error:
-            answer = _failed(call, "unavailable", error)
-        except Exception as error:  # noqa: BLE001 (a tool may raise what it likes)
-            _show(error)
-            answer = _failed(call, "error", error, f"{type(error).__name__}: ")
         except Cancelled:
             raise
         except BaseException as error:  # noqa: BLE001 (sys.exit is no reason to end the host)
-            answer = _failed(call, "error", f"{call.tool} ended itself by {type(error).__name__}")
+            answer = _refusal(call, error)
         self.running = None
         return answer
+
+    def run_all(self, calls: list[toolwire.Call]) -> bytes:
+        """Carry out several calls at once, as `run` does one; returns their answers' frames."""
+        answers = [_failed(call, "error", f"{call.tool} was cancelled") for call in calls]
+        with contextlib.suppress(Cancelled):
+            answers = self._attempt_all(calls)
+        for call in calls:
+            self.pending.discard(call.ticket)
+            self._unwanted.discard(call.ticket)
+        if os.getpid() != self._pid:
+            _flush()
+            os._exit(0)
+        _flush()
+        return b"".join(answers)
+
+    def _attempt_all(self, calls: list[toolwire.Call]) -> list[bytes]:
+        self.running = calls[0].ticket
+        self.interrupt()
+        try:
+            tool = self._tools.get(calls[0].tool)
+            if tool is None or tool.together is None:
+                raise Unavailable(f"this host computes no calls of {calls[0].tool} at once")
+            from aios import toolbatch  # few hosts need it
+
+            os.chdir(os.path.dirname(calls[0].workspace) or ".")
+            answers = toolbatch.compute(tool, calls, _refusal)
+        except Cancelled:
+            raise
+        except BaseException as error:  # noqa: BLE001 (as for one call)
+            answers = [_refusal(call, error) for call in calls]
+        self.running = None
+        return answers
 
     def _done(self, call: toolwire.Call) -> bytes:
         tool = self._tools.get(call.tool)
@@ -155,6 +178,20 @@ def _framed(tool: Declared, done: toolwire.Done) -> bytes:
     if wrong := toolwire.refusal(payload):
         raise BadResult(f"the result of {tool.name} {wrong}")
     return wire.frame(payload)
+
+
+def _refusal(call: toolwire.Call, error: BaseException) -> bytes:
+    """Return the answer to a call that an exception has ended."""
+    if isinstance(error, BadArguments):
+        return _failed(call, "arguments", error)
+    if isinstance(error, BadResult):
+        return _failed(call, "result", error)
+    if isinstance(error, Unavailable | ModuleNotFoundError):
+        return _failed(call, "unavailable", error)
+    if isinstance(error, Exception):
+        _show(error)
+        return _failed(call, "error", error, f"{type(error).__name__}: ")
+    return _failed(call, "error", f"{call.tool} ended itself by {type(error).__name__}")
 
 
 def _failed(call: toolwire.Call, kind: toolwire.Kind, error: object, prefix: str = "") -> bytes:
@@ -213,6 +250,9 @@ class Link:
                 if isinstance(command, toolwire.Call):
                     self._begin()
                     self._sock.sendall(host.run(command))
+                elif isinstance(command, toolwire.Batch):
+                    self._begin()
+                    self._sock.sendall(host.run_all(command.calls))
         except (FrameError, ValueError) as error:
             sys.stderr.write(f"aios.toolhost: {error}\n")
             sys.stderr.flush()
@@ -229,6 +269,8 @@ class Link:
                 self._inbox.append(command)
                 if isinstance(command, toolwire.Call):
                     host.pending.add(command.ticket)
+                elif isinstance(command, toolwire.Batch):
+                    host.pending.update(call.ticket for call in command.calls)
                 elif isinstance(command, toolwire.Cancel):
                     host.cancel(command.ticket)
         return self._inbox.popleft()

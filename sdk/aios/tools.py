@@ -48,6 +48,8 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Kind = Literal["json", "text", "image", "file"]
+Together = Callable[[list[dict[str, Any]]], list[Any]]
+"""Computes several calls: their arguments in, their results out, an exception for a failed one."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _MARK: Final = "__aios_tool__"
@@ -116,6 +118,7 @@ class Declared:
         self.is_async = inspect.iscoroutinefunction(function)
         self.names_file = _is_path(_plain(result))
         """Whether the result is the path of a file in the workspace."""
+        self.together: Together | None = None
         self._arguments = arguments
         self._result = result
 
@@ -157,6 +160,9 @@ def tool(
     limits: Limits | None = None,
     idempotent: bool = False,
     exclusive: str = "",
+    model: bool = False,
+    batch: int = 1,
+    together: Together | None = None,
 ) -> Callable[[Function], Function]: ...
 
 
@@ -171,12 +177,18 @@ def tool(
     limits: Limits | None = None,
     idempotent: bool = False,
     exclusive: str = "",
+    model: bool = False,
+    batch: int = 1,
+    together: Together | None = None,
 ) -> Any:
     """Declare a function as a tool; the function itself stays what it is.
 
     name: default the function's. kind: what the result is; default "text" for str, "file" for bytes
     and paths, otherwise "json". idempotent: a call may be made again after a failure. exclusive:
-    the name of a resource that only one call at a time may hold.
+    the name of a resource that only one call at a time may hold. model: one host computes for all
+    agents, and finds of a workspace the files of arguments that are of the type Path. batch: how
+    many calls at most `together` computes at once: it takes the arguments of each, by name, and
+    returns their results in this order, values and no files; an exception among them is of one.
 
     Raises TypeError when no declaration can be made of the function: what is wrong, and the cure.
     """
@@ -201,8 +213,11 @@ def tool(
             "idempotent": idempotent,
             "exclusive": exclusive,
             "python": f"{function.__module__}:{function.__qualname__}",
+            **_model(function, hints, model, batch, together),
         }
-        setattr(function, _MARK, Declared(function, declaration, arguments, result))
+        made = Declared(function, declaration, arguments, result)
+        made.together = together
+        setattr(function, _MARK, made)
         return function
 
     return declare if function is None else declare(function)
@@ -227,6 +242,32 @@ def secret(name: str) -> str:
 def setting(name: str, default: str = "") -> str:
     """Return what `[tools.settings.TOOL]` of aiosd.toml sets for this tool, or the default."""
     return os.environ.get(name, default)
+
+
+def _model(
+    function: Callable[..., Any],
+    hints: Mapping[str, Any],
+    model: bool,
+    batch: int,
+    together: Together | None,
+) -> dict[str, Any]:
+    """Return what the declaration of a model says besides."""
+    if not model and (batch != 1 or together):
+        raise _error(function, "computes several calls at once, which models do: model=True")
+    if (batch > 1) != (together is not None):
+        raise _error(function, "has batch or together alone: a list of calls needs both")
+    if not model:
+        return {}
+    named = [name for name, kind in hints.items() if name != "return" and _names_files(kind)]
+    return {"model": True, "batch": batch, "files": named}
+
+
+def _names_files(kind: Any) -> bool:
+    """Tell whether a type is that of a file in the workspace, or of a list of them."""
+    plain = _plain(kind)
+    if typing.get_origin(plain) is list:
+        return _is_path(_plain(typing.get_args(plain)[0]))
+    return _is_path(plain)
 
 
 def _error(function: Callable[..., Any], sentence: str) -> TypeError:
