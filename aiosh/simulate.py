@@ -29,6 +29,13 @@ def simulate(
     ] = "mixed",
     seed: Annotated[int, typer.Option("--seed", help="of a workload made by name")] = 0,
     slots: Annotated[int, typer.Option("--slots", min=0, help="0: as the workload says")] = 0,
+    cores: Annotated[
+        int, typer.Option("--cores", min=1, help="agents are spread over so many")
+    ] = 1,
+    death: Annotated[
+        list[float] | None,
+        typer.Option("--death", metavar="SECONDS", help="a machine dies then; again for more"),
+    ] = None,
     quantum: Annotated[int, typer.Option("--quantum", "-q", min=1, help="tokens")] = 64,
     plot: Annotated[
         str, typer.Option("--png", "--plot", metavar="FILE", help="write a picture (aios[plot])")
@@ -38,6 +45,7 @@ def simulate(
     """Try scheduling policies on a workload in simulated time: `sched simulate`."""
     words = [f"--policy={name}" for name in policy or []]
     words += [f"--workload={workload}", f"--seed={seed}", f"--slots={slots}"]
+    words += [f"--cores={cores}", *(f"--death={when}" for when in death or [])]
     words += [f"--quantum={quantum}", *([f"--png={plot}"] if plot else [])]
     words += ["--json"] if json else []
     done = subprocess.run(

@@ -18,6 +18,7 @@ from typing import Any, Final
 from aiosd import sched
 
 from . import workload
+from .farm import Farm
 from .simulation import WINDOW_S, Result, Simulation
 
 COLUMNS: Final = (
@@ -37,6 +38,7 @@ EXPLAINED: Final = (
     "seconds until a slot, until the first token (95 %), and until the last (mean, 50 %, 95 %); "
     f"Jain's index over windows of {WINDOW_S:g} s"
 )
+MOST_CORES: Final = 10_000
 _BAR: Final = 40
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 
@@ -68,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     add("-w", "--workload", default="mixed", metavar="FILE", help=f"TOML or JSON, or: {names}")
     add("--seed", type=int, default=0, help="of a workload that is made by name")
     add("--slots", type=int, default=0, help="of the core; default: the workload's")
+    add("--cores", type=int, default=1, help="agents are spread over so many")
+    add("--death", type=float, action="append", default=[], metavar="SECONDS",
+        help="the busiest core's machine dies then; again for more")  # fmt: skip
     add("-q", "--quantum", type=int, default=sched.levels.DEFAULT_QUANTUM, help="tokens")
     add("--png", "--plot", dest="plot", default="", metavar="FILE", help="write a picture, too")
     add("--json", action="store_true", help="data as JSON on stdout")
@@ -81,9 +86,17 @@ def simulate(args: argparse.Namespace) -> list[Result]:
         raise OSError(errno.EINVAL, f"--slots {args.slots}: a core has 1 or more")
     if args.slots:
         work = replace(work, slots=args.slots)
+    if not 1 <= args.cores <= MOST_CORES:
+        raise OSError(errno.EINVAL, f"--cores {args.cores}: 1 to {MOST_CORES}")
     names = args.policy or list(sched.POLICIES)
-    policies = [sched.make(name, quantum=args.quantum) for name in names]
-    return [Simulation(work, policy).run() for policy in policies]
+    return [_run(work, name, args) for name in names]
+
+
+def _run(work: workload.Workload, name: str, args: argparse.Namespace) -> Result:
+    policies = [sched.make(name, quantum=args.quantum) for _ in range(args.cores)]
+    if args.cores == 1 and not args.death:
+        return Simulation(work, policies[0]).run()
+    return Farm(work, policies, args.death).run()
 
 
 def lines(results: list[Result]) -> list[str]:
@@ -91,7 +104,11 @@ def lines(results: list[Result]) -> list[str]:
     rows = [each.summary() for each in results]
     work = results[0].workload
     head = f"{work.name}: {len(work.agents)} agents, {rows[0]['requests']} requests"
-    out = [f"{head}, {work.slots} slots", *_table(rows), EXPLAINED, "", "mean turnaround, seconds"]
+    where = f"{work.slots} slots" + f" on each of {results[0].cores} cores" * (results[0].cores > 1)
+    out = [f"{head}, {where}", *_table(rows), EXPLAINED]
+    if again := [f"{row['again']} ({row['policy']})" for row in rows if row["again"]]:
+        out.append(f"computed again: {', '.join(again)} tokens")
+    out += ["", "mean turnaround, seconds"]
     longest = max(float(row["turnaround_s"]) for row in rows) or 1.0
     for row in rows:
         seconds = float(row["turnaround_s"])

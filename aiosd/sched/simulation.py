@@ -26,7 +26,11 @@ WINDOW_S = 2.0
 
 @dataclass(slots=True)
 class Request:
-    """One turn of an agent; times in seconds, -1 while it has not come to that."""
+    """One turn of an agent; times in seconds, -1 while it has not come to that.
+
+    again: tokens that are to be decoded once more, since their KV is lost. prefilled is less than 0
+    while earlier turns' prompts have to be read again.
+    """
 
     id: int
     agent: int
@@ -38,6 +42,7 @@ class Request:
     ended: float = -1.0
     prefilled: int = 0
     decoded: int = 0
+    again: int = 0
 
     @property
     def waited(self) -> float:
@@ -54,7 +59,8 @@ class Request:
 class Result:
     """What came of a workload under a policy.
 
-    service: tokens by window of WINDOW_S seconds and by agent.
+    service: tokens by window of WINDOW_S seconds and by agent. cores: how many there were. again:
+    tokens that were computed once more, since a machine had died.
     """
 
     policy: str
@@ -64,6 +70,8 @@ class Result:
     preemptions: int
     switches: int
     service: dict[int, dict[int, int]]
+    cores: int = 1
+    again: int = 0
 
     def summary(self) -> dict[str, float | int | str]:
         """The figures of the table, by name."""
@@ -89,6 +97,8 @@ class Result:
             "preemptions": self.preemptions,
             "switches": self.switches,
             "seconds": self.seconds,
+            "cores": self.cores,
+            "again": self.again,
         }
 
     def fairness(self) -> list[tuple[int, float]]:
@@ -128,20 +138,25 @@ def quantile(values: list[float], part: float) -> float:
 
 @dataclass(slots=True)
 class Simulation:
-    """A workload on a core under a policy; `step` is one device call."""
+    """A workload on a core under a policy; `step` is one device call.
+
+    empty: no agent comes but those that are told by `expect`.
+    """
 
     workload: Workload
     policy: Policy
+    empty: bool = False
     now: float = 0.0
     preemptions: int = 0
     switches: int = 0
     requests: list[Request] = field(default_factory=list)
     _coming: list[tuple[float, int, int]] = field(default_factory=list)
-    _service: dict[int, dict[int, int]] = field(default_factory=dict)
+    service: dict[int, dict[int, int]] = field(default_factory=dict)
     _just_prefilled: bool = False
 
     def __post_init__(self) -> None:
-        self._coming = [(a.arrival, n, 0) for n, a in enumerate(self.workload.agents)]
+        agents = () if self.empty else self.workload.agents
+        self._coming = [(a.arrival, n, 0) for n, a in enumerate(agents)]
         heapq.heapify(self._coming)
 
     def run(self) -> Result:
@@ -150,12 +165,40 @@ class Simulation:
             pass
         return Result(
             self.policy.name, self.workload, self.requests, self.now, self.preemptions,
-            self.switches, self._service,
+            self.switches, self.service,
         )  # fmt: skip
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be done now."""
+        return not self.policy.running and not len(self.policy)
+
+    def due(self) -> float | None:
+        """When the next device call can be made; None when all is done."""
+        if not self.idle:
+            return self.now
+        return max(self.now, self._coming[0][0]) if self._coming else None
+
+    def expect(self, when: float, agent: int) -> None:
+        """Note that an agent will come."""
+        heapq.heappush(self._coming, (when, agent, 0))
+
+    def lose(self, until: float) -> int:
+        """Lose all KV in the slots, and do nothing until then; returns the tokens that are lost."""
+        lost = 0
+        for id in self.policy.running:
+            request = self.requests[id]
+            earlier = self.workload.agents[request.agent].turns[: request.turn]
+            lost += request.prefilled + request.decoded - request.again
+            lost += sum(turn.prompt + turn.output for turn in earlier)
+            request.prefilled = -sum(turn.prompt for turn in earlier)
+            request.again = request.decoded + sum(turn.output for turn in earlier)
+        self.now = max(self.now, until)
+        return lost
 
     def step(self) -> bool:
         """Take what has come, plan, and make one device call; False when all is done."""
-        if not self.policy.running and not len(self.policy):
+        if self.idle:
             if not self._coming:
                 return False
             self.now = max(self.now, self._coming[0][0])
@@ -202,16 +245,19 @@ class Simulation:
     def _decode(self, requests: list[Request]) -> None:
         self.now += self.workload.costs.step(len(requests))
         for request in requests:
+            self.policy.charge(request.id, 0, 1)
+            if request.again:
+                request.again -= 1
+                continue
             request.decoded += 1
             self._served(request, 1)
-            self.policy.charge(request.id, 0, 1)
             if request.first < 0:
                 request.first = self.now
             if request.decoded == request.asked.output:
                 self._end(request)
 
     def _served(self, request: Request, tokens: int) -> None:
-        window = self._service.setdefault(int(self.now // WINDOW_S), {})
+        window = self.service.setdefault(int(self.now // WINDOW_S), {})
         window[request.agent] = window.get(request.agent, 0) + tokens
 
     def _end(self, request: Request) -> None:

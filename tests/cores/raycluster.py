@@ -16,9 +16,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 MEMORY = 80 << 20
-QUICK = {  # a death is known in seconds, not in half a minute
+QUICK = {  # a death is known in seconds, not in half a minute; who is only slow has a minute
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
+    "health_check_timeout_ms": 10_000,
     "health_check_failure_threshold": 6,
 }
 

@@ -30,6 +30,7 @@ SLOTS = 4  # so that three of four contexts have left their slots before they go
 PROMPTS = [f"agent {n} goes to sea. " * (2 + n) for n in range(AGENTS - 1)]
 LONG = "and then the rain began. " * 300  # its KV goes through the object store in any case
 OPTIONS = {"eog": 0.0, "step_ms": 1.0}
+PATIENCE = 240.0  # seconds: to lose a node and find another takes five on a quiet machine
 
 
 class Nodes:
@@ -62,7 +63,7 @@ class Nodes:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
         self.process.stdout.close()
-        assert self.process.wait(60) == 0
+        assert self.process.wait(PATIENCE) == 0
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +75,15 @@ def nodes() -> Iterator[Nodes]:
 
 
 def on_ray(nodes: Nodes, query: str = "") -> AddCore:
-    more = {"runner": "fake", "fake": OPTIONS, "num_cpus": 1, "resources": {"core": 1}}
-    return AddCore(f"ray://{nodes.address}{query}", "far", n_ctx=20000, slots=SLOTS, options=more)
+    more: dict[str, Any] = {
+        "runner": "fake",
+        "fake": OPTIONS,
+        "num_cpus": 1,
+        "resources": {"core": 1},
+    }
+    more |= {"wait": PATIENCE, "silence": PATIENCE / 4}
+    url = f"ray://{nodes.address}{query}"
+    return AddCore(url, "far", n_ctx=20000, slots=SLOTS, options=more)
 
 
 def row(daemon: Daemon, name: str) -> Core:
@@ -111,6 +119,8 @@ def test_a_node_dies_under_sixteen_agents(daemon: Daemon, nodes: Nodes) -> None:
     solo = alone(daemon)
     clients = [register(daemon, f"agent-{n}")[0] for n in range(AGENTS)]
     operator = daemon.connect()
+    for client in [operator, *clients]:
+        client.sock.settimeout(PATIENCE)
     added: Core = operator.call(on_ray(nodes))
     assert (added.driver, added.state, added.exact) == ("ray", "ready", "yes")
     for client, prompt in zip(clients, [*PROMPTS, LONG], strict=True):
