@@ -5,7 +5,7 @@
 Each core is a Simulation of its own. An agent goes to the core with least to do when it comes, and
 stays there, as its context does. `deaths` are times at which the core with most to do, of those
 that are there, loses its machine: `absence` seconds later it goes on on another one, and what was
-in its slots is computed again, from the first token: the worst case, as snapshots outlive a machine.
+in its slots is computed again, from the first token: the worst case, as snapshots outlive it.
 
 What must hold, and is checked: every request of every agent is answered once, whatever died.
 """
