@@ -31,7 +31,6 @@ import msgspec
 
 from aiosd.abi import inference as abi
 from aiosd.abi.wire import FrameError, Frames, frame
-from aiosd.access import Caller
 from aiosd.settings import Memory
 from aiosd.vectors import protocol as p
 
@@ -143,10 +142,10 @@ class Embedder:
         if self._leaving is not None:
             await self._leaving
 
-    async def sys_llm_embed(self, caller: Caller, args: abi.LlmEmbed) -> abi.Embeddings:
-        """Turn texts into vectors."""
+    async def texts(self, texts: list[str]) -> abi.Embeddings:
+        """Turn texts into vectors, for llm_embed. Raises OSError."""
         try:
-            data, tokens = await self.embed(args.texts)
+            data, tokens = await self.embed(texts)
         except OSError as error:
             raise OSError(error.errno, f"llm_embed: {error.strerror}") from None
         numbers = array("f", data)

@@ -130,6 +130,10 @@ class Inference:
             if context.window.internal:  # whoever asked asks anew
                 self.contexts.forget(context)
 
+    def number(self) -> int:
+        """Return the id of a request that is none of a generation; raises OSError(EAGAIN)."""
+        return self._rids.take()
+
     async def leave(self) -> None:
         """Leave keyed requests to the next kernel, as far as they have come."""
         self.journal.flush()

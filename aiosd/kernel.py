@@ -35,6 +35,7 @@ from aiosd.claim import Door, Lock
 from aiosd.config import Config
 from aiosd.cores.sequence import Sequence
 from aiosd.db import Connection, Database
+from aiosd.embeddings import Embedding
 from aiosd.events import Events
 from aiosd.gateways import Gateways
 from aiosd.grants import Grants
@@ -231,7 +232,17 @@ class Kernel:
         self.dispatcher.bind(self.meters)
         self._assemble_tools()
         self.dispatcher.bind(self.vault, self.snapshots, self.budgets)
-        self.dispatcher.bind(*self.stores.managers)
+        self.dispatcher.bind(*self.stores.managers, self._embedding())
+
+    def _embedding(self) -> Embedding:
+        return Embedding(
+            self.stores.embedder,
+            self.machine.cores,
+            self.table,
+            self.quotas,
+            self.db,
+            self.inference.number,
+        )
 
     def _assemble_tools(self) -> None:
         kernel = self.config.kernel

@@ -62,7 +62,7 @@ class Stores:
         quotas.counts["working_bytes"] = self.working.held
         for resource in ("memory_records", "memory_bytes", "storage_objects", "storage_bytes"):
             quotas.counts[resource] = partial(self.owners.held, resource=resource)
-        self.managers = (self.working, self.memory, self.storage, self.embedder)
+        self.managers = (self.working, self.memory, self.storage)
 
     async def boot(self) -> None:
         """Go on where the last kernel stopped."""

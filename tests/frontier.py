@@ -133,17 +133,20 @@ class Frontier:
         if name in self.down:
             return
         if what == "models":
-            await _reply(writer, 200, {"object": "list", "data": []})
+            await _reply(writer, 200, {"object": "list", "data": [], "has_more": False})
         elif what == "embeddings":
             await _reply(writer, 200, _vectors(json.loads(body)["input"]))
         else:
             script = self._scripts.get(name)
             act = script.popleft() if script else Act()
-            self._note(self.keys, name, fields.get("authorization", ""))
+            self._note(self.keys, name, fields.get("authorization") or fields.get("x-api-key", ""))
             self._note(self.bodies, name, json.loads(body))
-            await self._act(name, act, writer)
+            speak = _claude if what == "messages" else _openai
+            await self._act(name, act, writer, list(speak(act)))
 
-    async def _act(self, name: str, act: Act, writer: asyncio.StreamWriter) -> None:
+    async def _act(
+        self, name: str, act: Act, writer: asyncio.StreamWriter, stream: list[bytes]
+    ) -> None:
         if act.status != 200:
             await _reply(writer, act.status, {"error": {"message": act.message}}, act.headers)
             return
@@ -154,17 +157,15 @@ class Frontier:
             await self._hang(name)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")
         writer.write(b"connection: close\r\n\r\n")
-        for number, chunk in enumerate(_chunks(act)):
+        for number, event in enumerate(stream):
             if number == act.after:
                 if act.then == "garbage":
                     writer.write(b'data: {"choices": [{"delta"\n\n')
                 if act.then != "hang":
                     break
                 await self._hang(name)
-            writer.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+            writer.write(event + b"\n\n")
             await writer.drain()
-        else:
-            writer.write(b"data: [DONE]\n\n")
         await writer.drain()
 
     async def _hang(self, name: str) -> None:
@@ -173,6 +174,39 @@ class Frontier:
 
     def _gate(self, name: str) -> asyncio.Event:
         return self._go.setdefault(name, asyncio.Event())
+
+
+def _openai(act: Act) -> Iterator[bytes]:
+    for chunk in _chunks(act):
+        yield b"data: " + json.dumps(chunk).encode()
+    yield b"data: [DONE]"
+
+
+def _claude(act: Act) -> Iterator[bytes]:
+    for event in _events(act):
+        yield f"event: {event['type']}\ndata: {json.dumps(event)}".encode()
+
+
+def _events(act: Act) -> Iterator[dict[str, Any]]:
+    prompt, cached, output = act.usage
+    usage = {"input_tokens": prompt - cached, "output_tokens": 1, "cache_read_input_tokens": cached}
+    start = {"id": "x", "type": "message", "role": "assistant", "content": [], "model": "m"}
+    yield {"type": "message_start", "message": {**start, "usage": usage}}
+    blocks: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+    if act.words:
+        said = [{"type": "text_delta", "text": word} for word in act.words]
+        blocks.append(({"type": "text", "text": ""}, said))
+    for name, arguments in act.calls:
+        call = {"type": "tool_use", "id": "c", "name": name, "input": {}}
+        blocks.append((call, [{"type": "input_json_delta", "partial_json": arguments}]))
+    for index, (block, deltas) in enumerate(blocks):
+        yield {"type": "content_block_start", "index": index, "content_block": block}
+        for delta in deltas:
+            yield {"type": "content_block_delta", "index": index, "delta": delta}
+        yield {"type": "content_block_stop", "index": index}
+    end = {"stop_reason": act.finish, "stop_sequence": None}
+    yield {"type": "message_delta", "delta": end, "usage": {"output_tokens": output}}
+    yield {"type": "message_stop"}
 
 
 def _chunks(act: Act) -> Iterator[dict[str, Any]]:

@@ -119,7 +119,8 @@ class Bridge:
             self._start(command)
         assert self._process is not None
         self._process.send(command)
-        if self._timer is None:
+        if self._timer is None:  # it owed nothing until now
+            self._process.heard = self._loop.time()
             self._timer = self._loop.call_later(LOOK, self._look)
 
     def _start(self, first: p.Command) -> None:

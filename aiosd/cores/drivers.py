@@ -79,6 +79,7 @@ DRIVERS: Final[dict[str, Driver]] = {
     "fake": fake,
     "ray": ray,
     "openai": remote,
+    "anthropic": remote,
 }
 
 

@@ -50,9 +50,12 @@ FIRST_PAUSE: Final = 0.5  # seconds before the first retry, doubled for each mor
 LONGEST_PAUSE: Final = 30.0
 UNKNOWN: Final = -1  # stands for the id of a token that a provider does not tell
 
-FEATURES: Final = frozenset({"text", "tools", "json", "embed", "logprobs"})
-MORE: Final = {"llama-server": frozenset({"grammar"})}
-"""What requests may ask of it (see offer.py), and what more of some dialects."""
+FEATURES: Final = frozenset({"text", "tools", "json"})
+MORE: Final = {
+    "openai": frozenset({"embed", "logprobs"}),
+    "llama-server": frozenset({"grammar"}),
+}
+"""What requests may ask of it (see offer.py), and what more of some drivers and dialects."""
 
 CODES: Final = {400: errno.EINVAL, 401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT,
                 413: errno.ENOSPC, 422: errno.EINVAL}  # fmt: skip
@@ -114,7 +117,8 @@ class RemoteCore:
         self.error = ""
         self.draining = False
         self.capability = "frontier"
-        self.features = FEATURES | MORE.get(config.remote.dialect, frozenset())
+        more = MORE.get(self.driver, frozenset()) | MORE.get(config.remote.dialect, frozenset())
+        self.features = FEATURES | more
         self.price = Price()
         self.policy = parts.policy
         self.breaker = Breaker()

@@ -13,7 +13,7 @@ import pytest
 
 from aiosd.abi.accounts import GetQuota, SetQuota
 from aiosd.abi.chat import Function, Turn
-from aiosd.abi.inference import GetContext, ListContexts, LlmGenerate, SetContext
+from aiosd.abi.inference import GetContext, ListContexts, LlmEmbed, LlmGenerate, SetContext
 from aiosd.abi.process import Fork, ResumeAgent, SuspendAgent
 from aiosd.cores.breaker import FAILURES
 from tests.conftest import World
@@ -67,11 +67,14 @@ def daemon(world: World, frontier: Frontier) -> Iterator[Daemon]:
     world.state_dirs.append(state)
     places = state, world.make(must_end_empty=True), world.make(must_end_empty=True)
     names = ["plain", "cut", "fails", "calls", "lies", "turns", "stop", "mute", "spare", "weak"]
-    config = cores(frontier, *names) + cores(frontier, "hasty", first_timeout=0.2) + ROUTE
+    config = cores(frontier, *names) + cores(frontier, "hasty", first_timeout=0.2)
+    claude = cores(frontier, "claude", base_url=frontier.url("claude").removesuffix("/v1"))
+    config += claude.replace('"openai"', '"anthropic"') + ROUTE
+    names += ["hasty", "claude"]
     made = Daemon(*places, config=config)
     made.environ["FRONTIER_KEY"] = KEY
     with made as daemon:
-        for name in (*names, "hasty"):
+        for name in names:
             until(partial(ready, daemon, name), f"{name} is ready")
         yield daemon
         assert KEY not in made.log.read_text()
@@ -173,6 +176,50 @@ def test_functions_and_schemas_are_the_providers_own(daemon: Daemon, frontier: F
     assert bodies[1]["messages"][1]["tool_calls"][0]["id"] == call.id
     assert bodies[1]["messages"][2] == {"role": "tool", "content": "2", "tool_call_id": call.id}
     assert bodies[3]["response_format"]["json_schema"]["strict"] is True
+
+
+def test_anthropic_is_asked_in_its_own_words(daemon: Daemon, frontier: Frontier) -> None:
+    add = Function("add", "adds", {"type": "object", "properties": {"a": {"type": "integer"}}})
+    frontier.then(
+        "claude",
+        Act(words=("Well. ",), calls=(("add", '{"a": 1}'),), finish="tool_use", usage=(30, 10, 7)),
+        Act(words=("2",), finish="end_turn", usage=(40, 0, 1)),
+        Act(after=4, then="close"),
+        Act(status=529),
+        Act(finish="max_tokens", usage=(9, 0, 8)),
+    )
+    with Writer(daemon) as writer:
+        chat = [Turn("system", "Be brief."), Turn("user", "1 + 1?")]
+        first = ask(writer, "claude", "", messages=chat, functions=[add])
+        assert (first.text, first.finish_reason) == ("Well. ", "calls")
+        assert (first.usage.prompt_tokens, first.usage.cached_tokens) == (30, 10)
+        result = Turn("tool", "2", call=first.calls[0].id)
+        second = ask(writer, "claude", "", messages=[result], context=first.context)
+        assert (second.text, second.usage.completion_tokens) == ("2", 1)
+        cut = ask(writer, "claude")
+        assert (cut.text, cut.finish_reason) == ("w0 w1 ", "cancelled")
+        assert cut.usage.prompt_tokens == 10  # it said so before it began
+        assert ask(writer, "claude", max_tokens=8).finish_reason == "length"
+        with pytest.raises(OSError, match="logprobs"):
+            ask(writer, "claude", logprobs=True)
+    one, two = frontier.asked("claude", 5)[:2]
+    assert one["system"] == "Be brief." and one["tools"][0]["name"] == "add"
+    assert [turn["role"] for turn in two["messages"]] == ["user", "assistant", "user"]
+    assert two["messages"][2]["content"][0]["tool_use_id"] == first.calls[0].id
+    assert KEY in frontier.keys["claude"][0]
+
+
+def test_a_providers_vectors_are_paid_for(daemon: Daemon, frontier: Frontier) -> None:
+    with Writer(daemon) as writer, daemon.connect() as person:
+        person.call(SetQuota(f"agent:{writer.aid}", "dollars", 1e-5))
+        found = writer.call(LlmEmbed(["a", "abc"], core="plain"))
+        assert (found.core, found.tokens) == ("plain", 2)
+        assert found.vectors[0] == pytest.approx([2**-0.5, 2**-0.5])
+        assert found.vectors[1] == pytest.approx([0.9**0.5, 0.1**0.5])
+        [quota] = writer.call(GetQuota())
+        assert (quota.used, quota.reserved) == (pytest.approx(2e-6), 0)
+        with pytest.raises(OSError, match="dollars"):
+            writer.call(LlmEmbed(["a" * 100], core="plain"))
 
 
 def test_a_lie_costs_no_more_than_was_reserved(daemon: Daemon, frontier: Frontier) -> None:

@@ -1,0 +1,101 @@
+"""Embeddings: llm_embed, by the embedder of this machine or by a provider's core that is named.
+
+What a provider is asked is reserved at its most (a token for each byte) and charged by its own
+figures, as far as they stay within that; one that failed on it may charge all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+from typing import TYPE_CHECKING
+
+from aiosd.abi import inference as abi
+from aiosd.access import Caller
+from aiosd.accounts import Use, line_of
+from aiosd.cores.remote import RemoteCore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiosd.cores.dispatcher import Cores
+    from aiosd.db import Database
+    from aiosd.embedder import Embedder
+    from aiosd.proc import ProcessTable
+    from aiosd.quota import Quotas
+
+
+class Embedding:
+    """Answers llm_embed. number: gives the id of a request."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        cores: Cores,
+        table: ProcessTable,
+        quotas: Quotas,
+        db: Database,
+        number: Callable[[], int],
+    ) -> None:
+        self._embedder = embedder
+        self._cores = cores
+        self._table = table
+        self._quotas = quotas
+        self._db = db
+        self._number = number
+
+    async def sys_llm_embed(self, caller: Caller, args: abi.LlmEmbed) -> abi.Embeddings:
+        """Turn texts into vectors."""
+        if not args.core:
+            return await self._embedder.texts(args.texts)
+        core = self._cores.get(args.core)
+        if not isinstance(core, RemoteCore):
+            raise OSError(errno.ENOTSUP, f"llm_embed: core {core.name} does not embed")
+        if not caller.aid:
+            raise OSError(errno.ESRCH, "llm_embed: a provider's core embeds for agents alone")
+        if not core.accepting:
+            raise OSError(errno.ENODEV, core.error or f"core {core.name} is draining")
+        return await self._ask(caller, args.texts, core)
+
+    async def _ask(self, caller: Caller, texts: list[str], core: RemoteCore) -> abi.Embeddings:
+        """Have a provider embed texts, within the caller's limits. Raises OSError."""
+        most, quotas = sum(len(text.encode()) for text in texts) + len(texts), self._quotas
+        quotas.admit(caller.aid, "llm_embed")
+        rid = self._number()
+        begun = [self._db.write(write) for write in quotas.open(rid, caller.aid)]
+        tokens = 0
+        try:
+            amounts = {"tokens": most, "dollars": core.price.nano(most, 0)}
+            reserved = quotas.reserve(rid, amounts, "llm_embed")
+            await asyncio.gather(*begun)
+            if reserved is not None:
+                await asyncio.shield(reserved)
+            tokens = most  # unless the provider says otherwise
+            answer = await core.embed(texts)
+            tokens = min(answer.tokens, most)
+        finally:
+            await self._settle(rid, caller, core, tokens)
+        vectors = [_unit(vector) for vector in answer.vectors]
+        return abi.Embeddings(vectors, core.model, tokens, core.name)
+
+    async def _settle(self, rid: int, caller: Caller, core: RemoteCore, tokens: int) -> None:
+        nano = core.price.nano(tokens, 0)
+        line = line_of((*self._table.lineage(caller.aid), caller.aid))
+        use = Use(
+            caller.aid,
+            caller.uid,
+            line,
+            core.name,
+            tokens_in=tokens,
+            nano=nano,
+            requests=bool(tokens),
+        )
+        spent = {"tokens": tokens, "dollars": nano, "requests": int(bool(tokens))}
+        await asyncio.shield(self._db.submit(self._quotas.settle(rid, spent, use)))
+
+
+def _unit(vector: list[float]) -> list[float]:
+    """Return a vector at unit length."""
+    length = math.sqrt(sum(number * number for number in vector)) or 1.0
+    return [number / length for number in vector]
