@@ -531,7 +531,8 @@ class LocalCore:
 
     def _on_loaded(self, event: Loaded) -> None:
         if self.loaded is not None and event.fingerprint != self.loaded.fingerprint:
-            text = f"core {self.name}: {self.setup.model} is another model now; add the core anew"
+            what = "it is another model now, or on a machine of another kind"
+            text = f"core {self.name}: {what}; add the core anew"
             self._end("failed", errno.EIO, text)
             return
         self.loaded = event
