@@ -134,7 +134,7 @@ async def _core(kernel: AsyncKernel, path: str, progress: Progress) -> AsyncIter
 async def _first_ready(kernel: AsyncKernel, progress: Progress) -> Core:
     until = time.monotonic() + LOADING_SECONDS
     while True:
-        cores = await kernel.list_cores()
+        cores = [core for core in await kernel.list_cores() if core.kind != "tool"]
         ready = [core for core in cores if core.state == "ready"]
         if ready:
             return ready[0]

@@ -82,7 +82,7 @@ def kill_words(incomplete: str) -> Offers:
 def cores(incomplete: str) -> Offers:
     """Offer the names of the cores."""
     rows = _asked("cores", lambda kernel: kernel.list_cores())
-    return _matching([(row.name, row.state) for row in rows], incomplete)
+    return _matching([(row.name, row.state) for row in rows if row.kind != "tool"], incomplete)
 
 
 def policies(incomplete: str) -> Offers:

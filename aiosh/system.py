@@ -70,7 +70,7 @@ def _ready(deadline: float) -> None:
     """Return once every core is ready; raise Failure when one failed or time is up."""
     while True:
         with link.kernel() as kernel:
-            rows = kernel.list_cores()
+            rows = [core for core in kernel.list_cores() if core.kind != "tool"]
         for core in rows:
             if core.state == "failed":
                 raise link.Failure(f"core {core.name} failed: {core.error}")

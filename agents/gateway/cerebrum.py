@@ -104,12 +104,14 @@ def _companions(office: Office) -> list[BaseRoute]:
             rows = [
                 {"name": core.name, "backend": core.driver, "model": core.model}
                 for core in await kernel.list_cores()
+                if core.kind != "tool"
             ]
         return Json({"status": "success", "llms": rows})
 
     async def check(request: Request) -> Response:
         async with office.caller(as_bearer(request.headers)) as kernel:
-            return Json([core.name for core in await kernel.list_cores()])
+            cores = await kernel.list_cores()
+            return Json([core.name for core in cores if core.kind != "tool"])
 
     async def select(request: Request) -> Response:
         wanted = await read(request, list[dict[str, Any]])

@@ -44,7 +44,7 @@ def routes(office: Office) -> list[BaseRoute]:
 
 async def rows(kernel: aios.AsyncKernel, office: Office) -> list[dict[str, Any]]:
     """Return what may be named as a model, as OpenAI's models."""
-    cores = await kernel.list_cores()
+    cores = [core for core in await kernel.list_cores() if core.kind != "tool"]
     names = dict.fromkeys([ANY, *(core.name for core in cores), *office.setup.models])
     return [{"id": name, "object": "model", "created": 0, "owned_by": "aios"} for name in names]
 

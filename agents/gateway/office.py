@@ -62,7 +62,8 @@ class Office:
         """Return the names of all cores, as they were a moment ago."""
         until, names = self._cores
         if monotonic() > until:
-            names = [core.name for core in await kernel.list_cores()]
+            cores = await kernel.list_cores()
+            names = [core.name for core in cores if core.kind != "tool"]
             self._cores = monotonic() + CORES_S, names
         return names
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,3 +230,15 @@ def test_only_an_operator_or_a_package_declares_a_model(models: Bench) -> None:
     declaration = {"name": "sly", "python": "own:sort", "model": True, "idempotent": True}
     with models.daemon.connect() as person, pytest.raises(OSError, match="its host is shared"):
         person.call(RegisterTool(declaration))
+
+
+def test_a_model_of_a_tool_is_none_that_answers_prompts(models: Bench, caller: Client) -> None:
+    space = Path(caller.call(ExecuteTool("sort", {"word": "x"})).workspace)
+    (space / "t").write_text("t")
+    caller.call(ExecuteTool("upper", {"text": "t"}))  # now the first is dropped
+    (model,) = (core for core in caller.call(ListCores()) if core.name == "tool:sort")
+    assert (model.kind, model.state) == ("tool", "dropped")
+    env = {**os.environ, **models.daemon.environ, "AIOS_SOCKET": models.daemon.socket}
+    code = "import sys; from aiosh.app import main_ctl; main_ctl()"
+    ctl = [sys.executable, "-c", code, "info", "--wait", "5"]
+    subprocess.run(ctl, env=env, check=True, capture_output=True)
