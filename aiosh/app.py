@@ -37,7 +37,7 @@ PARTS: Final = {
     "rights": ("grant", "revoke", "grants", "approve", "audit"),
     "quota": ("quota",),
     "tools": ("tools",),
-    "mcp": ("mcp",),
+    "beside": ("mcp", "spans"),
     "gateway": ("gateway",),
     "simulate": ("simulate",),
     "system": ("info", "metrics", "watermark", "syscall", "man"),
