@@ -193,9 +193,10 @@ class Core(Section, frozen=True, kw_only=True):
 
     threads 0: as many as processors. kv_k and kv_v: ggml types, or "auto" for the fastest exact
     setting. nice: of the worker process. class: what requests call what they need, where it is not
-    as its driver says (local or frontier). features: beside those that the driver has of itself.
-    quality: for the routing policy best. options: the driver's own (for "fake"). remote: of a core
-    that is a provider's; there slots are the requests that are with it at a time.
+    as its driver says (local or frontier). embedding: it only embeds. features: beside those that
+    the driver has of itself. quality: for the routing policy best. options: the driver's own (for
+    "fake"). remote: of a core that is a provider's; there slots are the requests that are with it
+    at a time.
     """
 
     name: _Name = "local"
@@ -213,6 +214,7 @@ class Core(Section, frozen=True, kw_only=True):
     price_in: _Price = 0.0
     price_out: _Price = 0.0
     class_: Annotated[str, Meta(max_length=64)] = msgspec.field(default="", name="class")
+    embedding: bool = False
     features: Annotated[list[str], Meta(max_length=32)] = []
     quality: Annotated[float, Meta(ge=-1e6, le=1e6)] = 0.0
     options: dict[str, Any] = {}

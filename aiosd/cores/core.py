@@ -111,6 +111,9 @@ class Core(Protocol):
     def change_policy(self, name: str, **options: Any) -> None:
         """Go on under another policy. Raises OSError(EINVAL) for one that doesn't exist."""
 
+    async def embed(self, texts: list[str]) -> Vectors:
+        """Return a vector for each text. Raises OSError (ENOTSUP where it does not embed)."""
+
     # Sequences.
 
     def add(self, sequence: Sequence) -> None:
@@ -142,6 +145,14 @@ class Core(Protocol):
 
     def part(self, sequence: Sequence) -> None:
         """Give an idle sequence into another core's charge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """One vector per text, and the tokens that were read."""
+
+    vectors: list[list[float]]
+    tokens: int
 
 
 class Listener(Protocol):

@@ -20,6 +20,7 @@ from aiosd.cores.core import Core, Driver, Parts
 from aiosd.cores.local import Launch, LocalCore
 from aiosd.cores.remote import RemoteCore
 from aiosd.cores.worker import Worker
+from aiosd.engine.embed import SUFFIX
 from aiosd.engine.protocol import CoreSetup
 
 
@@ -97,6 +98,8 @@ def local(parts: Parts, model: str, worker: Launch = Worker) -> LocalCore:
         worker,
     )
     core.driver = parts.config.driver
+    if parts.config.embedding:
+        core.features = frozenset({"embed"})
     return core
 
 
@@ -116,7 +119,7 @@ def _setup(parts: Parts, model: str) -> CoreSetup:
 def setup_of(config: CoreConfig, model: str) -> CoreSetup:
     """Return what a worker is told of a core that is configured so."""
     return CoreSetup(
-        runner=config.driver,
+        runner=f"{config.driver}{SUFFIX}" if config.embedding else config.driver,
         model=model,
         slots=config.slots,
         n_ctx=config.n_ctx,

@@ -15,6 +15,7 @@ import asyncio
 import errno
 import logging
 import time
+from array import array
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ import msgspec
 from aiosd import sched
 from aiosd.abi import cores as abi
 from aiosd.cores import rows
-from aiosd.cores.core import Listener
+from aiosd.cores.core import Listener, Vectors
 from aiosd.cores.placement import Placement
 from aiosd.cores.price import Price
 from aiosd.cores.rate import Rate
@@ -42,6 +43,7 @@ LOAD_TIMEOUT: Final = 600.0  # seconds for a model to load and be probed
 SILENCE: Final = 120.0  # seconds without a word from a worker that has work
 DEATHS: Final = 8  # deaths in a row without progress that are too many
 KILL_WEIGHT: Final = 0.05  # of a death that was a kill from outside
+AT_ONCE: Final = 16  # texts that a worker embeds before it says something
 RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 
 
@@ -297,6 +299,22 @@ class LocalCore:
         assert isinstance(answer, protocol.Detected)
         return answer
 
+    async def embed(self, texts: list[str]) -> Vectors:
+        """Return a vector of unit length for each text; raises OSError with the reason."""
+        found, tokens = array("f"), 0
+        for start in range(0, len(texts), AT_ONCE):
+            self._last_ticket += 1
+            answer = await self._ask(
+                protocol.Embed(self._last_ticket, texts[start : start + AT_ONCE])
+            )
+            assert isinstance(answer, protocol.Embedded)
+            found.frombytes(answer.vectors)
+            tokens += answer.tokens
+        dim = len(found) // len(texts)
+        self.tokens_in += tokens
+        rows = [found[at : at + dim].tolist() for at in range(0, len(found), dim)]
+        return Vectors(rows, tokens)
+
     async def _ask(self, ask: Question) -> protocol.Event:
         await self.ready()
         self.check()
@@ -507,7 +525,13 @@ class LocalCore:
                 self._on_lost(event)
             case protocol.Found():
                 self._on_found(event)
-            case protocol.Tokens() | protocol.Pieces() | protocol.Compiled() | protocol.Detected():
+            case (
+                protocol.Tokens()
+                | protocol.Pieces()
+                | protocol.Compiled()
+                | protocol.Detected()
+                | protocol.Embedded()
+            ):
                 self._answer(event.ticket, event, None)
             case protocol.Refused():
                 self._answer(event.ticket, event, OSError(event.errno, event.message))

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from aiosd import sched
 from aiosd.abi import cores as abi
 from aiosd.cores.breaker import Breaker
+from aiosd.cores.core import Vectors
 from aiosd.cores.pace import Pace
 from aiosd.cores.price import Price
 from aiosd.cores.rate import Rate
@@ -259,7 +260,7 @@ class RemoteCore:
         self.policy = sched.change(self.policy, name, **options)
         self._schedule()
 
-    async def embed(self, texts: list[str]) -> p.Vectors:
+    async def embed(self, texts: list[str]) -> Vectors:
         """Return a vector for each text. Raises OSError."""
         await self.ready()
         self.check()
@@ -272,7 +273,7 @@ class RemoteCore:
         assert isinstance(answer, p.Vectors)
         self.breaker.succeeded()
         self.tokens_in += answer.tokens
-        return answer
+        return Vectors(answer.vectors, answer.tokens)
 
     # Sequences.
 

@@ -23,7 +23,7 @@ from queue import SimpleQueue
 import msgspec
 
 from aiosd.child import EX_PROTOCOL, begin
-from aiosd.engine import calls, callstyle, schema, watermark
+from aiosd.engine import calls, callstyle, embed, schema, watermark
 from aiosd.engine import protocol as p
 from aiosd.engine.link import Link
 from aiosd.engine.loop import Loop
@@ -39,6 +39,7 @@ class Worker:
         self._link = link
         self._inbox: SimpleQueue[p.Command] = SimpleQueue()
         self._runner: Runner | None = None
+        self._embedder: embed.Embedder | None = None
         self._secret = b""
 
     def serve(self) -> int:
@@ -49,6 +50,8 @@ class Worker:
         if not isinstance(first, p.Load):
             raise ValueError(f"the first command was {type(first).__name__}, not Load")
         began = time.perf_counter()
+        if first.setup.runner.endswith(embed.SUFFIX):
+            return self._embed(first.setup, began)
         try:
             runner = open_runner(first.setup, first.secret)
         except OSError as e:
@@ -59,6 +62,18 @@ class Worker:
         self._link.send(_loaded(runner, first.setup, time.perf_counter() - began))
         Loop(runner, first.setup, self._inbox, self._link.send).run()
         return 0
+
+    def _embed(self, setup: p.CoreSetup, began: float) -> int:
+        """Open a model that embeds; the reader's thread answers for it until the process ends."""
+        try:
+            found = embed.open_embedder(setup)
+        except OSError as e:
+            self._link.send(p.Failed(e.errno or errno.EIO, e.strerror or str(e)))
+            return 1
+        self._embedder = found
+        self._link.send(_opened(found, setup, time.perf_counter() - began))
+        while True:
+            self._inbox.get()
 
     def _read(self) -> None:
         """Feed the main thread; end the process when the kernel goes, whatever that one does."""
@@ -79,16 +94,26 @@ class Worker:
         os._exit(0)
 
     def _answer(self, request: p.Ask) -> None:
-        if self._runner is None:
+        if self._runner is None and self._embedder is None:
             message = "the model is still being opened; ask again after Loaded"
             self._link.send(p.Refused(request.ticket, errno.EAGAIN, message))
             return
         try:
-            answer: p.Event = self._found(self._runner, request)
+            if self._runner is None:
+                answer: p.Event = self._vectors(request)
+            else:
+                answer = self._found(self._runner, request)
         except OSError as e:
             message = e.strerror or str(e)
             answer = p.Refused(request.ticket, e.errno or errno.EINVAL, message)
         self._link.send(answer)
+
+    def _vectors(self, request: p.Ask) -> p.Answer:
+        if not isinstance(request, p.Embed) or self._embedder is None:
+            raise OSError(errno.ENOTSUP, "this core embeds, and does nothing else")
+        found = [self._embedder.embed(text) for text in request.texts]
+        vectors = embed.packed([vector for vector, _ in found])
+        return p.Embedded(request.ticket, vectors, sum(tokens for _, tokens in found))
 
     def _found(self, runner: Runner, request: p.Ask) -> p.Answer:
         if isinstance(request, p.Tokenize):
@@ -100,6 +125,8 @@ class Worker:
             asked = p.Tokenize(request.ticket, request.text, "", raw=True, follow=True)
             tokens = request.tokens or runner.encode(asked)
             return p.Detected(request.ticket, len(tokens), *watermark.count(self._secret, tokens))
+        if isinstance(request, p.Embed):
+            raise OSError(errno.ENOTSUP, "this core generates; add one with embedding = true")
         grammar = _grammar(request)
         runner.compile(grammar)
         return p.Compiled(request.ticket, grammar)
@@ -133,6 +160,25 @@ def _loaded(runner: Runner, setup: p.CoreSetup, seconds: float) -> p.Loaded:
         shifts=info.shifts,
         rolls_back=info.rolls_back,
         calls=info.calls,
+    )
+
+
+def _opened(model: embed.Embedder, setup: p.CoreSetup, seconds: float) -> p.Loaded:
+    return p.Loaded(
+        name=model.name,
+        fingerprint=model.fingerprint,
+        n_vocab=model.n_vocab,
+        n_ctx=model.n_ctx,
+        n_ctx_train=model.n_ctx_train,
+        slots=setup.slots,
+        grid=setup.grid,
+        chat_template=False,
+        exact=None,
+        setting="embeddings",
+        verdict="",
+        kv_bytes_per_token=0,
+        rss=_rss(),
+        seconds=seconds,
     )
 
 

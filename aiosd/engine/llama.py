@@ -414,7 +414,7 @@ class LlamaRunner:
                 known = ", ".join(KV_TYPES)
                 raise OSError(errno.EINVAL, f"KV type {name} is unknown; give auto or {known}")
         gguf.check(setup.model)
-        _silence()
+        silence()
         self._setup = setup
         self._models: dict[bool, Any] = {}
         key = _fingerprint(setup)
@@ -588,7 +588,8 @@ class LlamaRunner:
         self._device.clear(source)
 
 
-def _silence() -> None:
+def silence() -> None:
+    """Keep llama.cpp from writing to standard error, and have its back ends ready."""
     L.llama_log_set(_log_callback, ctypes.c_void_p(0))
     L.llama_backend_init()
 

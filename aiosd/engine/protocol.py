@@ -264,7 +264,14 @@ class Detect(msgspec.Struct, frozen=True, array_like=True, tag="detect"):
     tokens: list[int]
 
 
-Ask = Tokenize | Detokenize | Compile | Detect
+class Embed(msgspec.Struct, frozen=True, array_like=True, tag="embed"):
+    """Ask a worker that embeds for the vectors of texts; answered by Embedded or Refused."""
+
+    ticket: int
+    texts: list[str]
+
+
+Ask = Tokenize | Detokenize | Compile | Detect | Embed
 Command = Load | Ask | Admit | Park | Evict | Save | Share | Rank | Quit
 
 
@@ -344,8 +351,16 @@ class Detected(msgspec.Struct, frozen=True, array_like=True, tag="detected"):
     green: int
 
 
+class Embedded(msgspec.Struct, frozen=True, array_like=True, tag="embedded"):
+    """Answer to Embed: vectors of unit length, as float32 one after the other."""
+
+    ticket: int
+    vectors: bytes
+    tokens: int
+
+
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
-    """A Tokenize or a Compile that can't be done: an errno and a sentence."""
+    """An Ask that can't be done: an errno and a sentence."""
 
     ticket: int
     errno: int
@@ -482,7 +497,7 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
     path: str = ""
 
 
-Answer = Tokens | Pieces | Compiled | Detected | Refused
+Answer = Tokens | Pieces | Compiled | Detected | Embedded | Refused
 Moved = Parked | Evicted | Saved | Kept | Restored | Placed
 Event = Loaded | Failed | Answer | Begun | Step | Found | Moved | Lost
 

@@ -107,7 +107,7 @@ def test_garbage_is_refused_or_read_by_llama_cpp_and_by_us_alike(
     from aiosd.engine.grammar import Grammars
     from tests.engine import tiny
 
-    llama._silence()
+    llama.silence()
     params = llama.L.llama_model_default_params()
     params.vocab_only = True
     path = tiny.write(tmp_path_factory.mktemp("models") / "m.gguf", "llama")

@@ -19,6 +19,7 @@ from aiosd.abi.cores import (
     RouteCore,
     Routed,
 )
+from aiosd.abi.inference import LlmEmbed, LlmGenerate
 from aiosd.abi.process import Kill
 from tests.daemon import Daemon
 from tests.system.agents import until
@@ -238,3 +239,26 @@ def test_draining_a_core_under_load_loses_nothing(daemon: Daemon) -> None:
             assert more.core in ("home", "shed", "oracle") and more.exact
             assert more.token_ids == then.token_ids
         assert b.ask(max_tokens=2, context=idle.context).core != "old"
+
+
+def test_a_core_that_embeds_does_that_alone(daemon: Daemon) -> None:
+    with Writer(daemon, "a") as a, daemon.connect() as person:
+        options = {"embedding": True, "name": "vectors"}
+        made = person.call(AddCore("fake", "vec", "fake", n_ctx=128, options=options))
+        assert made.features == ["embed"] and made.exact == "off"
+        found = a.call(LlmEmbed(["one", "two", "one"] * 10, core="vec"))
+        assert (found.core, found.model, found.tokens) == ("vec", "vectors", 90)
+        one, two, again = found.vectors[:3]
+        assert one == again != two and sum(x * x for x in one) == pytest.approx(1.0)
+        assert len(found.vectors) == 30
+        for call, number, words in (
+            (LlmEmbed(["x" * 200], core="vec"), errno.EINVAL, "the core takes 128"),
+            (LlmEmbed(["x"], core="home"), errno.ENODEV, "core home: it has no embed"),
+            (LlmGenerate("x", core="vec"), errno.ENODEV, "core vec: it has no text"),
+        ):
+            with pytest.raises(OSError, match=words) as no:
+                a.call(call)
+            assert no.value.errno == number
+        assert a.ask(max_tokens=2).core != "vec"
+        person.call(DrainCore("vec"))
+        assert "vec" not in [core.name for core in person.call(ListCores())]
