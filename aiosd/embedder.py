@@ -143,7 +143,6 @@ class Embedder:
             await self._leaving
 
     async def texts(self, texts: list[str]) -> abi.Embeddings:
-    async def answer(self, texts: list[str]) -> abi.Embeddings:
         """Turn texts into vectors, for llm_embed. Raises OSError."""
         try:
             data, tokens = await self.embed(texts)

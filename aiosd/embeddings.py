@@ -1,4 +1,4 @@
-"""Embeddings: llm_embed, by the embedder of this machine or by a provider's core that is named.
+"""Embeddings: llm_embed, by the embedder, or by a core that is named: a provider's or a model's.
 
 What a provider is asked is reserved at its most (a token for each byte) and charged by its own
 figures, as far as they stay within that; one that failed on it may charge all of it.
@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 from aiosd.abi import inference as abi
 from aiosd.access import Caller
 from aiosd.accounts import Use, line_of
+from aiosd.cores.local import LocalCore
+from aiosd.cores.offer import EMBED
 from aiosd.cores.remote import RemoteCore
+from aiosd.cores.routing import Wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,14 +52,25 @@ class Embedding:
         """Turn texts into vectors."""
         if not args.core:
             return await self._embedder.texts(args.texts)
-        core = self._cores.get(args.core)
+        core, _ = self._cores.choose(Wish(features=frozenset({EMBED})), args.core)
+        if isinstance(core, LocalCore):
+            return await self._here(args.texts, core)
         if not isinstance(core, RemoteCore):
             raise OSError(errno.ENOTSUP, f"llm_embed: core {core.name} does not embed")
         if not caller.aid:
             raise OSError(errno.ESRCH, "llm_embed: a provider's core embeds for agents alone")
-        if not core.accepting:
-            raise OSError(errno.ENODEV, core.error or f"core {core.name} is draining")
         return await self._ask(caller, args.texts, core)
+
+    async def _here(self, texts: list[str], core: LocalCore) -> abi.Embeddings:
+        """Have a GGUF model on this machine embed texts, which costs nobody anything."""
+        self._cores.count(core, 1)
+        try:
+            found = await core.embed(texts)
+        finally:
+            self._cores.count(core, -1)
+            if core.draining and not core.requests:
+                self._cores.retire(core)
+        return abi.Embeddings(found.vectors, core.row().model, found.tokens, core.name)
 
     async def _ask(self, caller: Caller, texts: list[str], core: RemoteCore) -> abi.Embeddings:
         """Have a provider embed texts, within the caller's limits. Raises OSError."""

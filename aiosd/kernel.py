@@ -35,7 +35,6 @@ from aiosd.claim import Door, Lock
 from aiosd.config import Config
 from aiosd.cores.sequence import Sequence
 from aiosd.db import Connection, Database
-from aiosd.embedding import Embedding
 from aiosd.embeddings import Embedding
 from aiosd.events import Events
 from aiosd.gateways import Gateways
@@ -278,8 +277,7 @@ class Kernel:
         self.turns.tools = self.tools
         self.table.on_settled(self.turns.agent_settled)
         self.table.listener = self.turns
-        embedding = Embedding(self.machine.cores, self.stores.embedder)
-        self.dispatcher.bind(Models(lambda: self.config, self.machine.cores), embedding)
+        self.dispatcher.bind(Models(lambda: self.config, self.machine.cores))
         self.dispatcher.bind(self.tools, self.turns, self.mcp, Doctor())
         self.gateways = Gateways(lambda: self.config, self.events)
         self.table.on_spawn(self.gateways.environment)
