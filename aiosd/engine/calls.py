@@ -127,6 +127,8 @@ def kept(schema: dict[str, Any]) -> dict[str, Any]:
         return _object({})  # it takes nothing, and a model shall not make something up
     if schema.get("type") == "object" and _converts(schema):
         return schema
+    if "$ref" in schema:
+        return _referred(schema)
     if not isinstance(properties, dict) or not properties:
         return {"type": "object"}
     looser = {
@@ -138,6 +140,14 @@ def kept(schema: dict[str, Any]) -> dict[str, Any]:
     }
     found |= {"type": "object", "properties": looser, "additionalProperties": False}
     return found if _converts(found) else {"type": "object"}
+
+
+def _referred(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema that is another one of its own, as that of a tree's node is."""
+    meant = grammars.target(schema, schema["$ref"])
+    bare = {key: value for key, value in schema.items() if key != "type"}
+    object_ = isinstance(meant, dict) and meant.get("type") == "object"
+    return bare if object_ and _converts(bare) else {"type": "object"}
 
 
 def _alone(schema: dict[str, Any], name: str, inside: Any) -> dict[str, Any]:

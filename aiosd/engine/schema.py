@@ -89,6 +89,20 @@ def several(schemas: Sequence[Any]) -> tuple[list[str], dict[str, str]]:
     return _Converter({"schemas": list(schemas)}).several()
 
 
+def target(schema: Any, ref: Any) -> Any:
+    """Return what a reference within a schema points to; None when there is none."""
+    if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
+        return None
+    found = schema
+    for part in ref.split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        elif isinstance(found, dict):
+            found = found.get(name)
+    return found
+
+
 class _Converter:
     """Walks over one schema."""
 
@@ -217,25 +231,12 @@ class _Converter:
     def _ref(self, schema: dict[str, Any], where: str) -> str:
         ref = schema["$ref"]
         if ref not in self._refs:
-            target = self._target(ref)
-            if target is None:
+            meant = target(self._schema, ref)
+            if meant is None:
                 return self._refuse(f"$ref {ref!r}", where)
             name = self._refs[ref] = f"ref{len(self._refs)}"
-            self._rules[name] = self._visit(target, str(ref))
+            self._rules[name] = self._visit(meant, str(ref))
         return self._refs[ref]
-
-    def _target(self, ref: Any) -> Any:
-        """The schema that a reference within this one points to; None when there is none."""
-        if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
-            return None
-        target = self._schema
-        for part in ref.split("/")[1:]:
-            name = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(target, list) and name.isdecimal() and int(name) < len(target):
-                target = target[int(name)]
-            elif isinstance(target, dict):
-                target = target.get(name)
-        return target
 
     def _const(self, schema: dict[str, Any], where: str) -> str:
         return self._constants([schema["const"]], schema, where)
@@ -286,7 +287,7 @@ class _Converter:
         for _ in range(MOST_DEPTH):
             if not isinstance(schema, dict) or "$ref" not in schema:
                 break
-            schema = self._target(schema["$ref"])
+            schema = target(self._schema, schema["$ref"])
         return schema
 
     # Types.

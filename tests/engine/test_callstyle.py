@@ -29,6 +29,8 @@ CITY: dict[str, Any] = {
     "properties": {"city": {"type": "string", "maxLength": 3}},
     "required": ["city"],
 }
+NODE: dict[str, Any] = {"$defs": {"node": {**TREE}}, "$ref": "#/$defs/node"}
+NODE["$defs"]["node"]["properties"] = {"kids": {"type": "array", "items": {"$ref": NODE["$ref"]}}}
 FUNCTIONS = [Function("weather", "", CITY), Function("weather_2", "", TREE)]
 OFFERED = [Offered(one.name, one.description, one.parameters) for one in FUNCTIONS]
 
@@ -142,6 +144,18 @@ def _take(matcher: Matcher, byte: int) -> bool:
         return False
     matcher.take(byte)
     return True
+
+
+def test_arguments_may_be_a_tree_by_reference() -> None:
+    rules = gbnf.parse(grammar(Offer([Offered("grow", "", NODE)], "required", 1, None, TAGGED)))
+    for arguments, fits in (
+        ('{"kids": [{"kids": []}, {}]}', True),
+        ('{"kids": [{"kid": []}]}', False),
+        ('{"kids": [3]}', False),
+    ):
+        text = SAID.replace("weather", "grow").replace('{"city":"x"}', arguments)
+        matcher = Matcher(rules)
+        assert (all(_take(matcher, byte) for byte in text.encode()) and matcher.complete) == fits
 
 
 def test_a_schema_s_answer_stands_beside_calls() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -17,8 +18,9 @@ import aios
 from aiosd.abi.inference import Function, Generation, GetContext, Turn, TurnCall
 from aiosd.abi.toolcalls import turns
 from tests.conftest import World
+from tests.daemon import PATIENCE
 from tests.system.agents import until
-from tests.system.writer import Writer, core
+from tests.system.writer import Writer, core, held
 from tests.tools.turning import CORE, TOOLS, WORD, ToolDaemon
 
 WEATHER = Function(
@@ -174,6 +176,35 @@ def test_tools_are_carried_out_and_functions_end_the_rounds(daemon: ToolDaemon) 
     tools = [call for reply in replies for call in reply.calls if call.tool != "stop_all"]
     assert len(daemon.made()) - before == len(tools)
     assert set(TOOLS) > {call.tool for call in tools}
+
+
+@pytest.mark.parametrize("name", ["c", "n"])
+def test_a_killed_kernel_s_reply_is_heard_on_by_the_next(
+    state_dir: Path, runtime_dir: Path, kv_dir: Path, name: str
+) -> None:
+    how: dict[str, Any] = {
+        "raw": False, "functions": [STOP], "tool_choice": "none", "core": name, "min_tokens": 40,
+        "max_tokens": 400, "temperature": 0.8, "seed": 5,
+    }  # fmt: skip
+    daemon = ToolDaemon(state_dir, runtime_dir, kv_dir, config=CORE + NATIVE)
+    with daemon:
+        with Writer(daemon) as other:
+            alone = ask(other, "Go.", **how)
+        with Writer(daemon) as a:
+            wanted = a.begin("Go.", **how, key="once")
+            a.read_tokens(wanted, 20)
+            with held(daemon, name):
+                daemon.process.kill()
+                daemon.process.wait(PATIENCE)
+            seen, text = a.seen[wanted], a.text[wanted]
+        daemon._notify.close()
+        daemon.start()
+        with Writer(daemon, credential=a.credential) as again:
+            late = again.begin("Go.", **how, key="once", resume=len(seen))
+            reply = again.finish(late)
+            assert seen + again.seen[late] == reply.token_ids == alone.token_ids
+            assert text + again.text[late] == reply.text == alone.text
+    assert len(reply.token_ids) >= 40 and reply.finish_reason == alone.finish_reason
 
 
 @pytest.mark.parametrize(
