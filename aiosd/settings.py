@@ -170,7 +170,7 @@ class Remote(Section, frozen=True, kw_only=True):
 
     base_url: Annotated[str, Meta(max_length=2048, pattern=r"^(https?://\S+)?$")] = ""
     api_key: Annotated[str, Meta(max_length=4096, pattern=r"^((env|credential|file):\S+)?$")] = ""
-    dialect: Literal["openai", "vllm", "sglang", "ollama", "llama-server"] = "openai"
+    dialect: Literal["openai", "gemini", "vllm", "sglang", "ollama", "llama-server"] = "openai"
     window: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
     max_output: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
     rate: Annotated[float, Meta(ge=0, le=1e6)] = 0.0

@@ -2,7 +2,8 @@
 
 That is OpenAI itself and many others; `dialect` says what differs. vllm and sglang take more
 parameters and count tokens while they stream; llama-server takes those and grammars; ollama takes
-neither. What a server would silently drop is refused here.
+neither; gemini is Google's own endpoint of this interface, which spares its client, whose needs
+(google-auth, websockets and more) are many. What a server would silently drop is refused here.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ NO_KEY: Final = "none"
 
 MORE: Final[dict[str, dict[str, str]]] = {
     "openai": {},
+    "gemini": {},
     "ollama": {},
     "vllm": {"top_k": "top_k", "min_p": "min_p", "repeat_penalty": "repetition_penalty"},
     "sglang": {"top_k": "top_k", "min_p": "min_p", "repeat_penalty": "repetition_penalty"},
@@ -133,7 +135,7 @@ def request(chat: Chat, setup: Setup) -> dict[str, Any]:
         "stream": True,
         "stream_options": options,
         **_optional(chat, plain),
-        **_functions(chat),
+        **_functions(chat, setup.dialect),
     }
     if chat.schema is not None:
         asked["response_format"] = {
@@ -151,7 +153,7 @@ def _optional(chat: Chat, plain: Chat) -> dict[str, Any]:
     return {**given, **({"seed": chat.seed} if chat.temperature or chat.seed else {})}
 
 
-def _functions(chat: Chat) -> dict[str, Any]:
+def _functions(chat: Chat, dialect: str) -> dict[str, Any]:
     if not chat.functions:
         return {}
     choice: Any = chat.choice
@@ -168,7 +170,8 @@ def _functions(chat: Chat) -> dict[str, Any]:
         }
         for each in chat.functions
     ]
-    return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": chat.parallel > 1}
+    more = {} if dialect == "gemini" else {"parallel_tool_calls": chat.parallel > 1}
+    return {"tools": tools, "tool_choice": choice, **more}
 
 
 def _message(message: Message) -> dict[str, Any]:
