@@ -36,6 +36,7 @@ from aiosd.abi.inference import Generation as Result
 from aiosd.bill import Bill
 from aiosd.calling import Form, Said
 from aiosd.context import Context
+from aiosd.deadline import Deadline
 from aiosd.engine.protocol import Beam as Found
 from aiosd.engine.protocol import Goal, Token
 from aiosd.journal import ContextRow, RequestRow
@@ -114,9 +115,7 @@ class Generation:
         self._readers: dict[object, int] = {}  # tokens that each caller's stream has taken
         self._over = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
-        self._deadline: asyncio.Handle | None = None
-        self._due = 0.0
-        self._left = args.deadline
+        self._deadline = Deadline(args.deadline, lambda: self.cancel("deadline"))
 
     # What outlives the kernel.
 
@@ -142,8 +141,6 @@ class Generation:
 
     def progress(self) -> dict[str, Any]:
         """Return what `take_progress` goes on from: plain values, a fresh dict. Unix times."""
-        loop = asyncio.get_running_loop()
-        due = None if self._deadline is None else time.time() + self._due - loop.time()
         return {
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
@@ -154,8 +151,8 @@ class Generation:
             "goal": self.goal,
             "started": self._moment(self.started),
             "first_token": self._moment(self.first_token),
-            "due": due,
-            "left": self._left,
+            "due": self._deadline.moment,
+            "left": self._deadline.left,
             "certain": self.certain,
             "bill": self.bill,
             "style": self.form.style if self.form is not None else "",
@@ -189,9 +186,9 @@ class Generation:
         for name in ("started", "first_token"):
             if moment := progress[name]:
                 setattr(self, name, self.submitted + moment - submitted)
-        if self._left is not None:
+        if self._deadline.left is not None:
             due, left = progress["due"], progress["left"]
-            self._left = left if due is None else max(0.0, due - time.time())
+            self._deadline.left = left if due is None else max(0.0, due - time.time())
         self.goal = msgspec.convert(progress["goal"], Goal | None)
         self.bill = msgspec.convert(progress.get("bill"), Bill | None)
         self._rehear(progress.get("style", ""), progress.get("wrote", []))
@@ -317,17 +314,12 @@ class Generation:
     def stop_clock(self) -> None:
         """Stop counting towards the deadline (its agent is suspended)."""
         self.disturbed = self.disturbed or not self.done
-        if self._deadline is not None:
-            self._left = max(0.0, self._due - asyncio.get_running_loop().time())
-            self._deadline.cancel()
-            self._deadline = None
+        self._deadline.stop()
 
     def start_clock(self) -> None:
         """Count towards the deadline, if there is one."""
-        if self._left is not None and self._deadline is None and not self.done:
-            loop = asyncio.get_running_loop()
-            self._due = loop.time() + self._left
-            self._deadline = loop.call_later(self._left, self.cancel, "deadline")
+        if not self.done:
+            self._deadline.start()
 
     async def news(self, seen: int) -> None:
         """Return when there are more than `seen` tokens, or it has ended."""

@@ -19,6 +19,7 @@ import msgspec
 from aiosd import calling
 from aiosd.abi import inference as abi
 from aiosd.access import Caller
+from aiosd.deadline import Deadline
 from aiosd.generation import check
 from aiosd.keys import Kept
 from aiosd.toolrounds import Round
@@ -68,13 +69,11 @@ class Run:
         self.error: OSError | None = None
         self.context = args.context
         self.functions = {one.name for one in args.functions}
-        self.left = args.deadline
+        self._deadline = Deadline(args.deadline, lambda: self.cancel("deadline"))
         self.asker = Quiet()
         self.stop = asyncio.Event()  # it was cancelled
         self.over = asyncio.Event()
         self._news = asyncio.Event()
-        self._clock: asyncio.Handle | None = None
-        self._due = 0.0
 
     # What it has come to.
 
@@ -164,30 +163,20 @@ class Run:
 
     def stop_clock(self) -> None:
         """Stop counting towards the deadline (its agent is suspended)."""
-        if self._clock is not None:
-            self.left = max(0.0, self._due - asyncio.get_running_loop().time())
-            self._clock.cancel()
-            self._clock = None
+        self._deadline.stop()
 
     def start_clock(self) -> None:
         """Count towards the deadline, if there is one."""
-        if self.left is not None and self._clock is None and not self.over.is_set():
-            loop = asyncio.get_running_loop()
-            self._due = loop.time() + self.left
-            self._clock = loop.call_later(self.left, self.cancel, "deadline")
+        self._deadline.start()
 
     def spent(self, seconds: float) -> None:
         """Count time that went by under an earlier kernel towards the deadline."""
-        if self.left is not None:
-            counting = self._clock is not None
-            self.stop_clock()
-            self.left = max(0.0, self.left - seconds)
-            if counting:
-                self.start_clock()
+        if self._deadline.left is not None:
+            self._deadline.left = max(0.0, self._deadline.left - seconds)
 
     def close(self) -> None:
         """It is over: whoever waits is answered."""
-        self.stop_clock()
+        self._deadline.close()
         self.over.set()
         self._wake()
 

@@ -28,6 +28,7 @@ import msgspec
 
 from aiosd import boxview, toolproc
 from aiosd.box import ALL, Box
+from aiosd.deadline import Limited
 from aiosd.declaration import Declaration
 from aiosd.settings import Tools
 from aiosd.toolfiles import changed
@@ -89,6 +90,22 @@ class Runner(Protocol):
 
     async def run(self, work: Work) -> Outcome:
         """Carry a call out, within its seconds. Raises OSError that names the tool."""
+
+
+async def run_within(limited: Limited, runner: Runner, work: Work) -> Outcome:
+    """Run a call within its caller's deadline. Raises OSError."""
+    cut = False
+    try:
+        async with limited:
+            try:
+                return await runner.run(work)
+            except asyncio.CancelledError:
+                cut = True
+                raise
+    except TimeoutError:
+        if not cut:  # the tool's own time was over, and that is what the error says
+            raise
+        raise too_slow(work.tool, limited.seconds) from None
 
 
 class Programs:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import math
 import os
 from collections import defaultdict
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from aiosd import toolbook, toolfiles
 from aiosd.abi.tools import DescribeTool, ExecuteTool, ListTools, RegisterTool, Tool, ToolResult
 from aiosd.access import Access, Caller
 from aiosd.catalog import Catalog
+from aiosd.deadline import Limited
 from aiosd.declaration import Declaration
 from aiosd.journal import keeping
 from aiosd.keys import Kept, Keys, asking
@@ -43,7 +43,7 @@ from aiosd.toolcores import ToolCores
 from aiosd.toolfiles import Workspaces
 from aiosd.toolpackages import Packages
 from aiosd.toolpool import Pool
-from aiosd.toolrun import Outcome, Programs, Runner, Work, flooded, too_slow, unlike
+from aiosd.toolrun import Outcome, Programs, Runner, Work, flooded, run_within, unlike
 from aiosd.toolsecrets import Secrets, strike, strike_all
 from aiosd.turns import Claim, Turns
 
@@ -103,6 +103,7 @@ class ToolManager:
         self._turns = Turns(start.tools.max_running, start.tools.max_queue)
         self._room: dict[str, int] = {}  # bytes that a workspace still holds
         self._calls: defaultdict[int, list[str]] = defaultdict(list)  # by aid
+        self._deadlines: defaultdict[int, set[Limited]] = defaultdict(set)  # by aid
         self._clearing: set[asyncio.Task[None]] = set()
 
     async def boot(self) -> None:
@@ -139,6 +140,16 @@ class ToolManager:
         """Return "tool:NAME" when an agent waits for one, else nothing."""
         calls = self._calls.get(aid)
         return f"tool:{calls[-1]}" if calls else ""
+
+    def agent_stopped(self, aid: int) -> None:
+        """Stop the clocks of its calls' deadlines; what carries them out goes on."""
+        for limited in self._deadlines.get(aid, ()):
+            limited.deadline.stop()
+
+    def agent_continued(self, aid: int) -> None:
+        """Start them again."""
+        for limited in self._deadlines.get(aid, ()):
+            limited.deadline.start()
 
     def agent_ended(self, aid: int) -> None:
         """Let nothing of an agent be left: its hosts, its workspace, its rates."""
@@ -283,17 +294,18 @@ class ToolManager:
         )
         calls = self._calls[caller.aid]
         calls.append(name)
+        limited = self._limited(caller.aid, timeout)
         try:
-            if not tool.model:  # a model has a queue of its own
-                await self._turn(claim, tool, timeout)
+            if not tool.model and not self._turns.ask(claim):  # a model has a queue of its own
+                await self._turn(claim, tool, limited)
             waited = monotonic() - asked
-            left = None if timeout is None else timeout - waited
-            work = await self._work(caller.subject, tool, arguments, secrets, left)
+            work = await self._work(caller.subject, tool, arguments, secrets)
             work.nice = lambda: self._nice(caller.aid)
             if kept is None or tool.idempotent:
-                return await self._carry_out(caller, work, runner, secrets, waited)
-            return await self._once_only(caller, work, runner, secrets, waited, kept)
+                return await self._carry_out(caller, work, runner, secrets, waited, limited)
+            return await self._once_only(caller, work, runner, secrets, waited, kept, limited)
         finally:
+            self._unlimited(caller.aid, limited)
             self._wake(self._turns.give(claim))
             calls.remove(name)
             if not calls:
@@ -329,20 +341,39 @@ class ToolManager:
         except ProcessLookupError:
             return 0  # it has ended in the meantime
 
-    async def _turn(self, claim: Claim, tool: Declaration, timeout: float | None) -> None:
-        """Return when a call may run. Raises TimeoutError."""
-        self._turns.ask(claim)
-        if claim.running:
+    def _limited(self, aid: int, timeout: float | None) -> Limited | None:
+        """Let a call's deadline count, unless its agent is suspended; None when it has none."""
+        if timeout is None:
+            return None
+        limited = Limited(timeout)
+        self._deadlines[aid].add(limited)
+        if not aid or not self._table.get(aid).stopped:
+            limited.deadline.start()
+        return limited
+
+    def _unlimited(self, aid: int, limited: Limited | None) -> None:
+        if limited is None:
             return
+        limited.deadline.close()
+        self._deadlines[aid].discard(limited)
+        if not self._deadlines[aid]:
+            del self._deadlines[aid]
+
+    async def _turn(self, claim: Claim, tool: Declaration, limited: Limited | None) -> None:
+        """Return when a call may run that has to wait. Raises TimeoutError."""
         come = asyncio.get_running_loop().create_future()
         claim.wake = lambda: None if come.done() else come.set_result(None)
+        if limited is None:
+            await come
+            return
         try:
-            async with asyncio.timeout(timeout):
+            async with limited:
                 await come
         except TimeoutError:
             raise TimeoutError(
                 errno.ETIMEDOUT,
-                f"tool {tool.name}: others were before it for all of {timeout:g} s; it did not run",
+                f"tool {tool.name}: others were before it for all of {limited.seconds:g} s; it did "
+                "not run",
             ) from None
 
     def _wake(self, ready: list[Claim]) -> None:
@@ -355,19 +386,15 @@ class ToolManager:
         tool: Declaration,
         arguments: dict[str, Any],
         secrets: dict[str, str],
-        left: float | None,
     ) -> Work:
         settings = self._config().tools
         seconds = min(tool.limits.time, settings.max_timeout)
-        if left is not None and left <= 0:
-            raise too_slow(tool, max(0.0, left))
-        until = math.inf if left is None else asyncio.get_running_loop().time() + left
         folder = self._spaces.of(subject)
         if subject not in self._room:
             self._room[subject] = max(0, settings.workspace_limit - await toolfiles.size(folder))
         environ = {**settings.settings.get(tool.name, {}), **secrets}
         room = self._room[subject]
-        return Work(tool, arguments, subject, folder, environ, seconds, room, until)
+        return Work(tool, arguments, subject, folder, environ, seconds, room)
 
     async def _once_only(
         self,
@@ -377,13 +404,14 @@ class ToolManager:
         secrets: dict[str, str],
         waited: float,
         kept: Kept,
+        limited: Limited | None,
     ) -> ToolResult:
         """Carry out what must not happen twice: it and its answer outlive a kernel together."""
         owner, _, key = kept.name
         await self._once.begin(owner, key, work.tool.name)
         reach("tools.begun")
         try:
-            result = await self._carry_out(caller, work, runner, secrets, waited)
+            result = await self._carry_out(caller, work, runner, secrets, waited, limited)
         except OSError:
             await self._once.failed(owner, key)
             raise
@@ -399,7 +427,13 @@ class ToolManager:
         return result
 
     async def _carry_out(
-        self, caller: Caller, work: Work, runner: Runner, secrets: dict[str, str], waited: float
+        self,
+        caller: Caller,
+        work: Work,
+        runner: Runner,
+        secrets: dict[str, str],
+        waited: float,
+        limited: Limited | None,
     ) -> ToolResult:
         """Run a call between its two records."""
         tool, values = work.tool, tuple(secrets.values())
@@ -408,7 +442,10 @@ class ToolManager:
         facts: dict[str, Any] = {"errno": "ECANCELED"}
         outcome: Outcome | None = None
         try:
-            outcome = await runner.run(work)
+            if limited is None:
+                outcome = await runner.run(work)
+            else:
+                outcome = await run_within(limited, runner, work)
             result = self._result(work, outcome, values, waited, monotonic() - began)
             facts = {"exit": outcome.exit_code, "digest": result.digest}
             return result

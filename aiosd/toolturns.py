@@ -92,6 +92,12 @@ class Tools(Protocol):
     ) -> ToolResult:
         """Validate the arguments and call a tool, once per key. Raises OSError."""
 
+    def agent_stopped(self, aid: int) -> None:
+        """Stop the clocks of its calls' deadlines."""
+
+    def agent_continued(self, aid: int) -> None:
+        """Start them again."""
+
     async def find(self, name: str) -> Described:
         """Return a tool's declaration; raises FileNotFoundError."""
 
@@ -402,12 +408,16 @@ class ToolTurns:
         """Stop the clocks of its deadlines; its generations freeze."""
         for run in self._of(aid):
             run.stop_clock()
+        if self.tools is not None:
+            self.tools.agent_stopped(aid)
         self._inference.agent_stopped(aid)
 
     def agent_continued(self, aid: int) -> None:
         """Let all of that go on."""
         for run in self._of(aid):
             run.start_clock()
+        if self.tools is not None:
+            self.tools.agent_continued(aid)
         self._inference.agent_continued(aid)
 
     def agent_reniced(self, aid: int, nice: int) -> None:

@@ -63,12 +63,12 @@ class Turns:
         """Return how many calls of a tool wait."""
         return sum(claim.tool == tool for claim in self._waiting)
 
-    def ask(self, claim: Claim) -> None:
-        """Let a claim run, or wait. Raises BlockingIOError when too many wait already."""
+    def ask(self, claim: Claim) -> bool:
+        """Let a claim run (True), or wait. Raises BlockingIOError when too many wait already."""
         claim.number = next(self._numbers)
         if self._free(claim):
             self._run(claim)
-            return
+            return True
         if len(self._waiting) >= self.most_waiting:
             raise BlockingIOError(
                 errno.EAGAIN,
@@ -76,6 +76,7 @@ class Turns:
                 "([tools] max_queue); ask again later",
             )
         insort(self._waiting, claim)
+        return False
 
     def give(self, claim: Claim) -> list[Claim]:
         """End a claim, wherever it is; return those whose turn has come with that."""

@@ -40,6 +40,12 @@ class Tools:
         self._answers = path.with_suffix(".answers")
         self._present = 0
 
+    def agent_stopped(self, aid: int) -> None:
+        """Its calls have no deadlines."""
+
+    def agent_continued(self, aid: int) -> None:
+        """Its calls have no deadlines."""
+
     async def find(self, name: str) -> Tool:
         if name not in self._schemas:
             raise FileNotFoundError(errno.ENOENT, f"there is no tool {name!r}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 
 import psutil
 
 from aiosd.abi.accounts import GetUsage
-from aiosd.abi.process import GetStatus, SetPriority, Status
+from aiosd.abi.process import GetStatus, ResumeAgent, SetPriority, Status, SuspendAgent
 from aiosd.abi.system import Cancel, Ping
 from aiosd.abi.tools import DescribeTool, ExecuteTool
 from tests.daemon import PATIENCE, Client, answer
@@ -102,6 +103,21 @@ def test_a_call_that_waits_can_give_up_and_be_cancelled(bench: Bench, agent: Cli
         process.wait(PATIENCE)
         assert person.call(DescribeTool("single")).running == 0
         assert agent.call(Ping(b"x")).payload == b"x"
+
+
+def test_the_time_of_a_suspended_agent_does_not_count(bench: Bench, agent: Client) -> None:
+    with bench.daemon.connect() as person:
+        aid = bench.aid(agent)
+        person.call(SuspendAgent(aid))
+        agent.send(ExecuteTool("gated", {"a": 1}, timeout=0.001))
+        pid = bench.begun()  # it waits now, and took longer than that to start
+        assert status(person, aid).state == "T"
+        assert person.call(DescribeTool("gated")).running == 1
+        person.call(ResumeAgent(aid))
+        late = agent.read()
+        assert late.errno == errno.ETIMEDOUT and b"no result within 0.001 s" in bytes(late.body)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(PATIENCE)
 
 
 def test_calls_are_on_record_and_counted(bench: Bench) -> None:
