@@ -25,7 +25,7 @@ from tests.bench.ratio import Ratio, show
 NAMES = (
     "boot", "ping", "switch", "fork", "restart", "many", "decode", "peer", "urgent", "agents",
     "background", "mixed", "where", "memory", "storage", "quota", "tools", "headline",
-    "route", "copies",
+    "route", "copies", "gateway", "clients",
 )  # fmt: skip
 OUT = Path(__file__).parent / "out"
 

@@ -59,6 +59,11 @@ class LlamaServer:
         self._process.kill()
         self._process.communicate()
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens: host and port."""
+        return self._host, self._port
+
     def together(self, texts: Sequence[str]) -> tuple[float, list[dict[str, Any]]]:
         """Ask for all continuations at once: (tokens/s, answers)."""
         return self._runner.run(self._together(texts))
