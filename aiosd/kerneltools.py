@@ -87,12 +87,11 @@ class KernelTools:
 
     async def run(self, work: Work) -> Outcome:
         """See toolrun.Runner."""
-        seconds = max(0.0, work.left())
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(work.seconds):
                 found = await self._search(self._caller(work.subject), work.arguments)
         except TimeoutError:
-            raise too_slow(work.tool, seconds) from None
+            raise too_slow(work.tool, work.seconds) from None
         return Outcome([_shown(one) for one in found], warm=True)
 
     def _caller(self, subject: str) -> Caller:

@@ -31,7 +31,7 @@ from aiosd.declaration import Declaration, declare
 from aiosd.events import Events
 from aiosd.mcplife import Gone, Life
 from aiosd.settings import McpServer
-from aiosd.toolrun import Outcome, Work
+from aiosd.toolrun import Outcome, Work, too_slow
 from aiosd.toolsecrets import strike, strike_all
 
 log = logging.getLogger(__name__)
@@ -202,15 +202,14 @@ class Server:
 
     async def run(self, work: Work) -> Outcome:
         """Carry out a call."""
-        seconds = work.left()
+        seconds = work.seconds
         try:
             async with asyncio.timeout(seconds):
                 life = await self._ready(work, seconds)
                 self._check_room(work, life)
                 answer = await life.call(work.tool.name, work.arguments, work.workspace, seconds)
         except TimeoutError:
-            wanted = f"did not answer within {seconds:.3g} s; the call was cancelled"
-            raise _error(work, errno.ETIMEDOUT, wanted) from None
+            raise too_slow(work.tool, seconds) from None
         except Gone as gone:
             why = f"ended in the middle of the call ({gone}); it is started again"
             raise _error(work, errno.EREMOTEIO, why) from None

@@ -10,9 +10,9 @@ the most urgent calls first, as many at once as the declaration's `batch` says. 
 first call, and given up by the rule that KV is kept by (toolcosts.py), when it is idle and when
 another one needs its memory ([tools] model_memory).
 
-What must hold: every call ends by its own deadline; a host that dies, hangs or lies fails no call
-but the one that made it do so (its batch is computed again one by one); a host sees of the agents
-only what their calls bring, each call's files in a directory that is gone when it ends.
+What must hold: a call whose caller gives up ends at once; a host that dies, hangs or lies fails no
+call but the one that made it do so (its batch is computed again one by one); a host sees of the
+agents only what their calls bring, each call's files in a directory that is gone when it ends.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from aiosd.toolcosts import Cost
 from aiosd.toolfiles import Workspaces
 from aiosd.toolpool import launch, refused
 from aiosd.toolqueue import Entry, Queue
-from aiosd.toolrun import Outcome, Work, too_slow
+from aiosd.toolrun import Outcome, Work
 
 LOOK: Final = 8
 """How often, in the time that a host stays idle, it is looked whether it is still worth it."""
@@ -193,7 +193,7 @@ class ToolCore:
         return self._task is not None
 
     async def run(self, work: Work) -> Outcome:
-        """Carry a call out in its turn, or end it at its deadline."""
+        """Carry a call out in its turn."""
         settings, loop = self._cores.settings(), asyncio.get_running_loop()
         if len(self.queue) >= settings.max_queue:
             raise BlockingIOError(
@@ -269,13 +269,8 @@ class ToolCore:
     # One call.
 
     async def _end_of(self, call: Call) -> Outcome:
-        work = call.work
-        until = None if work.deadline == float("inf") else work.deadline
         try:
-            async with asyncio.timeout_at(until):
-                outcome = await call.done
-        except TimeoutError:
-            raise self._late(call) from None
+            outcome = await call.done
         finally:
             self.queue.drop(call)
             call.done.cancel()
@@ -283,15 +278,6 @@ class ToolCore:
                 self.host.unwanted(self._cores.settings().kill_timeout)
         outcome.waited = call.begun - call.asked
         return outcome
-
-    def _late(self, call: Call) -> TimeoutError:
-        seconds = asyncio.get_running_loop().time() - call.asked
-        if call.begun:
-            return too_slow(call.work.tool, seconds)
-        return TimeoutError(
-            errno.ETIMEDOUT,
-            f"tool {self.name}: others were before it for all of {seconds:.4g} s; it did not run",
-        )
 
     # Its batches, one after the other.
 

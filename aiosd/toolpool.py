@@ -192,8 +192,7 @@ class Host(asyncio.Protocol):
         self._tickets += 1
         self._answer = self._loop.create_future()
         inside = INSIDE if work.tool.isolation == "full" else work.workspace
-        seconds = work.left()
-        command = w.Call(self._tickets, self._name, work.arguments, inside, seconds)
+        command = w.Call(self._tickets, self._name, work.arguments, inside, work.seconds)
         try:
             packed = w.pack(command)
         except ValueError as error:
@@ -202,7 +201,7 @@ class Host(asyncio.Protocol):
         if self.broken:
             raise await self._died()
         self._transport.write(packed)
-        event = await self._wait(seconds)
+        event = await self._wait(work.seconds)
         stdout = self._process.stdout.take()
         stderr = self._process.stderr.take()
         if isinstance(event, w.Failed) and event.ticket == self._tickets:
@@ -315,7 +314,7 @@ async def launch(kind: type[H], key: Key, work: Work, hidden: tuple[str, ...]) -
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: host, sock=ours)
-        await host.ready(min(START_S, work.deadline - loop.time()))
+        await host.ready(START_S)
     except BaseException:
         await asyncio.shield(host.end(0.0))
         raise

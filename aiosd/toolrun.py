@@ -46,9 +46,8 @@ LONGEST_CPU: Final = 86_400
 @dataclass(slots=True)
 class Work:
     """One call. subject: whose (agent:AID or uid:UID). workspace: on the host. environ: settings
-    and secrets. seconds: that it may take, once its process is there; deadline: when nobody waits
-    for it any more, by the loop's clock. room: bytes that its workspace still holds. nice: of its
-    caller, now.
+    and secrets. seconds: that it may take, once its process is there; its caller's deadline ends it
+    from outside (run_within). room: bytes that its workspace still holds. nice: of its caller, now.
     """
 
     tool: Declaration
@@ -58,14 +57,7 @@ class Work:
     environ: dict[str, str]
     seconds: float
     room: int = 1 << 30
-    deadline: float = math.inf
     nice: Callable[[], int] = field(default=lambda: 0)
-
-    def left(self) -> float:
-        """Return the seconds that it has from now on."""
-        if self.deadline == math.inf:
-            return self.seconds
-        return min(self.seconds, self.deadline - asyncio.get_running_loop().time())
 
 
 @dataclass(slots=True)
@@ -125,14 +117,13 @@ class Programs:
         flood, grace = process.flood, 0.0
         try:
             process.feed(msgspec.json.encode(work.arguments))
-            seconds = max(0.0, work.left())
             ends: set[asyncio.Future[Any]] = {process.exited, flood}
-            await asyncio.wait(ends, timeout=seconds, return_when="FIRST_COMPLETED")
+            await asyncio.wait(ends, timeout=work.seconds, return_when="FIRST_COMPLETED")
             if flood.done():
                 raise flooded(tool)
             if not process.exited.done():
                 grace = self._settings().kill_timeout
-                raise too_slow(tool, seconds)
+                raise too_slow(tool, work.seconds)
         except asyncio.CancelledError:
             grace = self._settings().kill_timeout
             raise
@@ -238,9 +229,11 @@ def _text(data: bytes) -> str:
 
 def too_slow(tool: Declaration, seconds: float) -> TimeoutError:
     """Return the error of a call that took too long."""
-    return TimeoutError(
-        errno.ETIMEDOUT, f"tool {tool.name}: no result within {seconds:.4g} s; it was ended"
-    )
+    if tool.server:
+        how = f"MCP server {tool.server} did not answer within {seconds:.4g} s; it was cancelled"
+    else:
+        how = f"no result within {seconds:.4g} s; it was ended"
+    return TimeoutError(errno.ETIMEDOUT, f"tool {tool.name}: {how}")
 
 
 def flooded(tool: Declaration) -> OSError:

@@ -65,7 +65,11 @@ class Bench:
 
     def serve_http(self) -> subprocess.Popen[bytes]:
         """Start the server over HTTP."""
-        fd = self.listening.fileno()
+        return self.serve_on(self.listening)
+
+    def serve_on(self, listening: socket.socket) -> subprocess.Popen[bytes]:
+        """Start the server over HTTP on a socket of its own."""
+        fd = listening.fileno()
         return subprocess.Popen(
             [sys.executable, HERE / "plain.py", str(fd)], pass_fds=[fd], cwd=self.daemon.state_dir
         )
@@ -94,6 +98,44 @@ class Bench:
             for name, table in self.tables.items()
         )
         return f"[tools]\npackages = []\n{tables}"
+
+
+class Place:
+    """A port that is kept while no server is there: who connects then is refused."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._kept = self._bound(0)
+        self.port: int = self._kept.getsockname()[1]
+        self.table = {"url": f"http://127.0.0.1:{self.port}/mcp"}
+        self.server = self._serve()
+
+    def kill(self) -> None:
+        """Kill the server."""
+        self.server.kill()
+        self.server.wait()
+
+    def again(self) -> None:
+        """Start another server."""
+        self.server = self._serve()
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._kept.close()
+
+    def _serve(self) -> subprocess.Popen[bytes]:
+        with self._bound(self.port) as listening:
+            listening.listen()
+            return self._bench.serve_on(listening)
+
+    def _bound(self, port: int) -> socket.socket:
+        found = socket.socket()
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.bind(("127.0.0.1", port))
+        return found
 
 
 def _toml(value: Any) -> str:

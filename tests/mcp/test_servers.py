@@ -12,7 +12,8 @@ import pytest
 
 from aiosd.abi.tools import DescribeTool, ExecuteTool, ListTools
 from tests.daemon import Client
-from tests.mcp.conftest import Bench, Watcher
+from tests.mcp.conftest import Bench, Place, Watcher
+from tests.system.agents import until
 
 PIXEL = b"\x89PNG\r\n\x1a\n..."
 both = pytest.mark.parametrize("server", ["plain", "web"])
@@ -118,6 +119,44 @@ def test_over_http_a_new_server_at_the_old_place_is_found(
     finally:
         served.kill()
         served.wait()
+
+
+def begun(bench: Bench, client: Client, mark: str) -> None:
+    """Have a call be in its middle at the server `lone`."""
+    client.send(ExecuteTool("lone:rest", {"mark": mark, "seconds": 600}, timeout=600))
+    place = bench.daemon.state_dir / mark
+    until(lambda: place.exists() and place.read_text() == "begun", "the call has begun")
+
+
+def waits(watcher: Watcher) -> str:
+    """Return why the server `lone` has to be started again."""
+    while (data := watcher.next().data)["name"] != "lone" or data["state"] != "waiting":
+        pass
+    return str(data["reason"])
+
+
+def test_over_http_one_that_is_killed_or_hangs_in_a_call_is_named_and_comes_back(
+    bench: Bench, agent: Client, watcher: Watcher
+) -> None:
+    with Place(bench) as place, bench.also(lone=place.table), bench.daemon.connect() as other:
+        watcher.until("lone", "ready")
+        begun(bench, other, "lone-killed")
+        place.kill()
+        reply = other.read()
+        assert (reply.errno, b"MCP server lone" in bytes(reply.body)) == (errno.EREMOTEIO, True)
+        assert waits(watcher)
+        place.again()
+        assert agent.call(ExecuteTool("lone:add", {"a": 1, "b": 1})).value["total"] == 2
+        begun(bench, other, "lone-hung")
+        place.server.send_signal(signal.SIGSTOP)
+        with pytest.raises(TimeoutError, match=r"MCP server lone did not answer within 0\.2 s"):
+            agent.call(ExecuteTool("lone:add", {"a": 1, "b": 1}, timeout=0.2))
+        reply = other.read()
+        assert (reply.errno, b"MCP server lone" in bytes(reply.body)) == (errno.EREMOTEIO, True)
+        assert "it answers nothing for 10 s" in waits(watcher)
+        place.server.send_signal(signal.SIGCONT)
+        assert agent.call(ExecuteTool("lone:add", {"a": 1, "b": 1})).value["total"] == 2
+        assert agent.call(ExecuteTool("plain:add", {"a": 1, "b": 1})).value["total"] == 2
 
 
 def test_a_list_that_changes_is_read_again(agent: Client, watcher: Watcher) -> None:
