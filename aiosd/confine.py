@@ -7,8 +7,9 @@ comes with it, compiled by the kernel once, as Python would compile a program's 
 The layers come in an order in which each still lets the next be put on: limits, the listening
 socket of the proxy, no_new_privs, Landlock, seccomp. Its cgroups are entered meanwhile by a second
 thread, which has ended when the program begins: Linux lets who enters a group wait for all its
-processors, 10 ms and more. Then the program: executed, or, where it is a module for this very
-Python, run in place, which saves a second start of Python.
+processors, 10 ms and more. Where no namespace ends with the tool, this process stays as a guard
+over it, and a child of it goes on. Then the program: executed, or, where it is a module for this
+very Python, run in place, which saves a second start of Python.
 
 What must hold: nothing of the tool runs unless every layer of the order is on. The kernel hears
 on the report's descriptor: "+" and an end, and the program runs, or "+errno message" or "errno
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any, BinaryIO, NoReturn
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_SECCOMP = 22
 SECCOMP_MODE_FILTER = 2
@@ -49,8 +51,10 @@ def main(file: BinaryIO) -> None:
     """
     with file:
         order: dict[str, Any] = marshal.load(file)
-    doing = "enter its cgroup"
+    doing = "be watched"
     try:
+        _stand_guard(order)
+        doing = "enter its cgroup"
         group = _Entering(order["cgroups"])
         for step, act in (
             ("load its libraries", _load),
@@ -78,6 +82,54 @@ def _fail(report: int, what: str, error: OSError | ValueError) -> NoReturn:
     text = getattr(error, "strerror", None) or str(error)
     os.write(report, f"{code} the box {what}: {text}".encode(errors="replace")[:4000])
     os._exit(SETUP_FAILED)
+
+
+def _stand_guard(order: dict[str, Any]) -> None:
+    """Go on as the child of a guard, where no namespace ends what a tool leaves behind.
+
+    The guard gets all orphans of the tool, kills them when the tool or the kernel has ended, and
+    ends as the tool did. It holds no descriptor, and no SIGTERM is meant for it.
+    """
+    if not order["leash"]:
+        return
+    import ctypes
+    import signal
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    _check(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    news = {signal.SIGCHLD, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*news, signal.SIGTERM, signal.SIGINT})
+    kernel = os.getppid()
+    tool = os.fork()
+    if not tool:
+        os.setpgid(0, 0)  # a group can be killed at once
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return
+    status = SETUP_FAILED
+    try:
+        os.closerange(0, os.sysconf("SC_OPEN_MAX"))
+        _check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0))
+        tree: dict[str, Any] = {}
+        exec(marshal.loads(order["tree"]), tree)  # aiosd.proctree
+        if os.getppid() == kernel:
+            status = _watch(tool, news)
+        tree["kill_tree"](os.getpid())
+        while True:
+            os.waitpid(-1, 0)
+    finally:
+        os._exit(status)
+
+
+def _watch(tool: int, news: set[Any]) -> int:
+    """Return the status of a tool when it has ended, or that of a killed one for the kernel's."""
+    import signal
+
+    while signal.sigwait(news) == signal.SIGCHLD:
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == tool:
+                code = os.waitstatus_to_exitcode(ended[1])
+                return code if code >= 0 else 128 - code
+    return 128 + signal.SIGKILL
 
 
 class _Entering:

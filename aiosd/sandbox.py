@@ -30,6 +30,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Final
 
 from aiosd import boxgroup, boxview, confine, hosts, landlock, proctree, seccomp
@@ -45,6 +46,8 @@ CHILD: Final = re.compile(rb'\A\{[^}]*"child-pid": (\d+)[^}]*\}\s*')
 """What bubblewrap tells: the first process in the box, as the kernel sees it."""
 BUILD_S: Final = 20.0
 """Seconds that a box may take to be built."""
+GUARD_S: Final = 2.0
+"""Seconds in which a guard ends when its tool has been killed."""
 SLACK: Final = 1 << 30
 """Bytes of address space above `memory`, where no cgroup counts what is really used."""
 LEAVING_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -172,11 +175,12 @@ class _Making:
             "cgroups": self._enter_group(),
             "nice": box.nice,
             "leash": not inside,
+            "tree": b"" if inside else _code(proctree),
             "limits": _limits(box) if "rlimits" in box.layers else [],
             "landlock": _rules(box) if "landlock" in box.layers else None,
             "seccomp": seccomp.build(bool(box.network)) if "seccomp" in box.layers else b"",
         }
-        return self._file("order", _code() + marshal.dumps(order))
+        return self._file("order", _code(confine) + marshal.dumps(order))
 
     def command(self, order: int) -> list[str]:
         """Return what to execute."""
@@ -213,10 +217,11 @@ class _Making:
 
 
 @functools.cache
-def _code() -> bytes:
-    """Return `confine`, compiled."""
-    with open(confine.__file__, encoding="utf-8") as file:
-        return marshal.dumps(compile(file.read(), confine.__file__, "exec"))
+def _code(module: ModuleType) -> bytes:
+    """Return a module of ours, compiled."""
+    path = str(module.__file__)
+    with open(path, encoding="utf-8") as file:
+        return marshal.dumps(compile(file.read(), path, "exec"))
 
 
 def environment(box: Box) -> dict[str, str]:
@@ -299,8 +304,6 @@ class Boxed:
             self.kill_tree()
             return
         proctree.signal_tree(self.pid, signal.SIGTERM)
-        if not self._namespaces:
-            self._signal(signal.SIGTERM)
 
     def kill_tree(self) -> None:
         """Kill every process of the tool, at once."""
@@ -320,7 +323,10 @@ class Boxed:
             self._loop.call_later(2.0, self._signal, signal.SIGKILL)
         else:
             proctree.kill_tree(self.pid)
-            self._signal(signal.SIGKILL)
+            if self._namespaces:
+                self._signal(signal.SIGKILL)
+            else:  # its guard sees that, ends whoever comes up still, and then itself
+                self._loop.call_later(GUARD_S, self._kill_guard)
         if self._group is not None:
             self._group.kill()
 
@@ -330,6 +336,12 @@ class Boxed:
         if self.running:  # reaped it may be: then this says so
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
+
+    def _kill_guard(self) -> None:
+        """It has not ended after all: it may have been stopped by its tool."""
+        if self.running:
+            proctree.kill_tree(self.pid)
+            self._signal(signal.SIGKILL)
 
     def _cut(self) -> None:
         if self._lifeline >= 0:

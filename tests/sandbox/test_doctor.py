@@ -62,18 +62,20 @@ KERNEL = """
 import asyncio, os, sys
 from aiosd import sandbox
 async def main():
-    box = sandbox.Box(argv=("/bin/sh", "-c", "setsid sleep 1000 & echo started; sleep 1000"),
-                      workspace=sys.argv[1])
+    box = sandbox.Box(argv=("/bin/sh", "-c", "(setsid sleep 1000 &) ; echo started; sleep 1000"),
+                      workspace=sys.argv[1], layers=frozenset(sys.argv[2:]))
     sandbox.start(box, stdout=1)
     await asyncio.sleep(1000)
 asyncio.run(main())
 """
 
 
-@needs_layers
-def test_box_dies_with_its_kernel(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "layers", [pytest.param(sandbox.ALL, marks=needs_layers), frozenset()], ids=["all", "none"]
+)
+def test_box_dies_with_its_kernel(tmp_path: Path, layers: frozenset[str]) -> None:
     kernel = subprocess.Popen(
-        [sys.executable, "-c", KERNEL, str(tmp_path)],
+        [sys.executable, "-c", KERNEL, str(tmp_path), *layers],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )

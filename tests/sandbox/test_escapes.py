@@ -74,7 +74,7 @@ TABLE: dict[str, list[set[str]]] = {
     "fork_bomb": [*PIDS, *NPROC],
     "file_flood": [RLIMITS],
     "disk_flood": [NAMESPACES, LANDLOCK],
-    "daemon": [NAMESPACES, CGROUP],
+    "daemon": [ALWAYS],
     "memory_flood": [*MEMORY, RLIMITS],
 }
 
