@@ -24,7 +24,7 @@ import re
 import stat
 import tomllib
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeGuard, TypeVar
@@ -304,7 +304,9 @@ class _Reader:
                 self._wrong(f"sched.weights.{name}", "no user and none of sched.groups")
 
     def _wrong(self, key: str, reason: str) -> None:
-        source = self._source or self._sources.get(key.partition("[")[0], "")
+        source, at = self._source, key.partition("[")[0]
+        while not source and at:  # a table that the user names is on record as a whole
+            source, at = self._sources.get(at, ""), at.rpartition(".")[0]
         self.problems.append(Problem(source, key, reason))
 
     def _table(self, cls: type[Section], raw: object, prefix: str) -> dict[str, Any]:
@@ -359,8 +361,7 @@ class _Reader:
                 raise ValueError(f"expected a finite number, got {value}")
             return {dotted: msgspec.convert(value, hint)}
         except msgspec.ValidationError as error:
-            expected = str(error).replace("`", "").partition(", got")[0]
-            self._wrong(dotted, f"{expected[0].lower()}{expected[1:]}, got {value!r}")
+            self._wrong(dotted, _mismatch(error, marks, value))
         except ValueError as error:
             self._wrong(dotted, str(error))
         return {}
@@ -503,6 +504,18 @@ def _changes(cls: type[Section], old: Any, new: Any, prefix: str) -> Iterator[Ch
         elif before != after:
             marks = typing.get_args(_hints(cls)[field.encode_name])[1:]
             yield Change(dotted, before, after, live=AT_START not in marks)
+
+
+def _mismatch(error: msgspec.ValidationError, marks: Iterable[Any], value: object) -> str:
+    """Say what was expected: in the setting's own words, where it has some, else in msgspec's.
+
+    Its own words come without the value: what stands where a key's name belongs may be the key.
+    """
+    for mark in marks:
+        if isinstance(mark, msgspec.Meta) and mark.description:
+            return f"expected {mark.description}"
+    expected = str(error).replace("`", "").partition(", got")[0]
+    return f"{expected[0].lower()}{expected[1:]}, got {value!r}"
 
 
 def _nearest_key(dotted: str, siblings: list[str]) -> str:

@@ -168,8 +168,18 @@ class Remote(Section, frozen=True, kw_only=True):
     list of models at the start, and before a provider that failed is used again.
     """
 
-    base_url: Annotated[str, Meta(max_length=2048, pattern=r"^(https?://\S+)?$")] = ""
-    api_key: Annotated[str, Meta(max_length=4096, pattern=r"^((env|credential|file):\S+)?$")] = ""
+    base_url: Annotated[
+        str,
+        Meta(max_length=2048, pattern=r"^(https?://\S+)?$", description="a URL of http: or https:"),
+    ] = ""
+    api_key: Annotated[
+        str,
+        Meta(
+            max_length=4096,
+            pattern=r"^((env|credential|file):\S+)?$",
+            description="env:VARIABLE, credential:NAME or file:/PATH, never the key itself",
+        ),
+    ] = ""
     dialect: Literal["openai", "gemini", "vllm", "sglang", "ollama", "llama-server"] = "openai"
     window: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
     max_output: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096

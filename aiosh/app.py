@@ -156,8 +156,13 @@ def _reader_gone() -> int:
 
 
 def complain(name: str, sentence: str, status: int) -> int:
-    """Print a message to stderr as `name: sentence` and return the status."""
+    """Print a message to stderr as `name: sentence` and return the status.
+
+    sentence: "" where all was said already, as by the help that a group of commands alone prints.
+    """
     sentence = sentence.strip()
+    if not sentence:
+        return status
     known = sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence
     print(f"{name}: {known}", file=sys.stderr)
     return status

@@ -81,7 +81,7 @@ def add(
     exact: Annotated[bool, typer.Option("--exact/--fast", help="tokens as in a solo run")] = True,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", metavar="NAME=VALUE", help="any of [[cores]]; repeatable"),
+        typer.Option("--option", "-o", metavar="NAME=VALUE", help="another setting; repeatable"),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -147,7 +147,7 @@ ROUTE: Final[list[Column[RouteCore]]] = [
 
 @route_app.command()
 def explain(
-    route: Annotated[str, typer.Argument(help="a rule of [routing], or a policy")] = "",
+    route: Annotated[str, typer.Argument(help="a rule of aiosd.toml, or a policy")] = "",
     needs: Annotated[str, typer.Option("--needs", help="class of core")] = "",
     feature: Annotated[
         list[str] | None, typer.Option("--feature", "-f", help="it must have this; again for more")
@@ -263,7 +263,9 @@ def sched(
     ] = 0,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", metavar="NAME=NUMBER", help="as in [sched]; again for more"),
+        typer.Option(
+            "--option", "-o", metavar="NAME=NUMBER", help="another setting; again for more"
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

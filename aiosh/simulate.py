@@ -38,7 +38,7 @@ def simulate(
     ] = None,
     quantum: Annotated[int, typer.Option("--quantum", "-q", min=1, help="tokens")] = 64,
     plot: Annotated[
-        str, typer.Option("--png", "--plot", metavar="FILE", help="write a picture (aios[plot])")
+        str, typer.Option("--png", "--plot", metavar="FILE", help="write a picture (extra plot)")
     ] = "",
     json: Json = False,
 ) -> None:

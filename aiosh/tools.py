@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from aiosh import link, tables
+from aiosh import link, tables, workspaces
 from aiosh.arguments import Json
 from aiosh.tables import Column
 
@@ -78,10 +78,21 @@ def run(
         typer.Argument(help="NAME=VALUE (VALUE as JSON, else text), or one JSON table"),
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0, help="seconds; 0: its own")] = 0.0,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", metavar="FILE", help="copy it to the workspace; repeatable"),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Call a tool: its result goes to stdout, what it printed beside that to stderr."""
+    """Call a tool: its result goes to stdout, what it printed beside that to stderr.
+
+    Files that it leaves in the workspace are named on stderr.
+    """
     with link.kernel() as kernel:
+        if files:
+            workspace = kernel.execute_tool("file_list").workspace
+            for file in files:
+                workspaces.put(file, workspace)
         result = kernel.execute_tool(
             name, arguments=_arguments(arguments or []), timeout=timeout or None
         )
@@ -89,6 +100,8 @@ def run(
         tables.print_json(result)
         return
     typer.echo(result.stdout + result.stderr, err=True, nl=False)
+    for name in result.artefacts:
+        typer.echo(f"left {result.workspace}/{name}", err=True)
     value = result.value
     print(value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False, indent=1))
 

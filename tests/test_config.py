@@ -323,3 +323,20 @@ def test_patterns_and_owners_are_checked(
     path.write_text(text)
     (line,) = problems(path, environ)
     assert line.startswith(f"{path}: {reason}")
+
+
+def test_a_key_in_the_place_of_its_name_is_not_repeated(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    core = '[[cores]]\nname = "a"\ndriver = "openai"\nmodel = "m"\n'
+    path = written(tmp_path, f'{core}[cores.remote]\napi_key = "sk-123"\n')
+    (found,) = problems(path, environ)
+    assert "cores[0].remote.api_key: expected env:VARIABLE" in found
+    assert "sk-123" not in found
+
+
+def test_a_rule_that_names_no_other_is_a_mistake_of_the_file(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    path = written(tmp_path, '[routing.rules.x]\nfallback = ["y"]\n')
+    assert problems(path, environ) == [f"{path}: routing.rules.x.fallback: no rule 'y' (valid: x)"]

@@ -68,9 +68,9 @@ def remote(parts: Parts) -> Core:
     """Make a core of a provider's endpoint; the driver's name says which client speaks to it."""
     assert parts.bridge is not None
     if not parts.config.model or parts.config.model == PACKAGED_MODEL:
-        raise OSError(errno.EINVAL, f"core {parts.config.name}: name the provider's model")
+        raise OSError(errno.EINVAL, "model: name the provider's model")
     if unknown := sorted(parts.config.options):
-        text = f"core {parts.config.name}: options {unknown}: what a provider needs is in remote"
+        text = f"options {unknown}: what a provider needs is in remote"
         raise OSError(errno.EINVAL, text)
     return RemoteCore(parts, parts.bridge)
 

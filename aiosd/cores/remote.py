@@ -228,7 +228,7 @@ class RemoteCore:
                 self._ready.set_result(None)
                 self.breaker.open(time.monotonic())
                 self._down(found.message)
-                raise OSError(_code(found), self.error)
+                raise OSError(_code(found), f"core {self.name}: {found.message}")
         if self.state == "loading":
             self._ready.set_result(None)
             self._up()

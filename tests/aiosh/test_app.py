@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,23 @@ def test_help_names_every_command() -> None:
     assert result.exit_code == 0
     for commands in app.PARTS.values():
         assert all(command in result.stdout for command in commands)
+
+
+def test_no_help_has_words_in_brackets_which_would_be_taken_for_markup() -> None:
+    assert [text for text in _helps(app.group()) if "[" in text] == []
+
+
+def _helps(command: Any) -> Iterator[str]:
+    yield command.help or ""
+    yield from (getattr(param, "help", None) or "" for param in command.params)
+    for below in getattr(command, "commands", {}).values():
+        yield from _helps(below)
+
+
+def test_a_group_alone_says_its_help_and_no_empty_message(ctl: Run) -> None:
+    said = ctl("route")
+    assert (said.status, said.err) == (2, "")
+    assert "explain" in said.out
 
 
 @pytest.mark.parametrize(
