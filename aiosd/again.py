@@ -61,7 +61,8 @@ async def catch_up(generation: Generation, resume: int) -> None:
     if generation.preparing is not None:
         await asyncio.wait([generation.preparing])
     if generation.error is None and 0 <= generation.certain < resume:
-        raise _changed(resume, generation.certain, generation.context.core.name)
+        remote = generation.bill is not None
+        raise _changed(resume, generation.certain, generation.context.core.name, remote=remote)
     await generation.news(resume - 1)
     if len(generation.tokens) < resume and generation.error is None:
         raise _ahead(resume, len(generation.tokens))
@@ -72,7 +73,7 @@ async def repeat(kept: bytes, args: abi.LlmGenerate, stream: Asker) -> abi.Gener
     answer = msgspec.msgpack.decode(kept, type=Answer)
     tokens, count = answer.reply.token_ids, len(answer.texts) - 1  # the last text is what is behind
     if 0 <= answer.certain < args.resume:
-        raise _changed(args.resume, answer.certain, answer.reply.core)
+        raise _changed(args.resume, answer.certain, answer.reply.core, remote=not tokens)
     if args.resume > count:
         raise _ahead(args.resume, count)
     if args.stream and answer.texts[args.resume :]:
@@ -84,7 +85,14 @@ async def repeat(kept: bytes, args: abi.LlmGenerate, stream: Asker) -> abi.Gener
     return answer.reply
 
 
-def _changed(resume: int, certain: int, core: str) -> OSError:
+def _changed(resume: int, certain: int, core: str, *, remote: bool) -> OSError:
+    if remote:
+        return OSError(
+            errno.EIO,
+            f"llm_generate: aiosd was restarted with {certain} pieces of this reply on record, its "
+            f"caller has read {resume}, and core {core} is not asked again since it would be paid "
+            "for twice; give resume 0 for the text that is on record",
+        )
     return OSError(
         errno.EIO,
         f"llm_generate: aiosd was restarted with {certain} tokens of this request on record, its "

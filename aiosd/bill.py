@@ -40,6 +40,11 @@ class Bill(msgspec.Struct):
         self.cached = min(max(self.cached, cached), self.prompt)
         self.output = max(self.output, min(output, self.most_output))
 
+    def unsent(self) -> None:
+        """Nothing was done of it, whatever was said of tokens."""
+        self.sent = self.known = False
+        self.prompt, self.cached, self.output = -1, 0, 0
+
     def finished(self) -> None:
         """The reply is whole: what was metered is the last word, if anything was."""
         self.known = self.prompt >= 0

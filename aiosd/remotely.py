@@ -136,7 +136,7 @@ class Reply:
 
     def unsent(self) -> None:
         """The provider has done nothing of it."""
-        self._bill.sent = False
+        self._bill.unsent()
         if not self._generation.done:
             self._journal.touch(self._generation)
 

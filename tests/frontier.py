@@ -1,6 +1,6 @@
 """A frontier server that does as a script says: slow, failing, hanging, lying, as real ones are.
 
-    with Frontier() as frontier:
+    with Frontier() as frontier:                # Frontier(context): over TLS
         url = frontier.url("gpt")               # the base_url of one endpoint; there may be many
         frontier.then("gpt", Act(status=429, headers={"retry-after": "1"}))
         frontier.asked("gpt", 2)                # returns once two requests have come
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -48,7 +49,8 @@ class Act:
 class Frontier:
     """The server, in a thread with a loop of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.bodies: dict[str, list[dict[str, Any]]] = {}
         self.keys: dict[str, list[str]] = {}
         self.billed: dict[str, int] = {}
@@ -74,7 +76,8 @@ class Frontier:
 
     def url(self, name: str) -> str:
         """Return the base_url of an endpoint."""
-        return f"http://127.0.0.1:{self._port}/{name}/v1"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self._port}/{name}/v1"
 
     def then(self, name: str, *acts: Act) -> None:
         """Add to an endpoint's script."""
@@ -108,7 +111,7 @@ class Frontier:
             self._changed.notify_all()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _end(self) -> None:

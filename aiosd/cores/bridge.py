@@ -2,8 +2,9 @@
 
     id = bridge.ask(lambda id: p.Ask(id, ...), hear)   # hear(event), until an end came or `drop`
 
-What must hold: whoever asked hears an end, be it that the process has died or fallen silent; a
-process that was started again knows all cores before anything is asked of them.
+What must hold: whoever asked hears an end, be it that the process has died or fallen silent, and is
+told when nothing can have been done of it; a process that was started again knows all cores before
+anything is asked of them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ NICE: Final = 5
 LOOK: Final = 10.0
 """Seconds between two looks whether the process is well, while something is asked of it."""
 SILENCE: Final = 60.0
-"""Seconds without a word after which it hangs: importing a client takes a few."""
+"""Seconds that it owes a word, after which it hangs: importing a client takes a few."""
 PAUSE: Final = 0.5
 """Seconds before it is started again."""
 
@@ -37,8 +38,15 @@ class _Process(Worker):
     program: ClassVar[str] = "aiosd.endpoints"
     niceness: ClassVar[str] = "AIOS_ENDPOINTS_NICE"
     leave: ClassVar[msgspec.Struct] = p.Quit()
+    spoke = False  # before it has, it has done nothing
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is dead, or about to be, and hears nothing any more."""
+        return self._transport is not None and self._transport.is_closing()
 
     def _decode(self, payload: bytes | bytearray) -> Any:
+        self.spoke = True
         return p.decode_event(payload)
 
 
@@ -50,11 +58,14 @@ class Bridge:
         self._loop = asyncio.get_running_loop()
         self._process: _Process | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._start_timer: asyncio.TimerHandle | None = None
         self._not_before = 0.0
         self._ids = count(1)
         self._heard: dict[int, Hear] = {}
+        self._later: dict[int, p.Command] = {}  # of those heard, what the next process is asked
         self._cores: dict[str, p.Setup] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._questioned = 0.0  # when the process was last asked whether it is well
         self._closed = False
 
     @property
@@ -62,10 +73,10 @@ class Bridge:
         """The process's id, 0 when there is none."""
         return self._process.pid if self._process else 0
 
-    def open(self, core: str, setup: p.Setup, hear: Hear) -> None:
-        """Have the client of a core made, now and in each process to come."""
+    def open(self, core: str, setup: p.Setup, hear: Hear) -> int:
+        """Have the client of a core made, now and in each process to come; as `ask`."""
         self._cores[core] = setup
-        self.ask(lambda id: p.Open(id, core, setup), hear)
+        return self.ask(lambda id: p.Open(id, core, setup), hear)
 
     def shut(self, core: str) -> None:
         """A core is no more; with the last one the process goes."""
@@ -79,12 +90,12 @@ class Bridge:
         """Send a command that is answered; returns its id."""
         id = next(self._ids)
         self._heard[id] = hear
-        command = make(id)
-        wait = self._not_before - self._loop.time()
-        if self._process is not None or wait <= 0:
-            self._send(command)
+        process, command = self._process, make(id)
+        if process is not None and not process.gone:
+            self._send(process, command)
         else:
-            self._loop.call_later(wait, self._send_later, id, command)
+            self._later[id] = command
+            self._start_later()
         return id
 
     def tell(self, command: p.Command) -> None:
@@ -94,14 +105,16 @@ class Bridge:
 
     def drop(self, id: int) -> None:
         """Hear nothing more of what was asked, and have it stopped."""
-        if self._heard.pop(id, None) is not None:
+        sent = self._later.pop(id, None) is None
+        if self._heard.pop(id, None) is not None and sent:
             self.tell(p.Stop(id))
 
     async def close(self) -> None:
         """End the process."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._start_timer):
+            if timer is not None:
+                timer.cancel()
         process, self._process = self._process, None
         if self._starting is not None:
             await asyncio.gather(self._starting, return_exceptions=True)
@@ -110,36 +123,46 @@ class Bridge:
 
     # Inside.
 
-    def _send_later(self, id: int, command: p.Command) -> None:
-        if id in self._heard and not self._closed:
-            self._send(command)
-
-    def _send(self, command: p.Command) -> None:
-        if self._process is None:
-            self._start(command)
-        assert self._process is not None
-        self._process.send(command)
+    def _send(self, process: _Process, command: p.Command) -> None:
+        process.send(command)
         if self._timer is None:  # it owed nothing until now
-            self._process.heard = self._loop.time()
-            self._timer = self._loop.call_later(LOOK, self._look)
+            self._question(process)
 
-    def _start(self, first: p.Command) -> None:
-        """Start the process and tell it of all cores; those that can't be opened say so when used.
+    def _question(self, process: _Process) -> None:
+        self._questioned = self._loop.time()
+        process.send(p.Check(next(self._ids), ""))
+        self._timer = self._loop.call_later(LOOK, self._look)
 
-        first: what is sent right behind.
+    def _start_later(self) -> None:
+        """Start a process when it is time, unless there is one or one is to be started."""
+        if self._process is None and self._start_timer is None and not self._closed:
+            self._start_timer = self._loop.call_at(self._not_before, self._start)
+
+    def _start(self) -> None:
+        """Start the process, tell it of all cores, and ask what waits for it.
+
+        Cores that can't be opened say so when they are used.
         """
-        process = self._process = _Process("endpoints", self._take, self._died)
+        self._start_timer = None
+        later, self._later = self._later, {}
+        if self._closed or not later:
+            return
+        process = self._process = _Process(
+            "endpoints", self._take, lambda reason, _: self._died(process, reason)
+        )
         self._starting = self._loop.create_task(process.start(NICE))
         self._starting.add_done_callback(lambda task: self._started(process, task))
-        opening = first.core if isinstance(first, p.Open) else ""
+        opening = {command.core for command in later.values() if isinstance(command, p.Open)}
         for core, setup in self._cores.items():
-            if core != opening:
+            if core not in opening:
                 process.send(p.Open(next(self._ids), core, setup))
+        for command in later.values():
+            self._send(process, command)
 
     def _started(self, process: _Process, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        if error is not None and self._process is process:
-            self._died(f"it can't be started: {error}", False)
+        if error is not None:
+            self._died(process, f"it can't be started: {error}")
 
     def _take(self, event: p.Event) -> None:
         hear = self._heard.get(event.id)
@@ -149,30 +172,40 @@ class Bridge:
             del self._heard[event.id]
         hear(event)
 
-    def _died(self, reason: str, killed: bool) -> None:
+    def _died(self, process: _Process, reason: str) -> None:
+        if self._closed or self._process is not process:
+            return
         self._process = None
         self._not_before = self._loop.time() + PAUSE
-        if self._closed:
-            return
         self.restarts += 1
         log.warning("endpoints: the process died: %s", reason)
-        waiting, self._heard = self._heard, {}
-        for id, hear in waiting.items():
-            hear(p.Failed(id, "cut", f"the process that speaks to providers died: {reason}"))
+        kind: p.Kind = "lost" if process.spoke else "unreachable"
+        asked = [id for id in self._heard if id not in self._later]
+        for id, hear in [(id, self._heard.pop(id)) for id in asked]:
+            hear(p.Failed(id, kind, f"the process that speaks to providers died: {reason}"))
+        if self._later:
+            self._start_later()
 
     def _look(self) -> None:
-        """Ask a process that owes something whether it is well; one that is silent is killed."""
+        """Ask a process that owes something whether it is well; one that does not say is killed.
+
+        It counts from the question: a kernel that stood still itself has not heard for long either.
+        """
         self._timer = None
         process = self._process
         if process is None or not self._heard:
             return
-        if self._loop.time() - process.heard > SILENCE:
+        if process.heard >= self._questioned:
+            self._question(process)
+        elif self._loop.time() - self._questioned > SILENCE:
             process.kill(f"silent for {SILENCE:.0f} s")
-            return
-        process.send(p.Check(next(self._ids), ""))
-        self._timer = self._loop.call_later(LOOK, self._look)
+        else:
+            self._timer = self._loop.call_later(LOOK, self._look)
 
     def _leave(self) -> None:
+        """End the process; whoever still waits for something was told by who asked for it."""
+        self._heard.clear()
+        self._later.clear()
         process, self._process = self._process, None
         if process is not None:
             self._starting = self._loop.create_task(process.stop(2.0))

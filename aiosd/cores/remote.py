@@ -22,6 +22,7 @@ import logging
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -49,6 +50,7 @@ GIVE: Final = 16  # pieces taken before more credit is given
 RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 FIRST_PAUSE: Final = 0.5  # seconds before the first retry, doubled for each more, half of it chance
 LONGEST_PAUSE: Final = 30.0
+OPENINGS: Final = 3  # processes that may die before a client is made
 UNKNOWN: Final = -1  # stands for the id of a token that a provider does not tell
 
 FEATURES: Final = frozenset({"text", "tools", "json"})
@@ -140,6 +142,7 @@ class RemoteCore:
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None  # when the next one may go
         self._probe: asyncio.TimerHandle | None = None
+        self._answers: set[asyncio.Future[p.Event]] = set()  # that somebody waits for
 
     # What it is.
 
@@ -217,7 +220,9 @@ class RemoteCore:
 
     async def start(self) -> None:
         """Make its client and see whether the provider answers; OSError with the reason if not."""
-        opened = await self._asked(lambda hear: self._bridge.open(self.name, self._setup(), hear))
+        opened = await self._opened()
+        if self.state == "removed":
+            raise OSError(errno.ECANCELED, self.error)
         if isinstance(opened, p.Failed):
             text = f"core {self.name}: {opened.message}"
             self._end("failed", errno.EINVAL, text)
@@ -242,6 +247,9 @@ class RemoteCore:
         if self.state == "removed":
             return
         self._end("removed", errno.ECANCELED, f"core {self.name} was removed")
+        for answer in self._answers:
+            if not answer.done():
+                answer.set_result(p.Failed(0, "refused", "it was removed"))
         self._bridge.shut(self.name)
 
     def check(self) -> None:
@@ -268,7 +276,8 @@ class RemoteCore:
             lambda hear: self._bridge.ask(lambda id: p.Embed(id, self.name, texts), hear)
         )
         if isinstance(answer, p.Failed):
-            self._count(answer)
+            if self.state != "removed":
+                self._count(answer)
             raise OSError(_code(answer), f"core {self.name}: {answer.message}")
         assert isinstance(answer, p.Vectors)
         self.breaker.succeeded()
@@ -462,7 +471,7 @@ class RemoteCore:
             self._drop(work)
             work.sink.unsent()
             work.sink.failed(_code(failed), text)
-        elif failed.kind == "cut":
+        elif failed.kind in ("cut", "lost"):
             self._drop(work)
             work.sink.refused(errno.EIO, f"{text}; what it has done of it is not known")
         elif work.attempts > self._settings.retries or not self.accepting_again:
@@ -516,6 +525,8 @@ class RemoteCore:
         del self._works[work.sequence.cid]
         if work.timer is not None:
             work.timer.cancel()
+        if not work.id:
+            work.sink.unsent()
         self._land(work)
         work.sequence.goal = work.sequence.sink = None
         work.sequence.used = time.monotonic()
@@ -527,6 +538,8 @@ class RemoteCore:
         now = time.monotonic()
         if failed.kind == "busy":
             self._pace.pause(now + failed.wait)
+            return
+        if failed.kind == "lost":
             return
         theirs = failed.kind != "refused" or failed.status in (401, 403)
         if theirs and self.breaker.failed(now) and self.state == "ready":
@@ -552,14 +565,14 @@ class RemoteCore:
         else:
             self._up()
 
-    def _check(self, hear: Any) -> None:
-        self._bridge.ask(lambda id: p.Check(id, self.name), hear)
+    def _check(self, hear: Callable[[p.Event], None]) -> int:
+        return self._bridge.ask(lambda id: p.Check(id, self.name), hear)
 
     def _looked(self, event: p.Event) -> None:
         if self.state != "down":
             return
         if isinstance(event, p.Failed):
-            self.breaker.failed(time.monotonic())
+            self.breaker.open(time.monotonic())
             self._down(event.message)
         else:
             self._up()
@@ -586,16 +599,31 @@ class RemoteCore:
 
     # Asking.
 
-    async def _asked(self, ask: Any) -> p.Event:
-        """Ask something and return the answer. ask: gets who hears it."""
+    async def _opened(self) -> p.Event:
+        """Have the client made, by another process where one has died over it."""
+        for _ in range(OPENINGS):
+            event = await self._asked(
+                lambda hear: self._bridge.open(self.name, self._setup(), hear)
+            )
+            if not isinstance(event, p.Failed) or event.kind == "refused":
+                break
+        return event
+
+    async def _asked(self, ask: Callable[[Callable[[p.Event], None]], int]) -> p.Event:
+        """Ask something and return the answer. ask: gets who hears it, and returns its id."""
         answer: asyncio.Future[p.Event] = self._loop.create_future()
 
         def hear(event: p.Event) -> None:
             if not answer.done():
                 answer.set_result(event)
 
-        ask(hear)
-        return await answer
+        self._answers.add(answer)
+        id = ask(hear)
+        try:
+            return await answer
+        finally:
+            self._answers.discard(answer)
+            self._bridge.drop(id)
 
     def _setup(self) -> p.Setup:
         settings = self._settings

@@ -15,6 +15,7 @@ from typing import Any, Final
 import httpx2
 import openai
 
+from aiosd.endpoints import transport
 from aiosd.endpoints.endpoint import (
     Count,
     Delta,
@@ -48,7 +49,6 @@ MORE: Final[dict[str, dict[str, str]]] = {
 """What a dialect takes beyond OpenAI's own parameters: field of Chat, name in the request."""
 
 EXTRA: Final = ("top_k", "min_p", "repeat_penalty", "grammar")
-NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 FINISH: Final = {"tool_calls": "calls", "function_call": "calls"}
 
 
@@ -57,15 +57,13 @@ class ChatGPT:
 
     def __init__(self, setup: Setup, key: str) -> None:
         self._setup = setup
-        limits = httpx2.Timeout(None, connect=setup.connect, pool=setup.connect)
-        verify: Any = setup.ca_file or True
         self._client = openai.AsyncOpenAI(
             api_key=key or NO_KEY,
             base_url=setup.base_url or None,
             max_retries=0,  # what is safe to try again is for the kernel to say
-            timeout=limits,
+            timeout=transport.timeouts(setup),
             default_headers=setup.headers,
-            http_client=httpx2.AsyncClient(verify=verify, timeout=limits, trust_env=True),
+            http_client=transport.made(setup),
         )
 
     async def chat(self, chat: Chat) -> AsyncIterator[Delta]:
@@ -258,10 +256,7 @@ def trouble(error: openai.OpenAIError) -> Trouble:
     if isinstance(error, openai.APIStatusError):
         return by_status(error.status_code, _said(error), wait_of(error.response.headers))
     if isinstance(error, openai.APIConnectionError):
-        cause = error.__cause__
-        if isinstance(cause, NOT_SENT):
-            return Trouble("unreachable", f"it can't be reached: {line(cause)}")
-        return Trouble("cut", f"the connection was lost: {line(cause or error)}")
+        return transport.lost(error.__cause__ or error)
     if isinstance(error, openai.APIError):
         return Trouble("broken", _said(error))
     return Trouble("refused", line(error))

@@ -14,6 +14,7 @@ from typing import Any, Final
 import anthropic
 import httpx2
 
+from aiosd.endpoints import transport
 from aiosd.endpoints.endpoint import (
     Count,
     Delta,
@@ -32,7 +33,6 @@ NONE: Final = (
     "min_p", "frequency_penalty", "presence_penalty", "repeat_penalty", "logprobs", "grammar",
     "seed",
 )  # fmt: skip
-NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 FINISH: Final = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -46,15 +46,13 @@ class Claude:
 
     def __init__(self, setup: Setup, key: str) -> None:
         self._setup = setup
-        limits = httpx2.Timeout(None, connect=setup.connect, pool=setup.connect)
-        verify: Any = setup.ca_file or True
         self._client = anthropic.AsyncAnthropic(
             api_key=key or "none",
             base_url=setup.base_url or None,
             max_retries=0,
-            timeout=limits,
+            timeout=transport.timeouts(setup),
             default_headers=setup.headers,
-            http_client=httpx2.AsyncClient(verify=verify, timeout=limits, trust_env=True),
+            http_client=transport.made(setup),
         )
 
     async def chat(self, chat: Chat) -> AsyncIterator[Delta]:
@@ -188,10 +186,7 @@ def trouble(error: anthropic.AnthropicError) -> Trouble:
         text = line(error.message)
         return by_status(error.status_code, text, wait_of(error.response.headers))
     if isinstance(error, anthropic.APIConnectionError):
-        cause = error.__cause__
-        if isinstance(cause, NOT_SENT):
-            return Trouble("unreachable", f"it can't be reached: {line(cause)}")
-        return Trouble("cut", f"the connection was lost: {line(cause or error)}")
+        return transport.lost(error.__cause__ or error)
     if isinstance(error, anthropic.APIError):
         return Trouble("broken", line(error.message))
     return Trouble("refused", line(error))

@@ -17,10 +17,11 @@ import msgspec
 
 MAX_MESSAGE: Final = 64 << 20  # bytes
 
-Kind = Literal["refused", "busy", "unreachable", "broken", "cut"]
+Kind = Literal["refused", "busy", "unreachable", "broken", "cut", "lost"]
 """Why something failed. refused: it will not be done as it was asked. busy: not now, and nothing
 was done. unreachable: it was never sent. broken: the provider failed and says so. cut: it was sent,
-then came silence, garbage, or the end of the connection; what was done of it, nobody says."""
+then came silence, garbage, or the end of the connection; what was done of it, nobody says. lost: as
+cut, but not by the provider's doing: the endpoints' process has died."""
 
 
 class Setup(msgspec.Struct, frozen=True, array_like=True):

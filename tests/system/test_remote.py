@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from aiosd.abi.process import Fork, ResumeAgent, SuspendAgent
 from aiosd.cores.breaker import FAILURES
 from tests.conftest import World
 from tests.daemon import Daemon
-from tests.frontier import WORDS, Act, Frontier
+from tests.frontier import Act, Frontier
 from tests.system.agents import until
+from tests.system.providers import KEY, TEXT, ask, await_ready, cores
 from tests.system.writer import Watcher, Writer, core
 
-TEXT = "".join(WORDS)
 ROUTE = """
 [routing.rules.pair]
 cores = ["mute"]
@@ -30,27 +29,6 @@ fallback = ["rest"]
 [routing.rules.rest]
 cores = ["spare"]
 """
-KEY = "sk-very-secret"
-
-
-def cores(frontier: Frontier, *names: str, **more: Any) -> str:
-    """Return the configuration of cores that are endpoints of a server."""
-    lines = ""
-    for name in names:
-        remote = {
-            "base_url": frontier.url(name),
-            "api_key": "env:FRONTIER_KEY",
-            "max_output": 100,
-            **more,
-        }
-        table = ", ".join(f"{key} = {_toml(value)}" for key, value in remote.items())
-        lines += f'[[cores]]\nname = "{name}"\ndriver = "openai"\nmodel = "m"\nslots = 4\n'
-        lines += f"price_in = 1.0\nprice_out = 10.0\nremote = {{ {table} }}\n"
-    return lines
-
-
-def _toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value).lower()
 
 
 @pytest.fixture(scope="module")
@@ -74,20 +52,9 @@ def daemon(world: World, frontier: Frontier) -> Iterator[Daemon]:
     made = Daemon(*places, config=config)
     made.environ["FRONTIER_KEY"] = KEY
     with made as daemon:
-        for name in names:
-            until(partial(ready, daemon, name), f"{name} is ready")
+        await_ready(daemon, *names)
         yield daemon
         assert KEY not in made.log.read_text()
-
-
-def ready(daemon: Daemon, name: str) -> bool:
-    """Whether a core is ready."""
-    return core(daemon, name).state == "ready"
-
-
-def ask(writer: Writer, name: str, prompt: str = "Hello", **more: Any) -> Any:
-    """Ask a core by name."""
-    return writer.ask(prompt, raw=False, core=name, **more)
 
 
 def test_a_chat_goes_on_with_what_was_said(daemon: Daemon, frontier: Frontier) -> None:
@@ -308,7 +275,7 @@ def test_a_killed_kernel_does_not_ask_again_for_what_it_may_have_asked_for(
     frontier: Frontier, state_dir: Path, runtime_dir: Path, kv_dir: Path
 ) -> None:
     frontier.then("kill", Act(after=3, then="hang"))
-    config = cores(frontier, "kill").replace("slots = 4", "slots = 1")
+    config = cores(frontier, "kill", slots=1)
     options: dict[str, Any] = {"raw": False, "core": "kill", "max_tokens": 50, "stream": True}
     daemon = Daemon(state_dir, runtime_dir, kv_dir, config=config)
     daemon.environ["FRONTIER_KEY"] = KEY

@@ -1,0 +1,111 @@
+"""The way to providers: a process that stands still, or can't be started."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable
+
+import psutil
+import pytest
+
+from aiosd.cores import bridge as module
+from aiosd.cores.bridge import Bridge
+from aiosd.endpoints import protocol as p
+from tests.cores.conftest import DEADLINE
+from tests.frontier import Act, Frontier
+
+CHAT = p.Chat([p.Message("user", "Hello")], 50)
+
+
+def setup(frontier: Frontier) -> p.Setup:
+    return p.Setup("openai", "m", frontier.url("x"), "", "openai", 30.0, 60.0, 60.0)
+
+
+class Heard:
+    """What was heard of one command."""
+
+    def __init__(self) -> None:
+        self.events: list[p.Event] = []
+        self._news = asyncio.Event()
+
+    def __call__(self, event: p.Event) -> None:
+        self.events.append(event)
+        self._news.set()
+
+    async def reach(self, count: int) -> None:
+        """Return once so many events have come."""
+        while len(self.events) < count:
+            self._news.clear()
+            async with asyncio.timeout(DEADLINE):
+                await self._news.wait()
+
+    async def end(self) -> p.Event:
+        """Return the event that ends it."""
+        while not self.events or isinstance(self.events[-1], p.Piece | p.Metered):
+            await self.reach(len(self.events) + 1)
+        return self.events[-1]
+
+
+def chat(bridge: Bridge) -> Heard:
+    heard = Heard()
+    bridge.ask(lambda id: p.Ask(id, "c", CHAT, 64), heard)
+    return heard
+
+
+async def checked(bridge: Bridge, setup: p.Setup) -> p.Event:
+    """Open a core and have its provider looked at; return what came of that."""
+    opened, looked = Heard(), Heard()
+    bridge.open("c", setup, opened)
+    if isinstance(found := await opened.end(), p.Failed):
+        return found
+    bridge.ask(lambda id: p.Check(id, "c"), looked)
+    return await looked.end()
+
+
+def run(test: Callable[[Bridge], Awaitable[None]]) -> None:
+    async def main() -> None:
+        bridge = Bridge()
+        try:
+            await test(bridge)
+        finally:
+            await bridge.close()
+
+    asyncio.run(main())
+
+
+def test_a_process_that_can_not_be_started_or_stands_still_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    async def test(bridge: Bridge) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", none)
+            failed = await checked(bridge, setup(frontier))
+            assert isinstance(failed, p.Failed) and failed.kind == "unreachable"
+            assert "no more processes" in failed.message and not bridge.pid
+        assert isinstance(await checked(bridge, setup(frontier)), p.Checked)
+        cut, mute = chat(bridge), chat(bridge)
+        await cut.reach(2)
+        pid = bridge.pid
+        os.kill(pid, signal.SIGSTOP)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "SILENCE", 0.1)
+            failures = [await cut.end(), await mute.end()]
+        for failed in failures:
+            assert isinstance(failed, p.Failed) and failed.kind == "lost"
+            assert "silent" in failed.message
+        assert not psutil.pid_exists(pid) and bridge.restarts == 2
+        again = chat(bridge)  # its client is made by the new process before that
+        assert isinstance(await again.end(), p.Done)
+        assert bridge.pid != pid
+
+    monkeypatch.setattr(module, "LOOK", 0.05)
+    with Frontier() as frontier:
+        frontier.then("x", Act(after=2, then="hang"), Act(after=0, then="hang"))
+        run(test)
