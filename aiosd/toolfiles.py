@@ -3,6 +3,7 @@
     space = Workspaces(Path(state_dir) / "tools")
     folder = space.of("agent:5")            # made when it is first needed
     names = await changed(folder, since)    # files that were written since
+    bytes, files = await held(folder)
     await space.clear("agent:5")
 
 What must hold: nothing here follows a link that a tool made; looking through a workspace is bounded
@@ -12,19 +13,31 @@ and never blocks the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-MOST: Final = 20_000
-"""Files that are looked at in one workspace."""
+MOST_SEEN: Final = 200_000
+"""Files and directories that are looked at in one workspace."""
 NAMED: Final = 256
 """Files that a call's result names."""
 TICK: Final = 0.01
 """Seconds by which a file's time may lag behind the clock: it moves with the timer's interrupt."""
+
+
+class Held(NamedTuple):
+    """What a workspace holds. files: directories too."""
+
+    bytes: int
+    files: int
+
+    def beyond(self, most: Held) -> bool:
+        """Tell whether that is more."""
+        return self.bytes > most.bytes or self.files > most.files
 
 
 class Workspaces:
@@ -67,38 +80,43 @@ async def changed(folder: str, since: float) -> list[str]:
     return await asyncio.to_thread(_changed, folder, since)
 
 
-async def size(folder: str) -> int:
-    """Return the bytes that the files below a folder take; the most, when there are too many."""
-    return await asyncio.to_thread(_size, folder)
+async def held(folder: str) -> Held:
+    """Return what a folder holds, as far as it is looked at."""
+    return await asyncio.to_thread(_held, folder)
 
 
 def _changed(folder: str, since: float) -> list[str]:
     names: list[str] = []
-    for path, found in _files(folder):
+    for path, found in _entries(folder):
+        if not stat.S_ISREG(found.st_mode):
+            continue
         if found.st_mtime >= since - TICK and len(names) < NAMED:
             names.append(os.path.relpath(path, folder))
     return sorted(names)
 
 
-def _size(folder: str) -> int:
+def _held(folder: str) -> Held:
     total = number = 0
-    for _, found in _files(folder):
+    for _, found in _entries(folder):
         total += found.st_blocks * 512
         number += 1
-    return total if number < MOST else 1 << 62
+    return Held(total, number)
 
 
-def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
-    left = MOST
-    for place, _, names in os.walk(folder, followlinks=False):
-        for name in names:
-            path = os.path.join(place, name)
-            try:
-                found = os.lstat(path)
-            except OSError:
-                continue
-            left -= 1
-            if left < 0:
-                return
-            if stat.S_ISREG(found.st_mode):
-                yield path, found
+def _entries(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Give what is below a folder, directories too, up to MOST_SEEN of it."""
+    waiting, left = [folder], MOST_SEEN
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as place:
+                for entry in place:
+                    if not left:
+                        return
+                    left -= 1
+                    with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
+                        found = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(found.st_mode):
+                            waiting.append(entry.path)
+                        yield entry.path, found
+        except OSError:
+            continue  # what can't be looked into: gone, or closed to us

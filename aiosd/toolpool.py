@@ -191,6 +191,7 @@ class Host(asyncio.Protocol):
         self._process.stderr.drop()
         self._tickets += 1
         self._answer = self._loop.create_future()
+        work.on_full = self.stop
         inside = INSIDE if work.tool.isolation == "full" else work.workspace
         command = w.Call(self._tickets, self._name, work.arguments, inside, work.seconds)
         try:
@@ -216,6 +217,10 @@ class Host(asyncio.Protocol):
             event.artefacts,
             event.metrics,
         )
+
+    def stop(self, error: OSError) -> None:
+        """Let the call under way fail, and take no other."""
+        self._fail(error)
 
     async def end(self, grace: float) -> None:
         """End the process and all that it started."""
@@ -310,6 +315,7 @@ async def launch(kind: type[H], key: Key, work: Work, hidden: tuple[str, ...]) -
     finally:
         theirs.close()
     host = kind(key, work.tool, process)
+    work.on_full = host.stop
     try:
         ours.setblocking(False)
         loop = asyncio.get_running_loop()

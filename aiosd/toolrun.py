@@ -31,7 +31,7 @@ from aiosd.box import ALL, Box
 from aiosd.deadline import Limited
 from aiosd.declaration import Declaration
 from aiosd.settings import Tools
-from aiosd.toolfiles import changed
+from aiosd.toolfiles import Held, changed
 
 TAIL: Final = 600
 """Characters of its standard error that a failed tool's error shows."""
@@ -39,15 +39,17 @@ OPEN_FILES: Final = 256
 INSIDE: Final = "/workspace"
 """The workspace, as what is in the box sees it."""
 BY_SIGNAL: Final = 128
+ANY: Final = Held(1 << 62, 1 << 62)
 LONGEST_CPU: Final = 86_400
 """Seconds of a host's, over all its calls."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Work:
     """One call. subject: whose (agent:AID or uid:UID). workspace: on the host. environ: settings
     and secrets. seconds: that it may take, once its process is there; its caller's deadline ends it
-    from outside (run_within). room: bytes that its workspace still holds. nice: of its caller, now.
+    from outside (run_within). room: bytes that its workspace still takes; most: that it may hold.
+    nice: of its caller, now. on_full: ends it at once with this error; set by what carries it out.
     """
 
     tool: Declaration
@@ -57,7 +59,9 @@ class Work:
     environ: dict[str, str]
     seconds: float
     room: int = 1 << 30
+    most: Held = ANY
     nice: Callable[[], int] = field(default=lambda: 0)
+    on_full: Callable[[OSError], None] | None = None
 
 
 @dataclass(slots=True)
@@ -115,12 +119,16 @@ class Programs:
         tool, began = work.tool, time()
         process = await toolproc.start(spec(work, tool.command, self._hidden), stdin=True)
         flood, grace = process.flood, 0.0
+        full: asyncio.Future[OSError] = asyncio.get_running_loop().create_future()
+        work.on_full = lambda error: None if full.done() else full.set_result(error)
         try:
             process.feed(msgspec.json.encode(work.arguments))
-            ends: set[asyncio.Future[Any]] = {process.exited, flood}
+            ends: set[asyncio.Future[Any]] = {process.exited, flood, full}
             await asyncio.wait(ends, timeout=work.seconds, return_when="FIRST_COMPLETED")
             if flood.done():
                 raise flooded(tool)
+            if full.done():
+                raise full.result()
             if not process.exited.done():
                 grace = self._settings().kill_timeout
                 raise too_slow(tool, work.seconds)
@@ -256,5 +264,7 @@ def failed(tool: Declaration, status: int, told: str) -> OSError:
     if status > BY_SIGNAL:
         with contextlib.suppress(ValueError):
             how = f"was killed by {signal.Signals(status - BY_SIGNAL).name}"
+    if status == BY_SIGNAL + signal.SIGXFSZ:
+        how += " (a file beyond what is left of [tools] workspace_limit)"
     last = told.strip()[-TAIL:]
     return OSError(errno.EREMOTEIO, f"tool {tool.name}: {how}{f': {last}' if last else ''}")

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from aiosd import toolbook, toolfiles
+from aiosd import toolbook
 from aiosd.abi.tools import DescribeTool, ExecuteTool, ListTools, RegisterTool, Tool, ToolResult
 from aiosd.access import Access, Caller
 from aiosd.catalog import Catalog
@@ -45,6 +45,7 @@ from aiosd.toolpackages import Packages
 from aiosd.toolpool import Pool
 from aiosd.toolrun import Outcome, Programs, Runner, Work, flooded, run_within, unlike
 from aiosd.toolsecrets import Secrets, strike, strike_all
+from aiosd.toolwatch import Watch
 from aiosd.turns import Claim, Turns
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class ToolManager:
         self._once = Onetime(db)
         self._rates = Rates()
         self._turns = Turns(start.tools.max_running, start.tools.max_queue)
-        self._room: dict[str, int] = {}  # bytes that a workspace still holds
+        self._watch = Watch(lambda: config().tools.workspace_limit)
         self._calls: defaultdict[int, list[str]] = defaultdict(list)  # by aid
         self._deadlines: defaultdict[int, set[Limited]] = defaultdict(set)  # by aid
         self._clearing: set[asyncio.Task[None]] = set()
@@ -117,6 +118,7 @@ class ToolManager:
 
     async def close(self) -> None:
         """End all hosts; calls have ended before."""
+        self._watch.close()
         await self.packages.close()
         await self.pool.close()
         await self.models.close()
@@ -159,7 +161,7 @@ class ToolManager:
 
     async def _clear(self, subject: str) -> None:
         self._rates.forget(subject)
-        self._room.pop(subject, None)
+        self._watch.written(subject)
         await self.pool.end(subject)
         await self._spaces.clear(subject)
 
@@ -390,11 +392,9 @@ class ToolManager:
         settings = self._config().tools
         seconds = min(tool.limits.time, settings.max_timeout)
         folder = self._spaces.of(subject)
-        if subject not in self._room:
-            self._room[subject] = max(0, settings.workspace_limit - await toolfiles.size(folder))
+        room, most = await self._watch.room(subject, folder)
         environ = {**settings.settings.get(tool.name, {}), **secrets}
-        room = self._room[subject]
-        return Work(tool, arguments, subject, folder, environ, seconds, room)
+        return Work(tool, arguments, subject, folder, environ, seconds, room, most)
 
     async def _once_only(
         self,
@@ -442,10 +442,11 @@ class ToolManager:
         facts: dict[str, Any] = {"errno": "ECANCELED"}
         outcome: Outcome | None = None
         try:
-            if limited is None:
-                outcome = await runner.run(work)
-            else:
-                outcome = await run_within(limited, runner, work)
+            with self._watch.over(work):
+                if limited is None:
+                    outcome = await runner.run(work)
+                else:
+                    outcome = await run_within(limited, runner, work)
             result = self._result(work, outcome, values, waited, monotonic() - began)
             facts = {"exit": outcome.exit_code, "digest": result.digest}
             return result
@@ -455,7 +456,7 @@ class ToolManager:
             raise OSError(code, reason) from None
         finally:
             if outcome is None or outcome.artefacts:
-                self._room.pop(work.subject, None)  # to be measured again
+                self._watch.written(work.subject)
             facts["seconds"] = round(monotonic() - began, 6)
             self.book.ended(number, caller, tool, facts)
 

@@ -109,6 +109,7 @@ def bench(world: World) -> Iterator[Bench]:
     bench.add("flood", "exec yes", limits={"output": 65536})
     bench.add("deaf", "exec 0<&-; echo true")
     bench.add("file", "cat >/dev/null; echo x > left; ln -s /etc link; echo null")
+    bench.add("fill", "while :; do i=$((i+1)); echo x > many$i; mkdir in$i; done")
     bench.add("settled", 'echo "\\"$PLACE\\""')
     bench.add(
         "secret", 'echo "\\"$API_KEY\\""; echo "$API_KEY" >&2', needs={"secrets": ["API_KEY"]}

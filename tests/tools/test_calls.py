@@ -45,6 +45,7 @@ def test_files_that_it_leaves_are_named(bench: Bench, agent: Client) -> None:
         ("fail", errno.EREMOTEIO, "ended with status 3: why"),
         ("hang", errno.ETIMEDOUT, "no result within 0.3 s"),
         ("flood", errno.EMSGSIZE, "wrote more than its 65536 bytes"),
+        ("fill", errno.EDQUOT, "agent's workspace holds more than 1048576 bytes"),
         ("needy", errno.ENOKEY, 'put NOWHERE = "..." into'),
         ("wrong", errno.ENOENT, "there is no tool"),
     ],

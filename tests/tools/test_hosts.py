@@ -52,11 +52,28 @@ def hang() -> int:
     return 1
 
 @tool()
+def fill() -> int:
+    """Write many small files, for ever."""
+    number = 0
+    while True:
+        number += 1
+        with open(f"many{number}", "wb") as file:
+            file.write(bytes(16384))
+
+@tool()
+def tidy() -> int:
+    """Delete them; say whether there was one."""
+    names = [name for name in os.listdir() if name.startswith("many")]
+    for name in names:
+        os.unlink(name)
+    return len(names)
+
+@tool()
 def pid() -> int:
     """Say which process it is."""
     return os.getpid()
 '''
-NAMES = ("count", "speak", "die", "hang", "pid")
+NAMES = ("count", "speak", "die", "hang", "pid", "fill", "tidy")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +121,16 @@ def test_one_that_dies_or_hangs_is_named_and_replaced(caller: Client) -> None:
     assert (error.errno, "no result within 1 s" in str(error)) == (errno.ETIMEDOUT, True)
     assert refused(caller, "speak", words=3).errno == errno.EINVAL
     assert caller.call(ExecuteTool("count")).value == 1
+
+
+def test_one_that_fills_its_workspace_is_ended_and_what_is_there_can_be_tidied(
+    caller: Client,
+) -> None:
+    error = refused(caller, "fill")
+    assert error.errno == errno.EDQUOT
+    assert "holds more than 1048576 bytes ([tools] workspace_limit)" in str(error)
+    assert caller.call(ExecuteTool("tidy")).value > 64
+    assert caller.call(ExecuteTool("tidy")).value == 0
 
 
 def test_hosts_end_with_their_agent(hosts: Bench) -> None:
