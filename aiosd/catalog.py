@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from aiosd.abi.tools import ListToolSources, ToolSource
+from aiosd.access import Caller
 from aiosd.declaration import Declaration, declare, widen
 from aiosd.keys import answerer
 from aiosd.killpoint import reach
@@ -109,6 +111,13 @@ class Catalog:
             self.problems[f"needs:{tool.name}"] = str(error.strerror)
             log.warning("%s", error.strerror)
             return tool
+
+    def sys_list_tool_sources(self, caller: Caller, args: ListToolSources) -> list[ToolSource]:
+        """Say where tools come from, and what is wrong there."""
+        return [
+            ToolSource(name, len(self._sources.get(name, ())), self.problems.get(name, ""))
+            for name in sorted(self._sources.keys() | self.problems.keys())
+        ]
 
     # Manifests.
 

@@ -56,10 +56,18 @@ def tools(context: typer.Context, json: Json = False) -> None:
 
 @tools_app.command()
 def ls(json: Json = False) -> None:
-    """List all tools."""
+    """List all tools; what keeps others away is said on standard error."""
     with link.kernel() as kernel:
         rows = kernel.list_tools()
+        sources, servers = kernel.list_tool_sources(), kernel.list_tool_servers()
     tables.show(TOOLS, rows, json)
+    for source in sources:
+        if source.problem:
+            typer.echo(f"{source.name}: {source.problem}", err=True)
+    for server in servers:
+        if server.state != "ready":
+            why = f": {server.reason}" if server.reason else ""
+            typer.echo(f"MCP server {server.name} is {server.state}{why}", err=True)
 
 
 @tools_app.command()

@@ -146,3 +146,20 @@ class ToolServer(Record, frozen=True):
 @syscall(135, reply=list[ToolServer], since=2)
 class ListToolServers(Call, frozen=True):
     """List the servers of the Model Context Protocol, and what has become of each."""
+
+
+class ToolSource(Record, frozen=True):
+    """What declares tools: manifest:FILE, registered, package:NAME, mcp:SERVER or kernel.
+
+    tools: how many it declares. problem: what is wrong with it, or with one of its tools; "" when
+    all is well.
+    """
+
+    name: str
+    tools: int
+    problem: str
+
+
+@syscall(166, reply=list[ToolSource], since=2)
+class ListToolSources(Call, frozen=True):
+    """List what declares tools, and what is wrong with it."""

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
         SystemInfo,
         Welcome,
     )
-    from aiosd.abi.tools import Layer, Tool, ToolResult, ToolServer
+    from aiosd.abi.tools import Layer, Tool, ToolResult, ToolServer, ToolSource
 
 __all__ = [
     "LEVEL",
@@ -133,6 +133,7 @@ __all__ = [
     "ToolCall",
     "ToolResult",
     "ToolServer",
+    "ToolSource",
     "Turn",
     "TurnCall",
     "Usage",

@@ -145,11 +145,13 @@ from aiosd.abi.tools import (
     Layer,
     ListLayers,
     ListToolServers,
+    ListToolSources,
     ListTools,
     RegisterTool,
     Tool,
     ToolResult,
     ToolServer,
+    ToolSource,
 )
 
 
@@ -1758,6 +1760,11 @@ class SyncCalls:
         answer: int = self._call(RemoveModel(name=name))
         return answer
 
+    def list_tool_sources(self) -> list[ToolSource]:
+        """List what declares tools, and what is wrong with it."""
+        answer: list[ToolSource] = self._call(ListToolSources())
+        return answer
+
 
 class AsyncCalls:
     """The system calls, awaited."""
@@ -3361,4 +3368,9 @@ class AsyncCalls:
         Raises OSError with ENOENT, EBUSY, ENOSYS, ETIMEDOUT.
         """
         answer: int = await self._call(RemoveModel(name=name))
+        return answer
+
+    async def list_tool_sources(self) -> list[ToolSource]:
+        """List what declares tools, and what is wrong with it."""
+        answer: list[ToolSource] = await self._call(ListToolSources())
         return answer

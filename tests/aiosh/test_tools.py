@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.aiosh.conftest import Run
+from tests.daemon import Daemon
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -34,3 +37,19 @@ def test_mistakes_are_named(ctl: Run, tmp_path: Path) -> None:
     refused = ctl("tools", "register", str(wrong))
     assert refused.status == 1 and "field 'isolation'" in refused.err
     assert ctl("tools", "run", "cat", "a").status == 2
+
+
+def test_what_keeps_tools_away_is_named(kernel: Daemon, ctl: Run, tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_text('name = "wrong"\nlimits = {tim = 3}\n')
+    needy = f'command = ["{sys.executable}"]\nsecrets = ["NOWHERE"]\n'
+    kernel.configure(f'[tools]\npackages = []\npath = ["{tmp_path}"]\n[tools.mcp.needy]\n{needy}')
+    kernel.send_signal(signal.SIGHUP)
+    kernel.await_notice("READY=1")
+    try:
+        wrong, server = ctl("tools", "ls").err.splitlines()
+        assert wrong.startswith(f"manifest:{tmp_path}/wrong.toml: ") and "tim" in wrong
+        assert server.startswith("MCP server needy is ")
+    finally:
+        kernel.configure("")
+        kernel.send_signal(signal.SIGHUP)
+        kernel.await_notice("READY=1")
