@@ -410,7 +410,10 @@ def _resolve(config: Config, environ: Mapping[str, str], system: bool) -> Config
     runtime_dir = kernel.runtime_dir or str(_runtime_dir(environ, system))
     state_dir = kernel.state_dir or str(_state_dir(environ, system))
     socket = kernel.socket or os.path.join(runtime_dir, "aiosd.sock")
-    kernel = replace(kernel, runtime_dir=runtime_dir, state_dir=state_dir, socket=socket)
+    cache_dir = kernel.cache_dir or str(_cache_dir(environ, system))
+    kernel = replace(
+        kernel, runtime_dir=runtime_dir, state_dir=state_dir, cache_dir=cache_dir, socket=socket
+    )
     digest = hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:12]
     kv_dir = config.context.kv_dir or f"/dev/shm/aios-{os.getuid()}-{digest}"
     key_file = config.encryption.key_file or os.path.join(state_dir, "master.key")
@@ -456,6 +459,10 @@ def _state_dir(environ: Mapping[str, str], system: bool) -> Path:
     if system:
         return Path("/var/lib/aios")
     return _xdg(environ, "XDG_STATE_HOME", ".local/state") / "aios"
+
+
+def _cache_dir(environ: Mapping[str, str], system: bool) -> Path:
+    return Path("/var/cache/aios") if system else _xdg(environ, "XDG_CACHE_HOME", ".cache") / "aios"
 
 
 def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:

@@ -190,7 +190,7 @@ class Kernel:
         self.quotas = Quotas(self.db, self.access, self.events, self.config.history.keep_usage)
         self.budgets = Budgets(self.quotas, self.db, self.access, self.audit)
         self.table.on_birth(self.quotas.bear)
-        self.machine = Machine(self.config, self.db, self.events, self.access)
+        self.machine = Machine(self.config, self.events, self.access)
         self.inference = Inference(
             self.config,
             self.db,

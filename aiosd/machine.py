@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,9 +28,9 @@ from aiosd.cores.routing import Wish
 from aiosd.cores.sequence import Sequence
 from aiosd.engine import watermark
 from aiosd.engine.protocol import CoreSetup
+from aiosd.verdicts import Verdicts
 
 if TYPE_CHECKING:
-    from aiosd.db import Database
     from aiosd.events import Events
 
 log = logging.getLogger(__name__)
@@ -53,20 +52,17 @@ the driver's own options."""
 class Machine:
     """The cores of this kernel, as its callers see them."""
 
-    def __init__(self, config: Config, db: Database, events: Events, access: Access) -> None:
+    def __init__(self, config: Config, events: Events, access: Access) -> None:
         key = secret.load(Path(config.kernel.state_dir))
-        self.cores = Cores(config, self, self._known_verdict, key)
-        self._db = db
+        self._verdicts = Verdicts(Path(config.kernel.cache_dir) / "verdicts")
+        self.cores = Cores(config, self, self._verdicts.find, key)
         self._events = events
         self._access = access
-        self._verdicts: dict[str, str] = {}
         self.tool_rows: Callable[[], list[abi.Core]] = list
         """The rows of the tools that are models."""
 
     async def boot(self) -> None:
         """Begin to load the configured cores, with what earlier probes found."""
-        rows = await self._db.read(lambda db: list(db.query("select key, verdict from verdicts")))
-        self._verdicts = {row["key"]: row["verdict"] for row in rows}
         await self.cores.boot()
 
     def reload(self, config: Config) -> None:
@@ -96,17 +92,8 @@ class Machine:
     def verdict(self, setup: CoreSetup, verdict: str) -> None:
         """Remember what a core's probe found."""
         key = setup_key(setup)
-        if self._verdicts.get(key) == verdict:
-            return
-        self._verdicts[key] = verdict
-        row = {"key": key, "verdict": verdict, "t": time.time()}
-        try:
-            self._db.write_soon(lambda db: db.table("verdicts").upsert(row, pk="key"))
-        except OSError as error:
-            log.warning("model %s is probed again next time: %s", setup.model, error)
-
-    def _known_verdict(self, key: str) -> str:
-        return self._verdicts.get(key, "")
+        if self._verdicts.find(key) != verdict:
+            self._verdicts.keep(key, verdict)
 
     # System calls.
 

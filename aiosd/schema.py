@@ -535,6 +535,11 @@ def gateway_keys(db: Connection) -> None:
     db.execute("alter table agents add column key_hash text not null default ''")
 
 
+def cached_verdicts(db: Connection) -> None:
+    """Drop what probes found: the next ones keep that in the user's cache."""
+    db.execute("drop table if exists verdicts")
+
+
 MIGRATIONS: Final[list[Migration]] = [
     first_boot,
     keyed_births,
@@ -553,6 +558,7 @@ MIGRATIONS: Final[list[Migration]] = [
     tools,
     tool_rounds,
     gateway_keys,
+    cached_verdicts,
 ]
 
 

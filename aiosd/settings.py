@@ -124,6 +124,7 @@ class Kernel(Section, frozen=True, kw_only=True):
 
     socket: Place = ""
     state_dir: Place = ""
+    cache_dir: Place = ""
     runtime_dir: Place = ""
     group: Annotated[str, AT_START] = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -75,8 +75,8 @@ def world() -> Iterator[World]:
     patch.setenv(RUN, uuid.uuid4().hex)
     for name in [name for name in os.environ if name.startswith("AIOS_") and name != RUN]:
         patch.delenv(name)
-    for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
-        patch.setenv(name, str(world.make(must_end_empty=False)))
+    for name in ("RUNTIME_DIR", "STATE_HOME", "CONFIG_HOME", "DATA_HOME", "CACHE_HOME"):
+        patch.setenv(f"XDG_{name}", str(world.make(must_end_empty=False)))
     try:
         yield world
         leaks = [*leaked_processes(), *leaked_files(world), *leaked_descriptors(before)]
