@@ -1,7 +1,7 @@
 """Embeddings: llm_embed, by the embedder, or by a core that is named: a provider's or a model's.
 
 What a provider is asked is reserved at its most (a token for each byte) and charged by its own
-figures, as far as they stay within that; one that failed on it may charge all of it.
+figures, as far as they stay within that; one of whom nobody knows what it did may charge all of it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from aiosd.abi import inference as abi
@@ -16,12 +18,13 @@ from aiosd.access import Caller
 from aiosd.accounts import Use, line_of
 from aiosd.cores.local import LocalCore
 from aiosd.cores.offer import EMBED
-from aiosd.cores.remote import RemoteCore
+from aiosd.cores.remote import RemoteCore, Undone
 from aiosd.cores.routing import Wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aiosd.cores.core import Core
     from aiosd.cores.dispatcher import Cores
     from aiosd.db import Database
     from aiosd.embedder import Embedder
@@ -63,13 +66,8 @@ class Embedding:
 
     async def _here(self, texts: list[str], core: LocalCore) -> abi.Embeddings:
         """Have a GGUF model on this machine embed texts, which costs nobody anything."""
-        self._cores.count(core, 1)
-        try:
+        with self._at(core):
             found = await core.embed(texts)
-        finally:
-            self._cores.count(core, -1)
-            if core.draining and not core.requests:
-                self._cores.retire(core)
         return abi.Embeddings(found.vectors, core.row().model, found.tokens, core.name)
 
     async def _ask(self, caller: Caller, texts: list[str], core: RemoteCore) -> abi.Embeddings:
@@ -85,13 +83,28 @@ class Embedding:
             await asyncio.gather(*begun)
             if reserved is not None:
                 await asyncio.shield(reserved)
-            tokens = most  # unless the provider says otherwise
-            answer = await core.embed(texts)
-            tokens = min(answer.tokens, most)
+            with self._at(core):
+                tokens = most  # unless the provider says otherwise
+                answer = await core.embed(texts)
+                tokens = min(answer.tokens, most)
+        except Undone:
+            tokens = 0
+            raise
         finally:
             await self._settle(rid, caller, core, tokens)
         vectors = [_unit(vector) for vector in answer.vectors]
         return abi.Embeddings(vectors, core.model, tokens, core.name)
+
+    @contextmanager
+    def _at(self, core: Core) -> Iterator[None]:
+        """Count a request on a core, which goes with its last one when it drains."""
+        self._cores.count(core, 1)
+        try:
+            yield
+        finally:
+            self._cores.count(core, -1)
+            if core.draining and not core.requests:
+                self._cores.retire(core)
 
     async def _settle(self, rid: int, caller: Caller, core: RemoteCore, tokens: int) -> None:
         nano = core.price.nano(tokens, 0)

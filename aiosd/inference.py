@@ -363,7 +363,10 @@ class Inference:
             generation.failed(code, f"{message}; no other core: {error.strerror or error}")
             return
         log.info("request %d goes on on core %s: %s", generation.rid, core.name, message)
+        old = context.core
         self.contexts.move(context, core)
+        if old.draining and not old.requests:
+            self.moving.drained(old)
         self._events.emit(
             "request.rerouted", generation.aid, request=generation.rid, core=core.name, why=message
         )

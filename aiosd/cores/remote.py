@@ -65,6 +65,10 @@ CODES: Final = {400: errno.EINVAL, 401: errno.EACCES, 403: errno.EACCES, 404: er
 """What a provider's refusal is to the one who asked, by HTTP status."""
 
 
+class Undone(OSError):
+    """A provider has done nothing of what was asked."""
+
+
 class Reader(Sink, Protocol):
     """Where a request's progress is reported, beside what any sink is told. chat: what to ask."""
 
@@ -249,7 +253,7 @@ class RemoteCore:
         self._end("removed", errno.ECANCELED, f"core {self.name} was removed")
         for answer in self._answers:
             if not answer.done():
-                answer.set_result(p.Failed(0, "refused", "it was removed"))
+                answer.set_result(p.Failed(0, "lost", "it was removed"))
         self._bridge.shut(self.name)
 
     def check(self) -> None:
@@ -269,16 +273,19 @@ class RemoteCore:
         self._schedule()
 
     async def embed(self, texts: list[str]) -> Vectors:
-        """Return a vector for each text. Raises OSError."""
-        await self.ready()
-        self.check()
+        """Return a vector for each text. Raises OSError: Undone where nothing was done."""
+        try:
+            await self.ready()
+            self.check()
+        except OSError as error:
+            raise Undone(*error.args) from None
         answer = await self._asked(
             lambda hear: self._bridge.ask(lambda id: p.Embed(id, self.name, texts), hear)
         )
         if isinstance(answer, p.Failed):
-            if self.state != "removed":
-                self._count(answer)
-            raise OSError(_code(answer), f"core {self.name}: {answer.message}")
+            self._count(answer)
+            kind = OSError if answer.kind in ("cut", "lost") else Undone
+            raise kind(_code(answer), f"core {self.name}: {answer.message}")
         assert isinstance(answer, p.Vectors)
         self.breaker.succeeded()
         self.tokens_in += answer.tokens
@@ -605,7 +612,8 @@ class RemoteCore:
             event = await self._asked(
                 lambda hear: self._bridge.open(self.name, self._setup(), hear)
             )
-            if not isinstance(event, p.Failed) or event.kind == "refused":
+            opened = not isinstance(event, p.Failed) or event.kind == "refused"
+            if opened or self.state == "removed":
                 break
         return event
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,8 +16,10 @@ import psutil
 import pytest
 
 from aiosd.abi.accounts import GetQuota, SetQuota
+from aiosd.abi.cores import DrainCore, ListCores, RemoveCore
+from aiosd.abi.inference import LlmEmbed
 from tests.conftest import World
-from tests.daemon import PATIENCE, Daemon
+from tests.daemon import PATIENCE, Daemon, answer
 from tests.frontier import Act, Frontier
 from tests.system.agents import until
 from tests.system.providers import KEY, TEXT, ask, await_ready, cores
@@ -35,13 +39,16 @@ cores = ["mute"]
 fallback = ["rest"]
 [routing.rules.rest]
 cores = ["spare"]
+[routing.rules.away]
+cores = ["leaver"]
+fallback = ["rest"]
 [routing.rules.home]
 cores = ["shy"]
 fallback = ["here"]
 [routing.rules.here]
 cores = ["tiny"]
 """
-NAMES = ("busy", "mute", "spare", "shy", "calm", "read")
+NAMES = ("busy", "mute", "spare", "shy", "calm", "read", "leaver", "vec")
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +66,13 @@ def daemon(world: World, frontier: Frontier) -> Iterator[Daemon]:
     places = state, world.make(must_end_empty=True), world.make(must_end_empty=True)
     config = cores(frontier, *NAMES, slots=8) + cores(frontier, "many", slots=8, retries=0)
     config += cores(frontier, "one", slots=1) + LOCAL
+    closed = socket.socket()
+    closed.bind(("127.0.0.1", 0))  # nobody listens there
+    nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+    config += cores(frontier, "nowhere", base_url=nowhere, check=False)
     made = Daemon(*places, config=config)
     made.environ["FRONTIER_KEY"] = KEY
-    with made as daemon:
+    with closed, made as daemon:
         await_ready(daemon, *NAMES, "many", "one", "tiny")
         yield daemon
 
@@ -77,6 +88,17 @@ def paid(writer: Writer) -> float:
     [quota] = writer.call(GetQuota())
     assert quota.reserved == 0
     return float(quota.used)
+
+
+def requests(daemon: Daemon, name: str) -> int:
+    """Return how many requests a core has."""
+    return core(daemon, name).requests
+
+
+def names(daemon: Daemon) -> list[str]:
+    """Return the names of all cores."""
+    with daemon.connect() as client:
+        return [row.name for row in client.call(ListCores())]
 
 
 def links(daemon: Daemon) -> int:
@@ -96,6 +118,7 @@ def test_a_killed_process_of_endpoints_ends_each_request_by_the_rules(
     frontier.then("busy", *[Act(after=3, then="hang")] * 6)
     frontier.then("mute", *[Act(after=0, then="hang")] * 2)
     frontier.then("one", Act(after=2, then="hang"))
+    frontier.then("leaver", Act(after=0, then="hang"))
     with Writer(daemon) as a, Writer(daemon, "b") as b, Writer(daemon, "c") as c:
         limit(daemon, a)
         limit(daemon, b)
@@ -108,7 +131,11 @@ def test_a_killed_process_of_endpoints_ends_each_request_by_the_rules(
         until(lambda: core(daemon, "one").queued == 1, "one waits for another's end")
         other = b.submit("Hello", raw=False, route="pair")
         named = c.submit("Hello", raw=False, core="mute")
+        draining = b.submit("Hello", raw=False, route="away")
         frontier.hung("mute", 2)
+        frontier.hung("leaver", 1)
+        with daemon.connect() as person:
+            person.call(DrainCore("leaver"))
         pid, opened = core(daemon, "busy").pid, links(daemon)
         os.kill(pid, signal.SIGKILL)
         replies = [a.finish(wanted) for wanted in streams]
@@ -122,12 +149,15 @@ def test_a_killed_process_of_endpoints_ends_each_request_by_the_rules(
         with pytest.raises(OSError, match="not known"):
             c.finish(named)
         assert paid(a) == pytest.approx(sum(reply.usage.dollars for reply in replies))
-        assert paid(b) == pytest.approx(rerouted.usage.dollars)  # nothing for the first one
+        last = b.finish(draining)
+        assert (last.text, last.core) == (TEXT, "spare")
+        assert paid(b) == pytest.approx(2 * rerouted.usage.dollars)  # nothing for the first ones
+        until(lambda: "leaver" not in names(daemon), "what has nothing left goes")
         assert not psutil.pid_exists(pid) and core(daemon, "busy").pid != pid
         for name in ("busy", "mute", "one"):  # providers are not blamed for it
             assert (core(daemon, name).state, core(daemon, name).restarts) == ("ready", 0)
         until(lambda: links(daemon) <= opened, "what led to the dead one is closed")
-    assert frontier.billed["spare"] == 1 and len(frontier.bodies["busy"]) == 6
+    assert frontier.billed["spare"] == 2 and len(frontier.bodies["busy"]) == 6
     children = psutil.Process(daemon.process.pid).children()
     assert sum("aiosd.endpoints" in child.cmdline() for child in children) == 1
 
@@ -146,12 +176,31 @@ def test_nothing_else_waits_for_a_process_of_endpoints_that_stands_still(
         try:
             until(lambda: process.status() == psutil.STATUS_STOPPED, "it stands still")
             assert len(b.ask("Hello", core="tiny", max_tokens=5).token_ids) == 5
+            limit(daemon, b)
+            vectors = b.send(LlmEmbed(["abc"], core="vec"))
+            until(lambda: requests(daemon, "vec") == 1, "it is asked")
+            with daemon.connect() as person:
+                person.call(RemoveCore("vec"))
+            reply = b.read()
+            assert reply.id == vectors
+            with pytest.raises(OSError, match="removed"):
+                answer(reply)
+            assert paid(b) > 0  # what was done of it is not known
             a.cancel(dropped)
             assert a.finish(dropped).text == "w0 "
             frontier.release("calm")
         finally:
             process.send_signal(signal.SIGCONT)
         assert a.finish(kept).text == TEXT
+
+
+def test_vectors_that_nobody_was_asked_for_cost_nothing(daemon: Daemon) -> None:
+    with Writer(daemon) as writer:
+        limit(daemon, writer)
+        with pytest.raises(OSError, match="can't be reached") as found:
+            writer.call(LlmEmbed(["abc"], core="nowhere"))
+        assert found.value.errno == errno.EHOSTUNREACH
+        assert paid(writer) == 0
 
 
 def test_a_local_core_takes_over_what_a_provider_has_not_begun(
