@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 
-from aiosd.abi.accounts import AuditRecord, ReadAudit
+from aiosd.abi.accounts import Approve, AuditRecord, ReadAudit
 from aiosd.abi.inference import ClrContext, Generation, GetContext, ListContexts, Turn
+from aiosd.abi.process import GetStatus, Kill
+from aiosd.abi.tools import DescribeTool
 from aiosd.killpoint import VARIABLE
 from tests.conftest import World
 from tests.daemon import PATIENCE, answer
 from tests.system.agents import until
+from tests.system.parties import audit, grant
+from tests.system.test_approvals import asked
 from tests.system.writer import Writer, core
 from tests.tools.conftest import Bench
 from tests.tools.kernel import EVIL
@@ -279,22 +284,61 @@ def test_what_can_t_be_meant_is_refused(
     assert refused.value.errno == number
 
 
-def test_the_manager_s_tools_are_called_and_every_call_is_in_the_audit_log(world: World) -> None:
+@pytest.fixture(scope="module")
+def manager(world: World) -> Iterator[Bench]:
+    """Give a daemon with a core and the real tool manager."""
     bench = Bench(world, CORE)
+    bench.pipes()
+    nothing = {"type": "object", "properties": {}}
     schema = {"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"]}
     bench.add("seven", "cat", input=schema)
-    bench.add("fail", "echo why >&2; exit 3", input={"type": "object", "properties": {}})
+    bench.add("fail", "echo why >&2; exit 3", input=nothing)
+    bench.add("gated", bench.gated, input=nothing, limits={"time": 600})
     with bench.daemon as daemon:
         until(lambda: core(daemon).state == "ready", "the core is ready")
-        with Writer(daemon) as a, daemon.connect() as person:
-            good = required(a, "seven", tool_answer=True, key="good")
-            bad = required(a, "fail", tool_answer=True)
-            wanted = person.send(ReadAudit(kind="tool.", aid=a.aid))
-            records = []
-            while (reply := person.read()).more:
-                assert reply.id == wanted
-                records += answer(reply, list[AuditRecord])
+        yield bench
+
+
+def test_the_manager_s_tools_are_called_and_every_call_is_in_the_audit_log(manager: Bench) -> None:
+    daemon = manager.daemon
+    with Writer(daemon) as a, daemon.connect() as person:
+        good = required(a, "seven", tool_answer=True, key="good")
+        bad = required(a, "fail", tool_answer=True)
+        wanted = person.send(ReadAudit(kind="tool.", aid=a.aid))
+        records = []
+        while (reply := person.read()).more:
+            assert reply.id == wanted
+            records += answer(reply, list[AuditRecord])
     assert {call.result for call in good.calls} == {'{"n":7}'}
     assert all("fail" in call.error and "status 3" in call.error for call in bad.calls)
     begun = [record.data["tool"] for record in records if "arguments" in record.data]
     assert sorted(begun) == sorted(call.tool for call in good.calls + bad.calls)
+
+
+def test_an_interrupt_ends_the_tool_at_work_and_the_generation(manager: Bench) -> None:
+    how: dict[str, Any] = {**WAITING, "tools": ["gated"], "tool_calls": 1, "raw": False}
+    with Writer(manager.daemon) as a, manager.daemon.connect() as person:
+        wanted = a.submit("Go.", **how)
+        process = psutil.Process(manager.begun())
+        assert person.call(GetStatus(a.aid)).waiting == "tool:gated"
+        person.call(Kill(a.aid, "INT", generation=True))
+        cut = a.finish(wanted)
+        assert (cut.finish_reason, cut.reason, cut.text) == ("cancelled", "interrupted", "")
+        assert [call.error for call in cut.calls] == ["cancelled: interrupted"]
+        process.wait(PATIENCE)
+        assert person.call(DescribeTool("gated")).running == 0
+        assert a.ask("", context=cut.context, max_tokens=2).context == cut.context
+
+
+def test_a_call_that_needs_approval_waits_for_it_in_its_round(manager: Bench) -> None:
+    with Writer(manager.daemon) as a, manager.daemon.connect() as person:
+        grant(person, f"agent:{a.aid}", "tool", f"agent:{a.aid}", "ask")
+        for allowed in (True, False):
+            wanted = a.submit("Go.", **{**WAITING, "tools": ["seven"], "tool_calls": 1}, raw=False)
+            [question] = asked(person)
+            assert (question.aid, question.call) == (a.aid, "execute_tool")
+            person.call(Approve(question.id, allowed))
+            [call] = a.finish(wanted).calls
+            assert (call.result == '{"n":7}', "denied" in call.error) == (allowed, not allowed)
+        begun = audit(person, kind="tool.call", aid=a.aid)
+        assert [record.data["tool"] for record in begun] == ["seven"]
