@@ -124,6 +124,10 @@ class ToolCores:
         mine = core.queue.nice() if len(core.queue) else core.last_nice
         return other.last_nice < mine or waited > PATIENCE * other.cost.load
 
+    def waits(self, core: ToolCore) -> bool:
+        """Tell whether a core waits for memory that busy ones have."""
+        return self._waiting is not None and self._waiting[0] is core
+
     async def _make_room(self, core: ToolCore) -> None:
         while True:
             others = [other for other in self._cores.values() if other is not core and other.held]
@@ -217,7 +221,7 @@ class ToolCore:
             name=f"tool:{self.name}",
             driver="tool",
             model=tool.python if tool else "",
-            state="ready" if host else "loading" if self.held else "dropped",
+            state=self._state(),
             exact="off",
             setting=f"batch {tool.batch}" if tool else "",
             slots=tool.batch if tool else 0,
@@ -244,6 +248,11 @@ class ToolCore:
             capability="tool",
             requests=len(self.batch) + len(self.queue),
         )
+
+    def _state(self) -> str:
+        if self.host is not None:
+            return "ready"
+        return "loading" if self.held else "waiting" if self._cores.waits(self) else "dropped"
 
     def retire(self, grace: float = 0.0) -> asyncio.Task[None]:
         """Give the host up: the next call loads another one. Ends it in the background."""

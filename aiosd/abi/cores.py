@@ -23,7 +23,7 @@ class Core(Record, frozen=True):
     it has; first_token_s: expected for one more, 0 while nothing was measured.
 
     kind "tool": a tool that is a model; slots is its batch, switches how often it was loaded, state
-    is dropped while it is not.
+    is dropped while it is not, and waiting while it needs memory that others have at work.
     """
 
     name: str

@@ -226,6 +226,23 @@ def test_a_host_goes_where_another_one_needs_its_memory(models: Bench, caller: C
     assert row(caller, "upper").state == "dropped"
 
 
+def test_a_busy_one_gives_way_to_one_that_is_more_urgent(models: Bench, caller: Client) -> None:
+    space = Path(caller.call(ExecuteTool("sort", {"word": "x"})).workspace)  # its size is known now
+    (space / "t").write_text("t")
+    with Held(models) as held, models.agent("patient") as patient:
+        before = row(held.watcher, "sort")
+        patient.call(SetPriority(models.aid(patient), 10))
+        held.ask(patient, "later", 1)
+        caller.send(ExecuteTool("upper", {"text": "t"}))
+        until(lambda: row(held.watcher, "upper").state == "waiting", "it waits for memory")
+        (models.path / "gate").write_text("go")
+        first, _ = came(held.first).value
+        assert came(caller).value == {"artefact": "made.txt"}
+        pid, words = came(patient).value
+        assert words == ["later"] and pid != first
+        assert row(held.watcher, "sort").switches == before.switches + 1
+
+
 def test_only_an_operator_or_a_package_declares_a_model(models: Bench) -> None:
     declaration = {"name": "sly", "python": "own:sort", "model": True, "idempotent": True}
     with models.daemon.connect() as person, pytest.raises(OSError, match="its host is shared"):
