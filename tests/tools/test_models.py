@@ -227,8 +227,9 @@ def test_a_host_goes_where_another_one_needs_its_memory(models: Bench, caller: C
 
 
 def test_a_busy_one_gives_way_to_one_that_is_more_urgent(models: Bench, caller: Client) -> None:
-    space = Path(caller.call(ExecuteTool("sort", {"word": "x"})).workspace)  # its size is known now
+    space = Path(caller.call(ExecuteTool("sort", {"word": "x"})).workspace)
     (space / "t").write_text("t")
+    caller.call(ExecuteTool("upper", {"text": "t"}))  # their sizes are known now
     with Held(models) as held, models.agent("patient") as patient:
         before = row(held.watcher, "sort")
         patient.call(SetPriority(models.aid(patient), 10))
