@@ -236,6 +236,7 @@ def test_the_next_kernel_finds_both_tiers(kv_dir: Path, tmp_path: Path, bench: M
     asyncio.run(main())
 
 
+@pytest.mark.model
 def test_forks_of_a_real_context(bench: MakeBench, model_path: Path) -> None:
     """Each goes on from the parent's KV as if it had computed it itself."""
     prompt, tails = "The lighthouse keeper wrote a letter. " * 16, [" He", " She"]
