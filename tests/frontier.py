@@ -31,8 +31,8 @@ WORDS = tuple(f"w{n} " for n in range(8))
 class Act:
     """What one request meets. after: pieces of text, before `then` happens to it.
 
-    then: "" it ends well; "hang" until it is released, and goes on then; "close"; "garbage"; "end":
-    the stream ends without saying why.
+    then: "" it ends well; "hang" until it is released, and goes on then; "close"; "garbage";
+    "flood": an event that does not end; "end": the stream ends without saying why.
     """
 
     words: tuple[str, ...] = WORDS
@@ -164,6 +164,8 @@ class Frontier:
             if number == act.after:
                 if act.then == "garbage":
                     writer.write(b'data: {"choices": [{"delta"\n\n')
+                if act.then == "flood":
+                    await _flood(writer)
                 if act.then != "hang":
                     break
                 await self._hang(name)
@@ -177,6 +179,13 @@ class Frontier:
 
     def _gate(self, name: str) -> asyncio.Event:
         return self._go.setdefault(name, asyncio.Event())
+
+
+async def _flood(writer: asyncio.StreamWriter) -> None:
+    """Send an event that does not end, until the client has had enough."""
+    for _ in range(1 << 10):
+        writer.write(b"data: " + b"x" * (1 << 20) + b"\n")
+        await writer.drain()
 
 
 def _openai(act: Act) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ raise transport.lost(error.__cause__ or error)     # the Trouble that a broken c
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 import httpx2
@@ -15,6 +15,10 @@ import httpx2
 from aiosd.endpoints.endpoint import Trouble, line
 from aiosd.endpoints.protocol import Setup
 
+EVENT: Final = 16 << 20
+"""Bytes of one event of a stream."""
+BODY: Final = 64 << 20
+"""Bytes of a reply that is no stream: vectors of many texts, at most."""
 NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
@@ -34,6 +38,8 @@ def made(setup: Setup) -> httpx2.AsyncClient:
         timeout=timeouts(setup),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=16),
         trust_env=True,
+        headers={"accept-encoding": "identity"},
+        event_hooks={"response": [_bound]},
     )
 
 
@@ -49,6 +55,38 @@ def lost(cause: BaseException) -> Trouble:
     if isinstance(cause, NOT_SENT):
         return Trouble("unreachable", f"it can't be reached: {line(cause)}")
     return Trouble("cut", f"the connection was lost: {line(cause)}")
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A reply's bytes, as long as whoever puts them together need not keep too many."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, *, events: bool) -> None:
+        self._stream = stream
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        kept, last = 0, b""
+        async for part in self._stream:
+            kept += len(part)
+            if self._events:
+                seen = last + part
+                end = max(seen.rfind(b"\n\n"), seen.rfind(b"\r\n\r\n"))
+                kept, last = len(seen) - end if end >= 0 else kept, seen[-3:]
+            if kept > (EVENT if self._events else BODY):
+                raise httpx2.RemoteProtocolError("it sends more than a reply can have")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _bound(response: httpx2.Response) -> None:
+    """Have no more of a reply kept here than one can have, whatever its provider sends."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise httpx2.RemoteProtocolError("it compresses a reply that was to be plain")
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    events = response.headers.get("content-type", "").startswith("text/event-stream")
+    response.stream = _Bounded(response.stream, events=events)
 
 
 def _trusted(path: str) -> ssl.SSLContext:

@@ -1,0 +1,43 @@
+"""What a provider can have its client keep: no more than a reply can have."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiosd.endpoints import chatgpt, claude, transport
+from aiosd.endpoints.endpoint import Endpoint, Text, Trouble
+from aiosd.endpoints.protocol import Chat, Message, Setup
+from tests.frontier import Act, Frontier
+
+CHAT = Chat([Message("user", "Hello")], 50)
+
+
+@pytest.mark.parametrize("driver", ["openai", "anthropic"])
+def test_an_event_that_does_not_end_is_cut_off(
+    driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    async def ask(client: Endpoint) -> None:
+        try:
+            async for delta in client.chat(CHAT):
+                match delta:
+                    case Text(text):
+                        said.append(text)
+        finally:
+            await client.close()
+
+    monkeypatch.setattr(transport, "EVENT", 4 << 20)
+    with Frontier() as frontier:
+        frontier.then("x", Act(after=4, then="flood"))
+        url = frontier.url("x")
+        setup = Setup(driver, "m", url, "", "openai", 30.0, 60.0, 60.0)
+        made: Endpoint = chatgpt.ChatGPT(setup, "")
+        if driver == "anthropic":
+            setup = Setup(driver, "m", url.removesuffix("/v1"), "", "openai", 30.0, 60.0, 60.0)
+            made = claude.Claude(setup, "")
+        with pytest.raises(Trouble, match="more than a reply") as found:
+            asyncio.run(ask(made))
+        assert found.value.kind == "cut" and said[:2] == ["w0 ", "w1 "]
