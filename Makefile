@@ -59,7 +59,7 @@ constraints: setup-dev
 	$(BIN)/python .ci/constraints.py
 
 setup-run:
-	@$(PYTHON) .ci/setup.py daemon llama demo
+	@$(PYTHON) .ci/setup.py daemon llama demo gateway
 
 setup-dev:
 	@$(PYTHON) .ci/setup.py daemon llama demo dev
