@@ -74,7 +74,9 @@ def add(
         typer.Argument(help="GGUF file, packaged model, hf:OWNER/NAME, or ray://HOST:PORT/FILE"),
     ],
     name: Annotated[str, typer.Option("--name", "-n", help="default: the model's")] = "",
-    driver: Annotated[str, typer.Option("--driver", help="llama, ray or fake")] = "llama",
+    driver: Annotated[
+        str, typer.Option("--driver", help="llama, ray, openai, anthropic or fake")
+    ] = "llama",
     slots: Annotated[int, typer.Option("--slots", min=1, max=256, help="run at once")] = 8,
     n_ctx: Annotated[int, typer.Option("--n-ctx", min=128, help="tokens a slot")] = 2048,
     threads: Annotated[int, typer.Option("--threads", min=0, help="0: all processors")] = 0,
@@ -208,7 +210,10 @@ def models(ctx: typer.Context, json: Json = False) -> None:
         tables.show(MODELS, rows, json)
 
 
-ModelName = Annotated[str, typer.Argument(help="as `models` shows it, or hf:OWNER/NAME")]
+ModelName = Annotated[
+    str,
+    typer.Argument(help="as `models` shows it, or hf:OWNER/NAME", autocompletion=offers.models),
+]
 
 
 @model_app.command("show")

@@ -85,6 +85,18 @@ def cores(incomplete: str) -> Offers:
     return _matching([(row.name, row.state) for row in rows if row.kind != "tool"], incomplete)
 
 
+def models(incomplete: str) -> Offers:
+    """Offer the names of the models of this machine."""
+    rows = _asked("models", lambda kernel: kernel.list_models())
+    return _matching([(row.name, row.kind) for row in rows], incomplete)
+
+
+def tools(incomplete: str) -> Offers:
+    """Offer the names of the tools."""
+    rows = _asked("tools", lambda kernel: kernel.list_tools())
+    return _matching([(row.name, row.description.partition("\n")[0]) for row in rows], incomplete)
+
+
 def policies(incomplete: str) -> Offers:
     """Offer the scheduling policies that the kernel has."""
     names = _asked("policies", lambda kernel: kernel.get_sched().policies)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from aiosh import link, tables, workspaces
+from aiosh import link, offers, tables, workspaces
 from aiosh.arguments import Json
 from aiosh.tables import Column
 
@@ -44,7 +44,9 @@ LAYERS: Final[list[Column[Layer]]] = [
 ]
 """What `tools doctor` shows. BY: what provides the layer, or why it is missing."""
 
-Name = Annotated[str, typer.Argument(help="tool's name", metavar="NAME")]
+Name = Annotated[
+    str, typer.Argument(help="tool's name", metavar="NAME", autocompletion=offers.tools)
+]
 
 
 @tools_app.callback()

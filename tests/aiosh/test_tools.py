@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aiosh import offers
 from tests.aiosh.conftest import Run
 from tests.daemon import Daemon
 
@@ -53,3 +54,9 @@ def test_what_keeps_tools_away_is_named(kernel: Daemon, ctl: Run, tmp_path: Path
         kernel.configure("")
         kernel.send_signal(signal.SIGHUP)
         kernel.await_notice("READY=1")
+
+
+def test_names_of_tools_and_models_are_offered() -> None:
+    offers.forget()
+    assert [name for name, _ in offers.tools("storage")] == ["storage_search"]
+    assert "smollm2" in [name for name, _ in offers.models("smol")]
