@@ -25,12 +25,13 @@ run: setup-run
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh etc/first-boot
 
 # Tests that wait for daemons and fake cores go side by side, two for each processor, as they mostly
-# wait; a real model wants the machine alone.
+# wait; files in their order, or those of few and long tests would come last and hold up the end. A
+# real model wants the machine alone.
 # Status 5 says that nothing was selected, which ARGS may well mean for one of the two.
 JOBS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 
 test: check
-	$(BIN)/python -m pytest -m "not model" -n $(JOBS) --dist loadfile $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m "not model" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS) || [ $$? -eq 5 ]
 	$(BIN)/python -m pytest -m model $(ARGS) || [ $$? -eq 5 ]
 
 check: setup-dev

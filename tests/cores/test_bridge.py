@@ -90,8 +90,10 @@ def test_a_process_that_can_not_be_started_or_stands_still_is_started_again(
             assert isinstance(failed, p.Failed) and failed.kind == "unreachable"
             assert "no more processes" in failed.message and not bridge.pid
         assert isinstance(await checked(bridge, setup(frontier)), p.Checked)
-        cut, mute = chat(bridge), chat(bridge)
-        await cut.reach(2)
+        cut = chat(bridge)
+        await cut.reach(2)  # so the other one is answered as the second act says
+        mute = chat(bridge)
+        await asyncio.to_thread(frontier.hung, "x", 2)
         pid = bridge.pid
         os.kill(pid, signal.SIGSTOP)
         with monkeypatch.context() as patch:

@@ -260,11 +260,11 @@ def test_the_ends_of_prompts_share_a_call(
     start: Start, exact: bool, lengths: list[list[int]]
 ) -> None:
     """Where bits matter, those of one length only."""
-    worker = start(msgspec.structs.replace(fake_setup(slots=5, prefill_ms=400), exact=exact))
-    worker.admit(sequence(0, 4 * GRID, most=1))
-    worker.wait(p.Step)  # three more chunks, during which the others come
-    for cid, length in enumerate((30, 20, 30, 20), 1):
-        worker.admit(sequence(cid, length, most=1))
+    worker = start(msgspec.structs.replace(fake_setup(slots=5), exact=exact))
+    with worker.held():
+        worker.admit(sequence(0, 4 * GRID, most=1))
+        for cid, length in enumerate((30, 20, 30, 20), 1):
+            worker.admit(sequence(cid, length, most=1))
     worker.finish(*worker.sequences.values())
     calls = [e.computed for e in worker.events if isinstance(e, p.Step)]
     ends = [sorted(end for cid, _, _, end in call if cid) for call in calls]

@@ -172,7 +172,8 @@ def test_patterns_are_struck_out_before_anything_is_written(start: Start) -> Non
     daemon = start("redact = ['sk-[A-Za-z0-9]{8,}', '(?i)password: *[^ ]+']")
     with Writer(daemon) as a:
         a.ask("use sk-abcdefgh12345 and Password: hunter2!", max_tokens=2)
-        a.submit("", messages=[Turn("user", "sk-ZYXWVUTS0987"), Turn("user", "b")], raw=False)
+        turns = [Turn("user", "sk-ZYXWVUTS0987"), Turn("user", "b")]
+        a.submit("", messages=turns, raw=False, max_tokens=2)
         a.finish(a.next_id - 1)
         one, two = history(a)
         assert one.data["prompt"] == "use [redacted] and [redacted]"
