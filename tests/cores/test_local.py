@@ -8,7 +8,6 @@ import errno
 import os
 import random
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -228,15 +227,5 @@ def test_a_hung_worker_is_killed_and_replaced(
             monkeypatch.undo()  # the next one may be slow to begin, on a busy machine
             await within(result.done)
             assert b.core.restarts == 1 and len(result.tokens) == 300
-
-    asyncio.run(main())
-
-
-@pytest.mark.model
-@pytest.mark.timeout(1200)
-def test_real_model_kills_and_preemption(bench: MakeBench, model_path: Path) -> None:
-    async def main() -> None:
-        async with bench(model=str(model_path)) as b:
-            await crowd(b, kills=2, seed=4, max_tokens=24)
 
     asyncio.run(main())

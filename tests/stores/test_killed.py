@@ -23,7 +23,9 @@ DATA = bytes(range(256)) * (PART // 256) * 2 + b"end"
 
 
 SEALED = FAKE + '[storage]\nencrypt = "all"\n'
-TRIED = [(point, FAKE) for point in HERE] + [(p, SEALED) for p in HERE if p.startswith("storage.")]
+WHILE_WRITTEN = ("storage.part", "storage.synced", "storage.placed")
+"""Points at which what is on disk is other bytes when it is sealed."""
+TRIED = [(point, FAKE) for point in HERE] + [(point, SEALED) for point in WHILE_WRITTEN]
 
 
 @pytest.mark.parametrize(
