@@ -12,7 +12,6 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
-import httpx2
 import openai
 
 from aiosd.endpoints import transport
@@ -68,26 +67,16 @@ class ChatGPT:
 
     async def chat(self, chat: Chat) -> AsyncIterator[Delta]:
         """Ask; see Endpoint."""
-        try:
+        with transport.named(openai.OpenAIError, trouble):
             stream = await self._client.chat.completions.create(**request(chat, self._setup))
             async with stream:
                 async for delta in _deltas(stream):
                     yield delta
-        except openai.OpenAIError as error:
-            raise trouble(error) from None
-        except (AttributeError, KeyError, TypeError, ValueError, httpx2.HTTPError) as error:
-            raise Trouble("cut", f"it sent what is no reply: {line(error)}") from None
 
     async def check(self) -> None:
         """List models, which every such server can; one that can't is there all the same."""
-        try:
+        with transport.answering(openai.OpenAIError, trouble):
             await self._client.models.list()
-        except openai.OpenAIError as error:
-            found = trouble(error)
-            if found.status not in (400, 404, 405, 501):
-                raise found from None
-        except ValueError as error:
-            raise Trouble("broken", f"it sent what is no list: {line(error)}") from None
 
     async def embed(self, texts: list[str]) -> tuple[list[list[float]], int]:
         """Return vectors; see Endpoint."""

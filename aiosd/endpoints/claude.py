@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import anthropic
-import httpx2
 
 from aiosd.endpoints import transport
 from aiosd.endpoints.endpoint import (
@@ -57,26 +56,16 @@ class Claude:
 
     async def chat(self, chat: Chat) -> AsyncIterator[Delta]:
         """Ask; see Endpoint."""
-        try:
+        with transport.named(anthropic.AnthropicError, trouble):
             stream = await self._client.messages.create(**request(chat, self._setup))
             async with stream:
                 async for delta in _deltas(stream):
                     yield delta
-        except anthropic.AnthropicError as error:
-            raise trouble(error) from None
-        except (AttributeError, KeyError, TypeError, ValueError, httpx2.HTTPError) as error:
-            raise Trouble("cut", f"it sent what is no reply: {line(error)}") from None
 
     async def check(self) -> None:
         """List models."""
-        try:
+        with transport.answering(anthropic.AnthropicError, trouble):
             await self._client.models.list()
-        except anthropic.AnthropicError as error:
-            found = trouble(error)
-            if found.status not in (400, 404, 405, 501):
-                raise found from None
-        except ValueError as error:
-            raise Trouble("broken", f"it sent what is no list: {line(error)}") from None
 
     async def embed(self, texts: list[str]) -> tuple[list[list[float]], int]:
         """There is no such thing."""

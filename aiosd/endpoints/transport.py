@@ -7,8 +7,9 @@ raise transport.lost(error.__cause__ or error)     # the Trouble that a broken c
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import httpx2
 
@@ -105,3 +106,30 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def named(errors: type[Exception], trouble: Callable[[Any], Trouble]) -> Iterator[None]:
+    """Name what goes wrong while a reply is read: what a client raises, or makes of garbage.
+
+    errors: what the client raises; trouble: says what such an error means.
+    """
+    try:
+        yield
+    except errors as error:
+        raise trouble(error) from None
+    except (AttributeError, KeyError, TypeError, ValueError, httpx2.HTTPError) as error:
+        raise Trouble("cut", f"it sent what is no reply: {line(error)}") from None
+
+
+@contextmanager
+def answering(errors: type[Exception], trouble: Callable[[Any], Trouble]) -> Iterator[None]:
+    """Let a server that has no such list pass: it is there; see `named`."""
+    try:
+        yield
+    except errors as error:
+        found = trouble(error)
+        if found.status not in (400, 404, 405, 501):
+            raise found from None
+    except ValueError as error:
+        raise Trouble("broken", f"it sent what is no list: {line(error)}") from None
