@@ -186,7 +186,10 @@ def _refusal(call: toolwire.Call, error: BaseException) -> bytes:
         return _failed(call, "arguments", error)
     if isinstance(error, BadResult):
         return _failed(call, "result", error)
-    if isinstance(error, Unavailable | ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError):
+        cure = f"it needs {error.name}; install that for aiosd (pip install 'aios[tools,images]')"
+        return _failed(call, "unavailable", error, f"{cure}; ")
+    if isinstance(error, Unavailable):
         return _failed(call, "unavailable", error)
     if isinstance(error, Exception):
         _show(error)
