@@ -84,8 +84,8 @@ class Admission:
 def _left(generation: Generation) -> float | None:
     """Seconds that a request that runs will take at most; None when that is not known yet."""
     sequence, core = generation.context.sequence, generation.context.core
-    running = len(core.policy.running)
-    if sequence.goal is None or sequence.cid not in core.policy.running or not core.tokens_per_s:
+    running = core.queue.policy.running
+    if sequence.goal is None or sequence.cid not in running or not core.tokens_per_s:
         return None
     tokens = sequence.goal.prompt_len + sequence.goal.max_tokens - sequence.kv
-    return tokens * running / core.tokens_per_s
+    return tokens * len(running) / core.tokens_per_s

@@ -25,7 +25,7 @@ def activity(
     if best is None:
         return Activity(kv_ram=kv_ram, kv_disk=kv_disk)
     order, place, waiting, _, generation = best
-    share, due = generation.context.core.standing.share(generation.aid)
+    share, due = generation.context.core.queue.standing.share(generation.aid)
     return Activity(
         state="RQS"[order],
         core=generation.context.core.name,
@@ -50,9 +50,9 @@ def _rank(
     cid, core = context.cid, context.core
     if runs(context):
         return (0, -1, "", cid, generation)
-    if cid in core.policy and cid not in core.policy.running:
-        return (1, core.standing.place(cid), f"core:{core.name}", cid, generation)
-    if cid in core.policy:
+    if cid in core.queue.policy and cid not in core.queue.policy.running:
+        return (1, core.queue.standing.place(cid), f"core:{core.name}", cid, generation)
+    if cid in core.queue.policy:
         return (1, 0, f"core:{core.name}", cid, generation)
     why = "reader" if "reader" in context.sequence.holds else f"core:{core.name}"
     return (2, -1, channel(generation.rid) or why, cid, generation)

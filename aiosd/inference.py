@@ -458,7 +458,7 @@ class Inference:
     def agent_reniced(self, aid: int, nice: int) -> None:
         """Schedule an agent's generations by another nice value."""
         for generation in self._of(aid):
-            generation.context.core.renice(generation.context.sequence, nice)
+            generation.context.core.queue.renice(generation.context.sequence, nice)
             self._order.reniced(generation, nice)
 
     def agent_interrupted(self, aid: int) -> None:

@@ -28,7 +28,9 @@ async def system(core: LocalCore, args: LlmGenerate, tools: str = "") -> list[in
     message = args.messages[0]
     for turns in ([message], [message, Turn("user", "")]):
         try:
-            read = await core.read("", msgspec.json.encode(turns).decode(), False, False, tools)
+            read = await core.questions.read(
+                "", msgspec.json.encode(turns).decode(), False, False, tools
+            )
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

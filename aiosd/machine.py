@@ -149,7 +149,7 @@ class Machine:
             raise OSError(
                 errno.ENOTSUP, f"detect_watermark: core {core.name} marks nothing; name a local one"
             )
-        found = await core.detect(args.text, args.token_ids)
+        found = await core.questions.detect(args.text, args.token_ids)
         count = watermark.Count(found.pairs, found.green)
         return abi_inference.Watermark(
             marked=count.z > watermark.SHOWN,
@@ -174,10 +174,10 @@ class Machine:
                 used=row.used,
                 level=row.level,
                 virtual=row.virtual,
-                width=core.policy.task(row.id).width,
+                width=core.queue.policy.task(row.id).width,
             )
             for core in self.cores
-            for row in core.policy.snapshot()
+            for row in core.queue.policy.snapshot()
             if self._access.may_see(caller, row.aid)
         ]
         rows += [

@@ -128,11 +128,11 @@ class Order:
         """Let all cores know: what is waited for, or what that waits for, may be on any."""
         wait.lenders = list(self._cores)
         for core in wait.lenders:
-            core.wait(wait.task)
+            core.queue.wait(wait.task)
 
     def _take_back(self, wait: _Wait) -> None:
         for core in wait.lenders:
-            core.unwait(wait.task.id)
+            core.queue.unwait(wait.task.id)
         wait.lenders = []
 
     async def _pending(self, generation: Generation) -> list[int]:

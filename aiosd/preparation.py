@@ -199,11 +199,11 @@ class Preparation:
         """Return the grammar that a request's output must follow, "" when there is none."""
         core, args, form = generation.context.local, generation.args, generation.form
         if form is not None and form.offer is not None:
-            return await core.compile("", "", msgspec.json.encode(form.offer).decode())
+            return await core.questions.compile("", "", msgspec.json.encode(form.offer).decode())
         if args.schema is None and not args.grammar:
             return ""
         schema = "" if args.schema is None else msgspec.json.encode(args.schema).decode()
-        return await core.compile(args.grammar, schema)
+        return await core.questions.compile(args.grammar, schema)
 
     async def _tokens(self, context: Context, args: abi.LlmGenerate, tools: str) -> Tokens:
         """Return the tokens that a request adds to its context; none when it only goes on."""
@@ -212,7 +212,7 @@ class Preparation:
             return Tokens(0, [])
         messages = msgspec.json.encode(args.messages).decode() if args.messages else ""
         follow = bool(context.sequence.tokens)
-        read = await context.local.read(args.prompt, messages, args.raw, follow, tools)
+        read = await context.local.questions.read(args.prompt, messages, args.raw, follow, tools)
         if not read.tokens:
             raise OSError(errno.EINVAL, "llm_generate: prompt: it has no tokens")
         return read

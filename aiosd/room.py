@@ -178,7 +178,7 @@ class Room:
 
     async def _chat(self, context: Context, words: str) -> list[int]:
         turns = msgspec.json.encode([abi.Turn("user", words)]).decode()
-        return await context.local.tokenize("", turns, False, True)
+        return await context.local.questions.tokenize("", turns, False, True)
 
     async def _kept(
         self,
@@ -196,7 +196,7 @@ class Room:
         if inside:
             system = bisect_left(kept, trial.head)
             begun = kept[system : system + CHARACTER]
-            pieces = await context.local.pieces([tokens[at] for at in begun])
+            pieces = await context.local.questions.pieces([tokens[at] for at in begun])
             del kept[system : system + windows.whole(pieces)]
         return kept, inside
 
@@ -252,13 +252,13 @@ class Room:
         """Return the tokens that stand in place of what goes."""
         core = context.local
         if raw:
-            return await core.tokenize(summary.passage(text), "", True, True)
+            return await core.questions.tokenize(summary.passage(text), "", True, True)
         asked = await self._chat(context, summary.words(text))
-        said = await core.tokenize(summary.REPLY, "", True, True)
+        said = await core.questions.tokenize(summary.REPLY, "", True, True)
         return [*asked[0 if trial.head else trial.lead :], *said]
 
     async def _text(self, core: LocalCore, tokens: list[int]) -> str:
-        return b"".join(await core.pieces(tokens)).decode("utf-8", "replace")
+        return b"".join(await core.questions.pieces(tokens)).decode("utf-8", "replace")
 
     # Slide.
 

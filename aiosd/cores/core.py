@@ -15,16 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aiosd.abi import cores as abi
 from aiosd.config import Core as CoreConfig
 from aiosd.cores.price import Price
+from aiosd.cores.runqueue import RunQueue
 from aiosd.cores.sequence import Sequence
-from aiosd.cores.standing import Standing
 from aiosd.cores.tiers import Tiers
 from aiosd.engine.protocol import CoreSetup
-from aiosd.sched.policy import Policy, Task
+from aiosd.sched.policy import Policy
 
 if TYPE_CHECKING:
     from aiosd.cores.bridge import Bridge
@@ -34,8 +34,8 @@ class Core(Protocol):
     """One core.
 
     base: the core that it stands beside, as a slot class does; "" for most. state: loading, ready,
-    restarting, draining, failed, removed, absent. error: why it is not ready, "". policy: the order
-    of its run queue. certain: whether it promises the tokens of a solo run. window: tokens that a
+    restarting, draining, failed, removed, absent. error: why it is not ready, "". queue: of what is
+    to run on it. certain: whether it promises the tokens of a solo run. window: tokens that a
     context holds at most, 0: not known. bytes_per_token: of KV that is kept here.
     capability: its class (local, frontier, ...), unless its configuration says another. features:
     what requests may ask of it (offer.py has the words that they use without saying so). width:
@@ -50,8 +50,7 @@ class Core(Protocol):
     capability: str
     features: frozenset[str]
     price: Price
-    policy: Policy
-    standing: Standing
+    queue: RunQueue
     requests: int
     restarts: int
     preemptions: int
@@ -108,9 +107,6 @@ class Core(Protocol):
     def drain(self) -> None:
         """Take nothing new; what is here goes on."""
 
-    def change_policy(self, name: str, **options: Any) -> None:
-        """Go on under another policy. Raises OSError(EINVAL) for one that doesn't exist."""
-
     async def embed(self, texts: list[str]) -> Vectors:
         """Return a vector for each text. Raises OSError (ENOTSUP where it does not embed)."""
 
@@ -130,15 +126,6 @@ class Core(Protocol):
 
     def release(self, sequence: Sequence, why: str) -> None:
         """Lift one hold; with the last one the sequence goes on."""
-
-    def renice(self, sequence: Sequence, nice: int) -> None:
-        """Change a sequence's priority."""
-
-    def wait(self, task: Task) -> None:
-        """Note that a request waits for those in `task.waits_for` (see sched.Policy.wait)."""
-
-    def unwait(self, cid: int) -> None:
-        """Forget that a request waits."""
 
     def forget(self, sequence: Sequence) -> None:
         """Drop a sequence with its goal and all that is kept of it here."""

@@ -85,7 +85,7 @@ class Cores:
     @property
     def waiting(self) -> Iterable[Task]:
         """The requests that wait for others to end."""
-        return {task.id: task for core in self for task in core.policy.waiting}.values()
+        return {task.id: task for core in self for task in core.queue.policy.waiting}.values()
 
     async def boot(self) -> None:
         """Begin to load the configured cores; requests wait for them."""
@@ -303,8 +303,8 @@ class Cores:
         sched.make(new.policy, **_options(new))
         self.sched = new
         for core in self._cores.values():
-            core.change_policy(new.policy, **_options(new))
-            core.standing.parties = _parties(new)
+            core.queue.change(new.policy, **_options(new))
+            core.queue.standing.parties = _parties(new)
 
     def rows(self) -> list[abi.Core]:
         """Describe every core."""
@@ -344,7 +344,7 @@ class Cores:
         )
         core = drivers.find(config.driver)(parts)
         core.price = _price(config)
-        core.standing.parties = _parties(self.sched)
+        core.queue.standing.parties = _parties(self.sched)
         if isinstance(core, LocalCore):
             core.sharing.public_limit = self._config.context.public_limit
         self._cores[config.name] = core

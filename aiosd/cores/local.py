@@ -15,22 +15,21 @@ import asyncio
 import errno
 import logging
 import time
-from array import array
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from aiosd import sched
 from aiosd.abi import cores as abi
 from aiosd.cores import rows
 from aiosd.cores.core import Listener, Vectors
 from aiosd.cores.placement import Placement
 from aiosd.cores.price import Price
+from aiosd.cores.questions import Question, Questions
 from aiosd.cores.rate import Rate
+from aiosd.cores.runqueue import RunQueue
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.sharing import Sharing
-from aiosd.cores.standing import Standing
 from aiosd.cores.tiers import Tiers
 from aiosd.cores.worker import Worker
 from aiosd.engine import protocol
@@ -43,15 +42,12 @@ LOAD_TIMEOUT: Final = 600.0  # seconds for a model to load and be probed
 SILENCE: Final = 120.0  # seconds without a word from a worker that has work
 DEATHS: Final = 8  # deaths in a row without progress that are too many
 KILL_WEIGHT: Final = 0.05  # of a death that was a kill from outside
-AT_ONCE: Final = 16  # texts that a worker embeds before it says something
 RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 
 
 _GENERATES: Final = ("beams", "grammar", "json", "logit_bias", "logprobs", "raw", "seed")
 FEATURES: Final = frozenset((*_GENERATES, "text", "tools", "watermark", "window"))
 """What every GGUF core can do for a request."""
-
-Question = protocol.Ask
 
 Launch = Callable[[str, Callable[[Event], None], Callable[[str, bool], None]], Worker]
 """Makes a worker, which has yet to be started, as `Worker` itself does."""
@@ -87,14 +83,13 @@ class LocalCore:
         self._make_worker = worker
         self.setup = setup
         self.price = Price()
-        self.policy = policy
+        self.queue = RunQueue(policy, self._carry_out)
         self.state = "loading"
         self.error = ""
         self.loaded: Loaded | None = None
         self.requests = self.restarts = self.preemptions = 0
         self.tokens_in = self.tokens_out = 0
         self.step_s = self.device_s = 0.0
-        self.standing = Standing(lambda: self.policy)
         self.placement = Placement(setup.slots, tiers, self._command, self._fell_back)
         self.sharing = Sharing(setup.grid, self.placement, self._command, self._spared)
         self.find: Callable[[], Awaitable[CoreSetup]] | None = None
@@ -105,10 +100,8 @@ class LocalCore:
         self._worker: Worker | None = None
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ready.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._tickets: dict[int, tuple[Question, asyncio.Future[protocol.Event]]] = {}
-        self._last_ticket = 0
+        self.questions = Questions(self._able, self._ask)
         self._deaths = 0
-        self._scheduled = False
         self.draining = False
         self.base = ""
         self.awaited = 0
@@ -183,7 +176,7 @@ class LocalCore:
         self._watchdog = self._loop.call_later(SILENCE / 8, self._watch)
         worker = self._worker
         loading = self.state in ("loading", "restarting")
-        if worker is None or not (loading or self._tickets or self.placement.owed):
+        if worker is None or not (loading or self.questions or self.placement.owed):
             if worker is not None:
                 worker.heard = self._loop.time()
             return
@@ -247,9 +240,7 @@ class LocalCore:
             self._watchdog.cancel()
         if not self._ready.done():
             self._ready.set_exception(OSError(code, message))
-        for _, waiter in self._tickets.values():
-            if not waiter.done():
-                waiter.set_exception(OSError(code, message))
+        self.questions.end(code, message)
         for sequence in list(self.placement.sequences.values()):
             self._fail(sequence, code, message)
         if state == "failed" and self._worker is not None:
@@ -264,68 +255,19 @@ class LocalCore:
 
     # What contexts and generations ask for.
 
-    async def tokenize(self, prompt: str, messages: str, raw: bool, follow: bool) -> list[int]:
-        """Return a request's tokens (see protocol.Tokenize); raises OSError with the reason."""
-        return (await self.read(prompt, messages, raw, follow)).tokens
-
-    async def read(
-        self, prompt: str, messages: str, raw: bool, follow: bool, tools: str = ""
-    ) -> protocol.Tokens:
-        """Return a request's tokens and their outline; raises OSError with the reason."""
-        self._last_ticket += 1
-        ask = protocol.Tokenize(self._last_ticket, prompt, messages, raw, follow, tools)
-        answer = await self._ask(ask)
-        assert isinstance(answer, protocol.Tokens)
-        return answer
-
-    async def pieces(self, tokens: list[int]) -> list[bytes]:
-        """Return the bytes of tokens; raises OSError with the reason."""
-        self._last_ticket += 1
-        answer = await self._ask(protocol.Detokenize(self._last_ticket, tokens))
-        assert isinstance(answer, protocol.Pieces)
-        return answer.pieces
-
-    async def compile(self, grammar: str, schema: str, offer: str = "") -> str:
-        """Return the grammar of a goal (see protocol.Compile); raises OSError(EINVAL)."""
-        self._last_ticket += 1
-        answer = await self._ask(protocol.Compile(self._last_ticket, grammar, schema, offer))
-        assert isinstance(answer, protocol.Compiled)
-        return answer.grammar
-
-    async def detect(self, text: str, tokens: list[int]) -> protocol.Detected:
-        """Look for the kernel's watermark in tokens, or in a text; raises OSError."""
-        self._last_ticket += 1
-        answer = await self._ask(protocol.Detect(self._last_ticket, text, tokens))
-        assert isinstance(answer, protocol.Detected)
-        return answer
-
     async def embed(self, texts: list[str]) -> Vectors:
         """Return a vector of unit length for each text; raises OSError with the reason."""
-        found, tokens = array("f"), 0
-        for start in range(0, len(texts), AT_ONCE):
-            self._last_ticket += 1
-            answer = await self._ask(
-                protocol.Embed(self._last_ticket, texts[start : start + AT_ONCE])
-            )
-            assert isinstance(answer, protocol.Embedded)
-            found.frombytes(answer.vectors)
-            tokens += answer.tokens
-        dim = len(found) // len(texts)
-        self.tokens_in += tokens
-        rows = [found[at : at + dim].tolist() for at in range(0, len(found), dim)]
-        return Vectors(rows, tokens)
+        found = await self.questions.embed(texts)
+        self.tokens_in += found.tokens
+        return found
 
-    async def _ask(self, ask: Question) -> protocol.Event:
+    async def _able(self) -> None:
         await self.ready()
         self.check()
-        waiter: asyncio.Future[protocol.Event] = self._loop.create_future()
-        self._tickets[ask.ticket] = (ask, waiter)
-        try:
-            if self.state != "restarting":
-                self._command(ask)
-            return await waiter
-        finally:
-            self._tickets.pop(ask.ticket, None)
+
+    def _ask(self, question: Question) -> None:
+        if self.state != "restarting":  # else it is asked when there is somebody to answer
+            self._command(question)
 
     def check(self) -> None:
         """Raise OSError (EIO, ENODEV) with the reason when the core will compute no more."""
@@ -353,12 +295,12 @@ class LocalCore:
         if sequence.goal is not None:
             sequence.goal = sequence.sink = None
             sequence.used = time.monotonic()
-            self._dequeue(sequence)
+            self.queue.leave(sequence.cid)
 
     def hold(self, sequence: Sequence, why: str) -> None:
         """Keep a sequence from being scheduled, from the next token on, until released."""
         sequence.holds.add(why)
-        self._dequeue(sequence)
+        self.queue.leave(sequence.cid)
 
     def release(self, sequence: Sequence, why: str) -> None:
         """Lift one hold; with the last one the sequence is runnable again."""
@@ -367,29 +309,12 @@ class LocalCore:
             if sequence.goal is not None and not sequence.holds:
                 self._enqueue(sequence)
 
-    def renice(self, sequence: Sequence, nice: int) -> None:
-        """Change a sequence's priority; takes effect between two batches."""
-        sequence.nice = nice
-        if sequence.cid in self.policy:
-            self.policy.renice(sequence.cid, nice)
-            self._schedule()
-
-    def wait(self, task: Task) -> None:
-        """Note that a request waits for those in `task.waits_for` (see sched.Policy.wait)."""
-        self.policy.wait(task)
-        self._schedule()
-
-    def unwait(self, cid: int) -> None:
-        """Forget that a request waits."""
-        self.policy.unwait(cid)
-        self._schedule()
-
     def forget(self, sequence: Sequence) -> None:
         """Drop a sequence with its goal, its KV and its buffers."""
         self.cancel(sequence)
         self.sharing.leave(sequence)
         self.placement.forget(sequence)
-        self._schedule()
+        self.queue.schedule()
         if self.on_empty is not None:
             self.on_empty(self)
 
@@ -404,14 +329,6 @@ class LocalCore:
     def empty(self) -> bool:
         """Whether it has no context in its charge: what is kept for everybody has ids below 1."""
         return not any(cid > 0 for cid in self.placement.sequences)
-
-    def change_policy(self, name: str, **options: Any) -> None:
-        """Go on under another policy; who runs stays on the core until the policy says otherwise.
-
-        Raises OSError(EINVAL) for a policy or an option that doesn't exist.
-        """
-        self.policy = sched.change(self.policy, name, **options)
-        self._schedule()
 
     def drain(self) -> None:
         """Take nothing new; what is here goes on."""
@@ -467,7 +384,7 @@ class LocalCore:
 
     def _enqueue(self, sequence: Sequence) -> None:
         pending = len(sequence.tokens) - sequence.kv
-        self.policy.add(
+        self.queue.enter(
             Task(
                 sequence.cid,
                 sequence.aid,
@@ -477,36 +394,22 @@ class LocalCore:
                 width=sequence.wanted,
             )
         )
-        self._schedule()
 
     def _spared(self, sequence: Sequence, count: int) -> None:
-        if sequence.cid in self.policy:
-            self.policy.spare(sequence.cid, count)
+        self.queue.spare(sequence.cid, count)
         if sequence.sink is not None:
             sequence.sink.shared(count)
 
-    def _dequeue(self, sequence: Sequence) -> None:
-        if sequence.cid in self.policy:
-            self.policy.remove(sequence.cid)
-            self._schedule()
-
-    def _schedule(self) -> None:
-        """Plan once, when everything that happens in this turn of the loop is known."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._carry_out)
-
     def _carry_out(self) -> None:
-        self._scheduled = False
         if self.state not in ("ready", "draining"):
             return
-        plan = self.policy.plan(self.setup.slots)
+        plan = self.queue.policy.plan(self.setup.slots)
         for cid in plan.stop:
             self.preemptions += 1
             self._listener.preempted(self, self.placement.sequences[cid])
         for cid in plan.start:
             self._listener.started(self, self.placement.sequences[cid])
-        admitted = self.placement.reconcile(self.policy.running, self.policy.rank)
+        admitted = self.placement.reconcile(self.queue.policy.running, self.queue.policy.rank)
         self.sharing.admitted(admitted)
 
     # What the worker says.
@@ -531,27 +434,17 @@ class LocalCore:
                 | protocol.Compiled()
                 | protocol.Detected()
                 | protocol.Embedded()
+                | protocol.Refused()
             ):
-                self._answer(event.ticket, event, None)
-            case protocol.Refused():
-                self._answer(event.ticket, event, OSError(event.errno, event.message))
+                self.questions.answered(event)
             case Loaded():
                 self._on_loaded(event)
             case protocol.Failed():
                 self._end("failed", event.errno, f"core {self.name}: {event.message}")
             case _:
                 if self.placement.hear(event):
-                    self._schedule()
+                    self.queue.schedule()
                 self.sharing.hear(event)
-
-    def _answer(self, ticket: int, answer: Event, error: OSError | None) -> None:
-        _, waiter = self._tickets.get(ticket, (None, None))
-        if waiter is None or waiter.done():
-            return
-        if error is not None:
-            waiter.set_exception(error)
-        else:
-            waiter.set_result(answer)
 
     def _on_loaded(self, event: Loaded) -> None:
         if self.loaded is not None and event.fingerprint != self.loaded.fingerprint:
@@ -566,18 +459,17 @@ class LocalCore:
         self.state = "draining" if self.draining else "ready"
         if event.verdict:
             self._listener.verdict(self.setup, event.verdict)
-        for ask, _ in list(self._tickets.values()):
-            self._command(ask)
+        self.questions.again()
         if not self._ready.done():
             self._ready.set_result(None)
         self._listener.core_changed(self, "ready")
-        self._schedule()
+        self.queue.schedule()
 
     def _on_lost(self, event: protocol.Lost) -> None:
         """One sequence could not go on: try again from its record, but not for ever."""
         sequence = self.placement.lost(event)
         if sequence is None or event.errno == errno.EBUSY:
-            self._schedule()
+            self.queue.schedule()
             return
         about = {"core": self.name, "context": event.cid, "aid": sequence.aid}
         log.warning("core %s: context %d: %s", self.name, event.cid, event.message, extra=about)
@@ -585,7 +477,7 @@ class LocalCore:
         sequence.deaths += 0 if event.path else 1  # a file is at fault once only
         if sequence.deaths >= DEATHS or event.errno == errno.EINVAL:
             self._fail(sequence, event.errno, event.message)
-        self._schedule()
+        self.queue.schedule()
 
     def _fell_back(self, sequence: Sequence, why: str) -> None:
         """Say that a snapshot is lost, and what the sequence goes on from."""
@@ -623,10 +515,10 @@ class LocalCore:
         """
         for cid in cids:
             sequence = self.placement.sequences.get(cid)
-            if sequence is not None and sequence.decoding and cid in self.policy.running:
+            if sequence is not None and sequence.decoding and cid in self.queue.policy.running:
                 sequence.foreseen = True
-                self.policy.charge(cid, 0, 1)
-        self._schedule()
+                self.queue.charge(cid, 0, 1)
+        self.queue.schedule()
 
     def _searched(self, cid: int, rows: int) -> None:
         """A beam search has come one token further, in so many branches."""
@@ -637,9 +529,8 @@ class LocalCore:
         if sequence.searched > sequence.furthest:  # else it is only where it was before a death
             sequence.deaths, sequence.furthest = 0, sequence.searched
         self.tokens_out += rows
-        if cid in self.policy:
-            self.policy.charge(cid, 0, rows)
-        self.standing.computed(sequence.aid, rows, time.monotonic())
+        self.queue.charge(cid, 0, rows)
+        self.queue.standing.computed(sequence.aid, rows, time.monotonic())
 
     def _on_found(self, event: protocol.Found) -> None:
         """A beam search is over: its best branch becomes part of the sequence."""
@@ -650,9 +541,9 @@ class LocalCore:
         sequence.tokens.extend(event.beams[0].tokens)
         sequence.slot_kv, sequence.width, sequence.searched = event.kv, 1, 0
         self.placement.finished(sequence)
-        self._dequeue(sequence)
+        self.queue.leave(sequence.cid)
         sink.found(event.beams)
-        self._schedule()
+        self.queue.schedule()
 
     def _computed(self, cid: int, kind: int, start: int, end: int, began: float) -> None:
         sequence = self.placement.sequences.get(cid)
@@ -672,9 +563,8 @@ class LocalCore:
         self.tokens_in += prefill
         if decode and sequence.foreseen:
             sequence.foreseen, decode = False, decode - 1
-        if cid in self.policy:
-            self.policy.charge(cid, prefill, decode)
-        self.standing.computed(sequence.aid, count, began)
+        self.queue.charge(cid, prefill, decode)
+        self.queue.standing.computed(sequence.aid, count, began)
         if sequence.sink is not None:
             sequence.sink.computed(kind, start, end, began)
 
@@ -691,5 +581,5 @@ class LocalCore:
         if token.finish:
             sequence.goal = sequence.sink = None
             self.placement.finished(sequence)
-            self._dequeue(sequence)
+            self.queue.leave(sequence.cid)
         sink.token(token)

@@ -26,15 +26,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from aiosd import sched
 from aiosd.abi import cores as abi
 from aiosd.cores.breaker import Breaker
 from aiosd.cores.core import Vectors
 from aiosd.cores.pace import Pace
 from aiosd.cores.price import Price
 from aiosd.cores.rate import Rate
+from aiosd.cores.runqueue import RunQueue
 from aiosd.cores.sequence import Place, Sequence, Sink
-from aiosd.cores.standing import Standing
 from aiosd.endpoints import protocol as p
 from aiosd.engine.protocol import PREFILL, Token
 from aiosd.sched.policy import Task
@@ -127,11 +126,10 @@ class RemoteCore:
         more = MORE.get(self.driver, frozenset()) | MORE.get(config.remote.dialect, frozenset())
         self.features = FEATURES | more
         self.price = Price()
-        self.policy = parts.policy
+        self.queue = RunQueue(parts.policy, self._carry_out)
         self.breaker = Breaker()
         self.requests = self.restarts = self.preemptions = 0
         self.tokens_in = self.tokens_out = 0
-        self.standing = Standing(lambda: self.policy)
         self._settings = config.remote
         self._width = config.slots
         self._bridge = bridge
@@ -143,7 +141,6 @@ class RemoteCore:
         self._flying = 0
         self._pace = Pace(config.remote.rate)
         self._rate = Rate(RATE_SPAN)
-        self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None  # when the next one may go
         self._probe: asyncio.TimerHandle | None = None
         self._answers: set[asyncio.Future[p.Event]] = set()  # that somebody waits for
@@ -267,11 +264,6 @@ class RemoteCore:
         """Take nothing new; what is here goes on."""
         self.draining = True
 
-    def change_policy(self, name: str, **options: Any) -> None:
-        """Go on under another policy. Raises OSError(EINVAL) for one that doesn't exist."""
-        self.policy = sched.change(self.policy, name, **options)
-        self._schedule()
-
     async def embed(self, texts: list[str]) -> Vectors:
         """Return a vector for each text. Raises OSError: Undone where nothing was done."""
         try:
@@ -315,7 +307,7 @@ class RemoteCore:
         sequence.holds.add(why)
         work = self._works.get(sequence.cid)
         if work is not None and not work.flying:
-            self._dequeue(work)
+            self.queue.leave(work.sequence.cid)
 
     def release(self, sequence: Sequence, why: str) -> None:
         """Lift one hold; with the last one the request goes on."""
@@ -330,23 +322,6 @@ class RemoteCore:
         elif work.timer is None:
             self._enqueue(work)
 
-    def renice(self, sequence: Sequence, nice: int) -> None:
-        """Change a request's priority."""
-        sequence.nice = nice
-        if sequence.cid in self.policy:
-            self.policy.renice(sequence.cid, nice)
-            self._schedule()
-
-    def wait(self, task: Task) -> None:
-        """Note that a request waits for others (see sched.Policy.wait)."""
-        self.policy.wait(task)
-        self._schedule()
-
-    def unwait(self, cid: int) -> None:
-        """Forget that a request waits."""
-        self.policy.unwait(cid)
-        self._schedule()
-
     def forget(self, sequence: Sequence) -> None:
         """Drop a sequence with its request."""
         self.cancel(sequence)
@@ -359,29 +334,17 @@ class RemoteCore:
     def _enqueue(self, work: _Work) -> None:
         sequence, chat = work.sequence, work.sink.chat
         letters = sum(len(message.content) for message in chat.messages) if chat else 0
-        if sequence.cid not in self.policy:
+        if sequence.cid not in self.queue:
             task = Task(sequence.cid, sequence.aid, sequence.nice, sequence.uid, letters // 4)
-            self.policy.add(task)
-        self._schedule()
-
-    def _dequeue(self, work: _Work) -> None:
-        if work.sequence.cid in self.policy:
-            self.policy.remove(work.sequence.cid)
-            self._schedule()
-
-    def _schedule(self) -> None:
-        """Plan once, when everything that happens in this turn of the loop is known."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._carry_out)
+            self.queue.enter(task)
 
     def _carry_out(self) -> None:
-        self._scheduled = False
         if self.state != "ready":
             return
         places = 1 if self.breaker.state == "half" else self._width
-        self.policy.plan(self._width)
-        for cid in sorted(self.policy.running, key=self.policy.rank):
+        policy = self.queue.policy
+        policy.plan(self._width)
+        for cid in sorted(policy.running, key=policy.rank):
             work = self._works[cid]
             if work.flying or self._flying >= places:
                 continue
@@ -396,7 +359,7 @@ class RemoteCore:
     def _wake_at(self, delay: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(delay, self._schedule)
+        self._timer = self._loop.call_later(delay, self.queue.schedule)
 
     # A request's way.
 
@@ -449,9 +412,8 @@ class RemoteCore:
         number, work.pieces = work.pieces, work.pieces + 1
         self.tokens_out += 1
         self._rate.add(1, now)
-        self.standing.computed(sequence.aid, 1, now)
-        if sequence.cid in self.policy:
-            self.policy.charge(sequence.cid, 0, 1)
+        self.queue.standing.computed(sequence.aid, 1, now)
+        self.queue.charge(sequence.cid, 0, 1)
         work.owed += 1
         if work.owed >= GIVE:
             self._bridge.tell(p.Credit(work.id, work.owed))
@@ -522,8 +484,8 @@ class RemoteCore:
             self._bridge.drop(work.id)
             work.id = 0
         work.waiting.clear()
-        self._dequeue(work)
-        self._schedule()
+        self.queue.leave(work.sequence.cid)
+        self.queue.schedule()
 
     def _drop(self, work: _Work) -> None:
         """Forget a request; its sink is told by whoever calls this, or not at all."""
@@ -587,7 +549,7 @@ class RemoteCore:
     def _up(self) -> None:
         self.state, self.error = "ready", ""
         self._listener.core_changed(self, "ready")
-        self._schedule()
+        self.queue.schedule()
 
     def _end(self, state: str, code: int, message: str) -> None:
         self.state, self.error = state, message

@@ -68,7 +68,7 @@ async def _measure(rounds: int) -> Ratio:
     async with bare_core(slots=1) as core:
         heard = Recorder(core)
         words = "The keeper of the lighthouse wrote about the storm in the harbour. " * 120
-        tokens = (await core.tokenize(words, "", True, False))[:LENGTH]
+        tokens = (await core.questions.tokenize(words, "", True, False))[:LENGTH]
         await _round(core, heard, tokens, 0)  # warms buffers up
         taken = Rounds[tuple[float, float, float]](rounds)
         for turn in taken:

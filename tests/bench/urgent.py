@@ -40,7 +40,7 @@ async def _measure(rounds: int) -> Ratio:
     async with bare_core(slots=8, policy="priority") as core:
         heard = Recorder(core)
         words = "The keeper of the lighthouse wrote about the storm in the harbour. " * 160
-        text = (await core.tokenize(words, "", True, False))[: PROMPT + CROWD]
+        text = (await core.questions.tokenize(words, "", True, False))[: PROMPT + CROWD]
         crowd = [
             await submit(core, n + 1, text[n : n + PROMPT], ANSWER, nice=5) for n in range(CROWD)
         ]
@@ -50,7 +50,7 @@ async def _measure(rounds: int) -> Ratio:
             await heard.until_steps(dice.randint(2, 12))
             await asyncio.sleep(dice.uniform(0, ARRIVAL_S))  # anywhere within a slice or a step
             began = time.monotonic()
-            short = await core.tokenize("Quick: what is two and two?", "", True, False)
+            short = await core.questions.tokenize("Quick: what is two and two?", "", True, False)
             sequence, answer = await submit(core, 1000 + turn, short, 4, nice=-10)
             await answer.done
             slices = [s.seconds for _, s in heard.steps if s.computed[0][1] == PREFILL]

@@ -106,7 +106,7 @@ class Bench:
             sequence = Sequence(cid=self._cid, aid=aid or 1000 + self._cid, uid=0, nice=nice)
             sequence.public = public
             self.core.add(sequence)
-        tokens = await self.core.tokenize(prompt, "", True, bool(sequence.tokens))
+        tokens = await self.core.questions.tokenize(prompt, "", True, bool(sequence.tokens))
         await self.core.placement.settle(sequence)
         sequence.tokens.extend(tokens)
         result = Result()

@@ -21,7 +21,7 @@ async def search(b: Bench, cid: int, prompt: str, beams: int, most: int) -> tupl
     """Begin a search on a fresh sequence."""
     sequence = Sequence(cid=cid, aid=cid, uid=0, nice=0)
     b.core.add(sequence)
-    sequence.tokens.extend(await b.core.tokenize(prompt, "", True, False))
+    sequence.tokens.extend(await b.core.questions.tokenize(prompt, "", True, False))
     result = Result()
     sequence.sink = result
     sequence.goal = Goal(len(sequence.tokens), most, Sampling(), [], beams=beams)
@@ -44,10 +44,10 @@ async def trouble(
     while pending := [run for run in runs if not run[1].done.done()]:
         sequence, _ = rng.choice(pending)
         b.core.hold(sequence, "stopped")
-        await b.core.tokenize("a little while", "", True, False)
+        await b.core.questions.tokenize("a little while", "", True, False)
         b.core.release(sequence, "stopped")
-        b.core.renice(sequence, rng.randint(-20, 19))
-        await b.core.tokenize("goes by " * rng.randrange(200), "", True, False)
+        b.core.queue.renice(sequence, rng.randint(-20, 19))
+        await b.core.questions.tokenize("goes by " * rng.randrange(200), "", True, False)
         if len(killed) < kills and b.core.pid not in killed | {0} and rng.random() < 0.1:
             killed.add(b.core.pid)
             os.kill(b.core.pid, signal.SIGKILL)

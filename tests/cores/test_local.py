@@ -37,7 +37,7 @@ async def trouble(b: Bench, runs: list[tuple[object, Result]], kills: int, seed:
                             await other.reach(len(other.tokens) + 1)
                 b.core.release(sequence, "stopped")  # type: ignore[arg-type]
             case 1:
-                b.core.renice(sequence, rng.randint(-20, 19))  # type: ignore[arg-type]
+                b.core.queue.renice(sequence, rng.randint(-20, 19))  # type: ignore[arg-type]
             case 2:
                 if len(killed) < kills and b.core.pid not in killed | {0}:
                     killed.add(b.core.pid)
@@ -189,7 +189,7 @@ def test_a_core_that_can_not_load_says_why_and_ends(bench: MakeBench) -> None:
                 await b.core.start()
             assert b.core.state == "failed"
             with pytest.raises(OSError, match="no such tensor"):
-                await b.core.tokenize("x", "", True, False)
+                await b.core.questions.tokenize("x", "", True, False)
 
     asyncio.run(main())
 

@@ -82,9 +82,9 @@ class Chaos:
             if self.rng.random() < 0.05 and len(self.killed) < self.kills:
                 self.kill()
             for _ in range(self.rng.randrange(3)):
-                await self.b.core.tokenize("time goes by", "", True, False)
+                await self.b.core.questions.tokenize("time goes by", "", True, False)
             placement = self.b.core.placement
-            assert placement.resident <= placement.slots >= len(self.b.core.policy.running)
+            assert placement.resident <= placement.slots >= len(self.b.core.queue.policy.running)
 
     async def step(self, deed: str) -> None:
         core, rng = self.b.core, self.rng
@@ -116,7 +116,7 @@ class Chaos:
         elif deed == "release":
             core.release(sequence, "stopped")
         elif deed == "renice":
-            core.renice(sequence, self.rng.randint(-20, 19))
+            core.queue.renice(sequence, self.rng.randint(-20, 19))
         elif deed == "cancel":
             core.cancel(sequence)
             sequence.holds.clear()
@@ -179,7 +179,7 @@ def test_random_deeds(bench: MakeBench, seed: int, policy: str, ram: int, kills:
                 assert await chaos.told_alone(told) == said
             for story in chaos.stories:
                 chaos.contexts.forget(story.context)
-            await b.core.tokenize("all that was sent before is answered", "", True, False)
+            await b.core.questions.tokenize("all that was sent before is answered", "", True, False)
             await b.solo("a last word")
             if b.tiers._spilling is not None:  # on its way to the disk when its context went
                 await asyncio.wait_for(b.tiers._spilling, 60)

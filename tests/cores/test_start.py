@@ -22,7 +22,7 @@ def test_a_worker_that_can_not_be_started(
 ) -> None:
     async def main() -> None:
         async with bench() as b:
-            waiting = asyncio.create_task(b.core.tokenize("x", "", True, False))
+            waiting = asyncio.create_task(b.core.questions.tokenize("x", "", True, False))
             await asyncio.sleep(0)
             monkeypatch.setattr(subprocess, "Popen", no_process)
             with pytest.raises(OSError, match=r"can't be started: .*no more processes"):
