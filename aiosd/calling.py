@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
+from aiosd import pictures
 from aiosd.abi.inference import Function, LlmGenerate, Turn
 from aiosd.engine.calls import Offer, Offered, told
 
@@ -102,6 +103,7 @@ def new_id(rid: int, place: int) -> str:
 def check(args: LlmGenerate) -> None:
     """Refuse what about calls can't be meant; raises OSError(EINVAL) that says what."""
     _check_turns(args.messages)
+    pictures.check(args.messages)
     names = [*args.tools, *(one.name for one in args.functions)]
     if not names:
         return

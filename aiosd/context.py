@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from aiosd import pictures
 from aiosd.abi import inference as abi
 from aiosd.access import Access, Caller
 from aiosd.cores.core import Core
@@ -91,6 +92,7 @@ class Context:
             meta=self.meta(),
             created=self.created,
             used=self.used,
+            bulk=pictures.size(self.turns),
         )
 
     def fit(self) -> bool:

@@ -46,7 +46,10 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class ContextRow:
-    """A context as it is at one moment; lists and meta are copies that nobody changes."""
+    """A context as it is at one moment; lists and meta are copies that nobody changes.
+
+    bulk: bytes of what in meta is large.
+    """
 
     cid: int
     aid: int
@@ -59,6 +62,7 @@ class ContextRow:
     meta: dict[str, Any]
     created: float
     used: float
+    bulk: int = 0
 
 
 @dataclass(slots=True)
@@ -243,7 +247,7 @@ class Journal:
         records = [(source.rid, *source.page()) for source in sources]
         if not records:
             return None
-        size = sum(4 * len(context.tokens) + 256 for _, context, _ in records)
+        size = sum(4 * len(context.tokens) + context.bulk + 256 for _, context, _ in records)
 
         def write(db: Connection) -> None:
             _put_pages(db, records)

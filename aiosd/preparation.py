@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aiosd import callforms, charge, kv, leading, remotely
+from aiosd import callforms, charge, kv, leading, pictures, remotely
 from aiosd.abi import inference as abi
 from aiosd.access import Caller
 from aiosd.context import Context, Contexts
@@ -119,7 +119,7 @@ class Preparation:
         if args.core:
             raise OSError(errno.ENODEV, f"core {args.core} was asked for by name")
         process = self._table.get(generation.aid)
-        wish = offer.wish(args, process.name, process.max_tokens)
+        wish = offer.wish(args, process.name, process.max_tokens, context.turns)
         core, why = self._cores.choose(wish, without=tried)
         context.route = generation.route = f"{why}; {', '.join(tried)} could not do it"
         return core
@@ -145,6 +145,7 @@ class Preparation:
         if context.turns:  # it comes from a provider's core, where it was its turns
             turns = [*context.turns, *remotely.asked(args)]
             args = msgspec.structs.replace(args, prompt="", messages=turns)
+        pictures.need(args.messages, context.core.name, False)
         await context.core.ready()
         args, tools = self._put(generation, args)
         grammar = await self._grammar(generation)
@@ -168,13 +169,14 @@ class Preparation:
         turns = [*context.turns, *generation.asked]
         if not turns:
             raise OSError(errno.EINVAL, "llm_generate: the context is empty; give a prompt")
+        pictures.need(turns, context.core.name, self._cores.has(context.core, offer.VISION))
         await context.core.ready()
         process = self._table.get(generation.aid)
         await self._order.turn(generation, process.nice)
         context.core.check()
         generation.most = args.max_tokens or process.max_tokens or context.core.max_output
         chat = remotely.chat_of(args, turns, generation.most)
-        generation.bill = remotely.bill_of(chat)
+        generation.bill = remotely.bill_of(chat, context.core.image_tokens)
         amounts = charge.worst(generation, 0)
         _check_price(args, amounts["dollars"])
         await self._reserve(generation, amounts)

@@ -2,7 +2,7 @@
 
     check(args)                      # can it be asked of a provider at all?
     chat = chat_of(args, turns, most)
-    bill = bill_of(chat)
+    bill = bill_of(chat, image_tokens)
     sequence.sink = Reply(generation, chat, journal, elsewhere)
 
 A context on such a core is its turns, which go out whole with each request. There are no tokens:
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from aiosd import again, calling
+from aiosd import again, calling, pictures
 from aiosd.abi import inference as abi
 from aiosd.bill import FRAME, Bill
 from aiosd.endpoints import protocol as p
@@ -89,11 +89,14 @@ def chat_of(args: abi.LlmGenerate, turns: list[abi.Turn], most: int) -> p.Chat:
     )
 
 
-def bill_of(chat: p.Chat) -> Bill:
-    """Return what a chat costs at most: no token of a prompt stands for less than a byte."""
-    size = sum(
-        FRAME + len(msgspec.msgpack.encode(part)) for part in (*chat.messages, *chat.functions)
-    )
+def bill_of(chat: p.Chat, image_tokens: int) -> Bill:
+    """Return what a chat costs at most: no token of a prompt stands for less than a byte.
+
+    image_tokens: that a picture counts at most, however few its bytes are.
+    """
+    texts = [msgspec.structs.replace(message, images=[]) for message in chat.messages]
+    size = sum(FRAME + len(msgspec.msgpack.encode(part)) for part in (*texts, *chat.functions))
+    size += image_tokens * sum(len(message.images) for message in chat.messages)
     form = chat.schema if chat.schema is not None else chat.grammar
     return Bill(FRAME + size + len(msgspec.json.encode(form)), chat.max_tokens)
 
@@ -107,7 +110,8 @@ def _message(turn: abi.Turn) -> p.Message:
         p.Call(call.id, call.name, msgspec.json.encode(call.arguments).decode())
         for call in turn.calls
     ]
-    return p.Message(turn.role, turn.content, calls, turn.call, turn.name)
+    images = [p.Image(image.media_type, image.data) for image in turn.images]
+    return p.Message(turn.role, turn.content, calls, turn.call, turn.name, images)
 
 
 class Reply:
@@ -236,4 +240,5 @@ def remember(generation: Generation) -> None:
         for place, one in enumerate(wanted)
     ]
     turns = generation.asked or asked(generation.args)
-    context.turns = [*context.turns, *turns, abi.Turn("assistant", text, calls)]
+    said = abi.Turn("assistant", text, calls)
+    context.turns = pictures.kept([*context.turns, *turns, said])

@@ -165,8 +165,9 @@ class Remote(Section, frozen=True, kw_only=True):
     tokens of a reply where nobody says how many. rate: requests a minute, 0: any number. retries:
     of one request on this core, where that is safe. Timeouts: to connect, to the first token,
     between tokens. price_cached: dollars per million tokens that the provider had cached; -1: as
-    price_in. omit: parameters that are not sent. extra, headers: more to send. check: ask for the
-    list of models at the start, and before a provider that failed is used again.
+    price_in. image_tokens: that one picture counts at most. omit: parameters that are not sent.
+    extra, headers: more to send. check: ask for the list of models at the start, and before a
+    provider that failed is used again.
     """
 
     base_url: Annotated[
@@ -190,6 +191,7 @@ class Remote(Section, frozen=True, kw_only=True):
     first_timeout: Duration = 120.0
     token_timeout: Duration = 60.0
     price_cached: Annotated[float, Meta(ge=-1, le=1e6)] = -1.0
+    image_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 8192
     ca_file: Annotated[str, PATH] = ""
     omit: list[str] = []
     extra: dict[str, Any] = {}

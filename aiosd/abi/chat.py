@@ -1,8 +1,8 @@
-"""What a chat is made of: its turns, the functions that a model may call, and its calls of them."""
+"""What a chat is made of: turns, pictures in them, functions that a model may call, its calls."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -21,6 +21,21 @@ FunctionName = Annotated[
 ]
 
 
+IMAGE_BYTES: Final = 6 << 20
+"""Bytes of all pictures of a request."""
+IMAGES: Final = 16
+"""Pictures in a request."""
+
+
+class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture that a turn shows. data: a whole file of that media type."""
+
+    media_type: Annotated[
+        str, Meta(max_length=32, description="image/png, image/jpeg, image/webp or image/gif")
+    ]
+    data: Annotated[bytes, Meta(min_length=1, max_length=IMAGE_BYTES)]
+
+
 class TurnCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A call that a model made in a turn of its own; a later turn of role tool answers it."""
 
@@ -34,6 +49,8 @@ class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     calls: of an assistant, what it called in this turn. call: of role tool, the id of the call that
     content is the result of. name: who speaks, or of role tool, what was called.
+    images: of role user, at most 16 in a request, 6 MiB together; a core sees them that has the
+    feature vision.
     """
 
     role: Annotated[
@@ -43,6 +60,7 @@ class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     calls: Annotated[list[TurnCall], Meta(max_length=128)] = []
     call: CallId = ""
     name: Annotated[str, Meta(max_length=64)] = ""
+    images: Annotated[list[Image], Meta(max_length=IMAGES)] = []
 
 
 class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from aiosd.abi.call import Call, Cid, Count, Key, Name, Record, Text, syscall
 from aiosd.abi.chat import Function as Function
+from aiosd.abi.chat import Image as Image
 from aiosd.abi.chat import ToolCall as ToolCall
 from aiosd.abi.chat import Turn as Turn
 from aiosd.abi.chat import TurnCall as TurnCall
@@ -149,6 +150,9 @@ class LlmGenerate(Call, frozen=True):
     tool (`call` says of which), be it on the same context or after the whole chat on a fresh one.
     The grammar holds to the types in their schemas where it can't hold to more: look before use.
     Where tools were called in that last round too, their results are the caller's to give as well.
+
+    Turns of the user may show images; that needs a core with the feature vision. A context keeps
+    its latest ones, 1 MiB of them; a line stands for others.
     """
 
     prompt: Annotated[

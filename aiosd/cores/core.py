@@ -78,6 +78,10 @@ class Core(Protocol):
         """Tokens that a context holds at most; 0: not known."""
 
     @property
+    def image_tokens(self) -> int:
+        """Tokens that a picture counts at most; 0: it sees none, whatever is configured."""
+
+    @property
     def max_output(self) -> int:
         """Tokens of a reply, where nobody says how many it may have."""
 

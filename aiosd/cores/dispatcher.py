@@ -260,6 +260,11 @@ class Cores:
             raise OSError(error.errno, f"{error.strerror}{more}") from None
         return self._cores[choice.name], choice.reason
 
+    def has(self, core: Core, feature: str) -> bool:
+        """Whether a core has a feature, of itself or as configured."""
+        found = self.offers.get(core.name)
+        return feature in (core.features if found is None else found.features)
+
     def count(self, core: Core, requests: int) -> None:
         """Note that a core was given so many requests more."""
         core.requests += requests

@@ -362,6 +362,11 @@ class LocalCore:
         return self.setup.n_ctx
 
     @property
+    def image_tokens(self) -> int:
+        """It sees none."""
+        return 0
+
+    @property
     def max_output(self) -> int:
         """As many as fit."""
         return self.setup.n_ctx

@@ -5,8 +5,10 @@ Puts together what the driver knows of its core, what the configuration adds, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
+from aiosd import pictures
 from aiosd.abi import inference as abi
 from aiosd.config import Core as CoreConfig
 from aiosd.cores.core import Core
@@ -17,6 +19,8 @@ from aiosd.cores.speed import Speed
 TEXT: Final = "text"
 """What a core has that generates: one that only embeds lacks it."""
 EMBED: Final = "embed"
+VISION: Final = "vision"
+"""What a core has that is shown pictures."""
 CHARACTERS: Final = 4
 """Characters of a token, about, in a text that nobody has turned into tokens yet."""
 
@@ -64,16 +68,18 @@ def why_not(core: Core) -> str:
     return core.error or f"core {core.name} is {state}: it takes nothing new"
 
 
-def wish(args: abi.LlmGenerate, agent: str, output: int) -> Wish:
+def wish(args: abi.LlmGenerate, agent: str, output: int, before: Sequence[abi.Turn] = ()) -> Wish:
     """Return what a request needs of its core.
 
     agent: the name of the one that asks; output: tokens of the reply, where the request says none.
+    before: turns that its context holds.
     """
+    shown = pictures.shown([*before, *args.messages])
     texts = [args.prompt, *(turn.content for turn in args.messages)]
     return Wish(
         route=args.route,
         kind=args.needs,
-        features=frozenset(args.features) | _uses(args),
+        features=frozenset(args.features) | _uses(args) | ({VISION} if shown else set()),
         min_context=args.min_context,
         max_price=args.max_price,
         max_latency=args.max_latency,

@@ -173,6 +173,11 @@ class RemoteCore:
         return self._settings.window
 
     @property
+    def image_tokens(self) -> int:
+        """Tokens that a picture counts at most, as configured."""
+        return self._settings.image_tokens
+
+    @property
     def max_output(self) -> int:
         """Tokens of a reply where nobody says how many."""
         return self._settings.max_output

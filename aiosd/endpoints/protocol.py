@@ -49,14 +49,25 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     arguments: str
 
 
+class Image(msgspec.Struct, frozen=True, array_like=True):
+    """A picture: image/png, image/jpeg, image/webp or image/gif, and the file."""
+
+    media_type: str
+    data: bytes
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True):
-    """One turn of a chat. call: of a turn of role tool, the id of the call that it answers."""
+    """One turn of a chat. call: of a turn of role tool, the id of the call that it answers.
+
+    images: of a turn of role user, to be seen before its content is read.
+    """
 
     role: str
     content: str
     calls: list[Call] = []
     call: str = ""
     name: str = ""
+    images: list[Image] = []
 
 
 class Function(msgspec.Struct, frozen=True, array_like=True):

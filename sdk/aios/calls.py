@@ -819,6 +819,10 @@ class SyncCalls:
         Where tools were called in that last round too, their results are the caller's to give as
         well.
 
+        Turns of the user may show images; that needs a core with the feature vision. A context
+        keeps
+        its latest ones, 1 MiB of them; a line stands for others.
+
         prompt: the user's turn, at most 4 Mi characters.
         messages: the turns of a chat.
         raw: don't apply the chat template to prompt.
@@ -2429,6 +2433,10 @@ class AsyncCalls:
             use.
         Where tools were called in that last round too, their results are the caller's to give as
         well.
+
+        Turns of the user may show images; that needs a core with the feature vision. A context
+        keeps
+        its latest ones, 1 MiB of them; a line stands for others.
 
         prompt: the user's turn, at most 4 Mi characters.
         messages: the turns of a chat.
