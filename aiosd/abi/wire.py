@@ -139,6 +139,8 @@ def nesting(body: bytes | memoryview) -> str:
     quick and almost always settles it; only then is the body walked, and never past MAX_VALUES.
     A long body is walked at once: what is long in it is mostly one value, passed in one step.
     """
+    if len(body) <= MAX_DEPTH:  # each level takes a byte
+        return ""
     if len(body) < LONG:
         body = bytes(body)
         if len(body) - len(body.translate(None, _OPENERS)) <= MAX_DEPTH:
