@@ -8,6 +8,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Daemons, workers, agents and commands are many short processes that import the same modules: they
+# are compiled once, whatever the shell says, or each would take half as long again to start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help run test check format bench soak man constraints clean setup-run setup-dev setup-bench
 
 help:
