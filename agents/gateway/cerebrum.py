@@ -1,8 +1,9 @@
 """The research system's kernel API: programs written for Cerebrum run against this kernel.
 
 `POST /query` carries what they ask (llm, tool, memory, storage), by `cerebrumllm.py` and
-`cerebrumstores.py`; its companions tell of cores and agents, and submit agents
-(`cerebrumagents.py`). Each answer is in the form that its client reads.
+`cerebrumstores.py`; its companions tell of cores and agents, choose models for those queries that
+name none, and submit agents (`cerebrumagents.py`). Each answer is in the form that its client
+reads, what is refused too: the sentence is `detail` there.
 
 Such programs bring no key, but their HTTP library sends what stands in the address, and the
 CEREBRUM_KERNEL_URL of a spawned program is http://aios:KEY@..., so its key comes as a password.
@@ -26,7 +27,7 @@ from starlette.routing import BaseRoute, Route
 import aios
 
 from . import cerebrumagents, cerebrumllm, cerebrumstores
-from .cerebrumform import Done, Query, failed
+from .cerebrumform import Answer, Done, Query, Selections, failed, worded
 from .office import Office
 from .refusal import Refusal
 from .reply import Json, read, unless_gone
@@ -48,18 +49,25 @@ _WORK: Final[dict[str, Work]] = {
 
 def routes(office: Office) -> list[BaseRoute]:
     """Return the routes of this family."""
+    selected: Selections = WeakKeyDictionary()
     return [
-        Route("/query", _Queries(office).query, methods=["POST"]),
+        _route("/query", _Queries(office, selected).query, "POST"),
         *_companions(office),
+        *_selection(office, selected),
         *cerebrumagents.routes(office, as_bearer),
     ]
+
+
+def _route(path: str, answer: Answer, method: str = "GET") -> Route:
+    return Route(path, worded(answer), methods=[method])
 
 
 class _Queries:
     """Answers queries."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: Office, selected: Selections) -> None:
         self._office = office
+        self._selected = selected
 
     async def query(self, request: Request) -> Response:
         """Carry out a query and answer with what came of it, and when it was done."""
@@ -69,6 +77,8 @@ class _Queries:
 
     async def _answer(self, kernel: aios.AsyncKernel, asked: Query) -> Any:
         began = time.time()
+        if asked.query_type == "llm":
+            asked = cerebrumllm.narrowed(asked, self._selected.get(kernel, []))
         try:
             done = await _WORK[asked.query_type](kernel, self._office, asked)
         except ConnectionError:
@@ -89,7 +99,6 @@ class _Queries:
 
 def _companions(office: Office) -> list[BaseRoute]:
     """Return the routes about the kernel itself."""
-    selected: WeakKeyDictionary[aios.AsyncKernel, Any] = WeakKeyDictionary()
 
     async def status(request: Request) -> Response:
         async with office.caller(as_bearer(request.headers)):
@@ -113,6 +122,30 @@ def _companions(office: Office) -> list[BaseRoute]:
             cores = await kernel.list_cores()
             return Json([core.name for core in cores if core.kind != "tool"])
 
+    async def server(request: Request) -> Response:
+        async with office.caller(as_bearer(request.headers)):
+            told = "there is no script of an MCP server: use `aiosctl mcp`, or /mcp here"
+        return Json({"status": "warning", "message": told})
+
+    async def settings(request: Request) -> Response:
+        raise Refusal(403, "the kernel's settings are in aiosd.toml, and its operator's to change")
+
+    return [
+        _route("/status", status),
+        _route("/core/status", core_status),
+        _route("/core/llms/list", llms),
+        _route("/core/llms/check", check),
+        _route("/get/mcp/server", server),
+        *(
+            _route(f"/core/{name}", settings, "POST")
+            for name in ("refresh", "cleanup", "config/update")
+        ),
+    ]
+
+
+def _selection(office: Office, selected: Selections) -> list[BaseRoute]:
+    """Return the routes about the models of queries that name none, by who asks."""
+
     async def select(request: Request) -> Response:
         wanted = await read(request, list[dict[str, Any]])
         if len(wanted) > MAX_SELECTED:
@@ -129,24 +162,9 @@ def _companions(office: Office) -> list[BaseRoute]:
                 return Json({"status": "success", "message": f"selected: {wanted}"})
         return Json({"status": "warning", "message": "none is selected"})
 
-    async def server(request: Request) -> Response:
-        raise Refusal(404, "there is no script of an MCP server; `aiosctl mcp` and /mcp serve it")
-
-    async def settings(request: Request) -> Response:
-        raise Refusal(403, "the kernel's settings are in aiosd.toml, and its operator's to change")
-
     return [
-        Route("/status", status),
-        Route("/core/status", core_status),
-        Route("/core/llms/list", llms),
-        Route("/core/llms/check", check),
-        Route("/user/select/llms", select, methods=["POST"]),
-        Route("/user/selected/llms", selection),
-        Route("/get/mcp/server", server),
-        *(
-            Route(f"/core/{name}", settings, methods=["POST"])
-            for name in ("refresh", "cleanup", "config/update")
-        ),
+        _route("/user/select/llms", select, "POST"),
+        _route("/user/selected/llms", selection),
     ]
 
 

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 import aios
 
+from .cerebrumform import worded
 from .office import Office
 from .refusal import Refusal
 from .reply import Json, read
@@ -70,9 +71,9 @@ def routes(office: Office, as_bearer: Callable[[Headers], Headers]) -> list[Base
         return Json({"status": "success", "processes": rows})
 
     return [
-        Route("/agents/submit", submit, methods=["POST"]),
-        Route("/agents/ps", ps),
-        Route("/agents/{aid:int}/status", status),
+        Route("/agents/submit", worded(submit), methods=["POST"]),
+        Route("/agents/ps", worded(ps)),
+        Route("/agents/{aid:int}/status", worded(status)),
     ]
 
 

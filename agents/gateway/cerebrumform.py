@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+import aios
 
 from .refusal import Refusal, told
+from .reply import Json
 
 T = TypeVar("T")
+Answer = Callable[[Request], Awaitable[Response]]
+Selections = MutableMapping[aios.AsyncKernel, list[dict[str, Any]]]
+"""The models that each caller has chosen for queries which name none."""
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -59,3 +68,16 @@ def failed(kind: str, error: OSError) -> dict[str, Any]:
     status, _, _ = told(error)
     shown = None if kind == "llm" else sentence
     return {**result(kind, shown), "error": sentence, "status_code": status}
+
+
+def worded(answer: Answer) -> Answer:
+    """Return a route's handler that tells what it refuses where Cerebrum's clients look for it."""
+
+    async def answered(request: Request) -> Response:
+        try:
+            return await answer(request)
+        except (Refusal, OSError) as error:
+            status, headers, body = told(error)
+            return Json({"detail": body["error"]["message"], **body}, status, headers)
+
+    return answered

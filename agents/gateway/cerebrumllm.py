@@ -19,6 +19,7 @@ from . import cerebrumstores, models, offers
 from .cerebrumform import Done, Query, result, taken
 from .messages import Message, turns
 from .office import Office
+from .refusal import Refusal
 
 SUMMARY: Final = 128
 """Tokens in which a model tells what it did."""
@@ -70,6 +71,21 @@ async def generate(kernel: aios.AsyncKernel, office: Office, asked: Query) -> Do
         return Done(result("tool", "the model called no tool", finished=False), waited)
     made = [Called(call["name"], call["parameters"]) for call in calls]
     return Done(result("tool", await _execute(kernel, made)), waited)
+
+
+def narrowed(asked: Query, selected: list[dict[str, Any]]) -> Query:
+    """Return a query of type llm for the selected models, if any. Raises Refusal for others."""
+    named = asked.query_data.get("llms")
+    if not selected:
+        return asked
+    if named is None:
+        return msgspec.structs.replace(asked, query_data={**asked.query_data, "llms": selected})
+    known = {(each.get("name"), each.get("provider")) for each in selected}
+    for each in taken(asked.query_data, Wish).llms or []:
+        if (each.get("name"), each.get("provider")) not in known:
+            text = f"llms: {each.get('name')!r} is not among those selected; POST /user/select/llms"
+            raise Refusal(400, text)
+    return asked
 
 
 async def call_tools(kernel: aios.AsyncKernel, office: Office, asked: Query) -> Done:

@@ -1,7 +1,8 @@
 """What programs written for Cerebrum ask of memory and of storage.
 
 A memory's number is a text there. A file's path is an object's name here: versions are kept of
-each, directories need no making, and nothing leaves the machine: a file has no public link.
+each, directories need no making, and nothing leaves the machine: a file has no public link, but
+is shared with the agents of a group.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ FOUND: Final = 5
 NOTED: Final = ("keywords", "tags", "category", "context")
 SHOWN: Final = 2000
 """Letters of a file that was found."""
+SHARED: Final = 16 << 20
+"""Bytes of the largest file that can be shared."""
 
 ANALYSIS: Final = {
     "type": "object",
@@ -233,10 +236,35 @@ async def _rollback(kernel: aios.AsyncKernel, params: Mapping[str, Any]) -> str:
 
 
 async def _share(kernel: aios.AsyncKernel, params: Mapping[str, Any]) -> str:
+    """Copy a file to the pool of a group: the one named, or the only one that the agent is in."""
+    name = _name(params)
+    pool = str(params.get("group") or "") or await _only_group(kernel, name)
+    data, stored = await read(kernel, name, size=SHARED)
+    if stored.size > SHARED:
+        text = f"{name}: it has {stored.size} bytes, at most {SHARED} can be shared so"
+        raise OSError(errno.EFBIG, text)
+    kind = stored.content_type
+    copy = await kernel.sto_write(name, data, content_type=kind, pool=pool)
+    told = {
+        "file_name": posixpath.basename(name),
+        "file_path": name,
+        "share_link": f"pool:{pool}/{name}",
+        "expires_in": "never",
+        "last_modified": datetime.fromtimestamp(copy.created, UTC).isoformat(),
+    }
+    return json.dumps(told, ensure_ascii=False)
+
+
+async def _only_group(kernel: aios.AsyncKernel, name: str) -> str:
+    grants = await kernel.list_grants()
+    groups = {each.object[6:] for each in grants if each.capability == "member"}
+    if len(groups) == 1:
+        return groups.pop()
+    known = f", such as {', '.join(sorted(groups))}" if groups else ""
     raise OSError(
         errno.ENOTSUP,
-        f"{_name(params)}: nothing leaves this machine by a public link; to share it with other "
-        "agents, write it to a group's pool",
+        f"{name}: nothing leaves this machine by a public link; a file is shared with the agents "
+        f"of a group that this one is a member of: name it as `group`{known}",
     )
 
 

@@ -29,14 +29,15 @@ T = TypeVar("T")
 class Json(Response):
     """An answer in JSON: anything that msgspec encodes."""
 
-    def __init__(self, body: Any, status: int = 200) -> None:
+    def __init__(self, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self._body = body
         self._status = status
+        self._head = headers
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        await respond(send, self._status, self._body)
+        await respond(send, self._status, self._body, self._head)
 
 
 class Events(Response):

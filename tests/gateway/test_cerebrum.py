@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from aiosd.abi.process import Spawn, Wait
+from aiosd.abi.accounts import Grant
+from aiosd.abi.process import RegisterAgent, Spawn, Wait
+from aiosd.abi.storage import StoList
 from tests.daemon import PATIENCE
 from tests.gateway.conftest import Answer, Host, Registered
 
@@ -152,6 +154,21 @@ def test_files_have_versions(ask: Ask) -> None:
     assert storage("write", file_path="../..", content="x")["status_code"] == 400
 
 
+def test_a_file_is_shared_with_a_group(host: Host, agent: Registered, ask: Ask) -> None:
+    def share(**params: Any) -> Any:
+        return ask("storage", operation_type="share", params={"file_path": "plan.txt", **params})
+
+    ask("storage", operation_type="write", params={"file_path": "plan.txt", "content": "Meet."})
+    assert "group" in share()["error"]
+    with host.daemon.connect() as client:
+        client.call(Grant(subject=f"agent:{agent.aid}", capability="member", object="group:crew"))
+    told = json.loads(share()["response_message"])
+    assert told["share_link"] == "pool:crew/plan.txt" and told["file_name"] == "plan.txt"
+    [copy] = agent.client.call(StoList(pool="crew"))
+    assert (copy.name, copy.size) == ("plan.txt", 5)
+    assert share(group="others")["status_code"] == 403
+
+
 def test_a_model_works_with_files(ask: Ask) -> None:
     told = ask("llm", **_llm("operate_file", max_new_tokens=400))
     assert isinstance(told, str) and told
@@ -165,13 +182,29 @@ def test_its_companions_tell_of_cores(host: Host, agent: Registered) -> None:
     chosen = [{"name": "fake", "provider": "aios"}]
     assert host.ask("/user/select/llms", agent.key, chosen).json["status"] == "success"
     assert "fake" in host.ask("/user/selected/llms", agent.key).json["message"]
-    assert host.ask("/core/refresh", agent.key, {}).status == 403
+    refused = host.ask("/core/refresh", agent.key, {})
+    assert refused.status == 403 and "aiosd.toml" in refused.json["detail"]
+    assert host.ask("/get/mcp/server", agent.key).json["status"] == "warning"
     for path in ("/status", "/core/llms/list", "/agents/ps"):
         assert host.ask(path).status == 401
     assert _query(host, "wrong", "llm", _llm("chat")).status == 401
     assert host.ask("/query", agent.key, {"query_type": "llm"}).status == 400
     assert host.ask("/query", agent.key, {"query_type": "llm", "agent_name": "a",
                                           "query_data": {"messages": 1}}).status == 422  # fmt: skip
+
+
+def test_selected_models_are_those_of_queries(host: Host) -> None:
+    with host.daemon.connect() as client:
+        key = client.call(RegisterAgent(name="chooser")).credential
+        assert host.ask("/user/selected/llms", key).json["status"] == "warning"
+        one, other = ({"name": name, "provider": "aios"} for name in ("fake", "absent"))
+        host.ask("/user/select/llms", key, [one])
+        assert _query(host, key, "llm", _llm("chat")).json["response"]["error"] is None
+        assert _query(host, key, "llm", _llm("chat", llms=[one])).status == 200
+        refused = _query(host, key, "llm", _llm("chat", llms=[other]))
+        assert refused.status == 400 and "not among those selected" in refused.json["detail"]
+        host.ask("/user/select/llms", key, [])
+        assert _query(host, key, "llm", _llm("chat", llms=[other])).status == 200
 
 
 def test_a_submitted_agent_runs_to_its_result(host: Host, agent: Registered) -> None:
