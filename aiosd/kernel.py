@@ -278,7 +278,8 @@ class Kernel:
         self.table.on_settled(self.turns.agent_settled)
         self.table.listener = self.turns
         self.dispatcher.bind(Models(lambda: self.config, self.machine.cores))
-        self.dispatcher.bind(self.tools, self.tools.catalog, self.turns, self.mcp, Doctor())
+        self.dispatcher.bind(self.tools, self.tools.files, self.tools.catalog, self.turns)
+        self.dispatcher.bind(self.mcp, Doctor())
         self.gateways = Gateways(lambda: self.config, self.events)
         self.table.on_spawn(self.gateways.environment)
         self.dispatcher.bind(self.gateways)

@@ -46,7 +46,14 @@ class Routes:
             chosen = core.name
         now = time.monotonic()
         rows = [self._row(each, wish, legs, now) for each in router.explain(wish, now)]
-        return abi.Routed(chosen, reason, legs, rows)
+        return abi.Routed(chosen, reason, legs, rows + self._refused(legs[0]))
+
+    def _refused(self, leg: str) -> list[abi.RouteCore]:
+        """Return the configured cores that could not be begun: none of them fits anything."""
+        return [
+            abi.RouteCore(name, leg, 0, why, config.class_, 0.0, 0.0, 0.0, 0, 0, config.quality, [])
+            for name, (config, why) in self._cores.refused.items()
+        ]
 
     def _row(self, verdict: Verdict, wish: Wish, legs: list[str], now: float) -> abi.RouteCore:
         offer = self._cores.offers[verdict.name]

@@ -47,6 +47,7 @@ from aiosd.toolrun import Outcome, Programs, Runner, Work, flooded, run_within, 
 from aiosd.toolsecrets import Secrets, strike, strike_all
 from aiosd.toolwatch import Watch
 from aiosd.turns import Claim, Turns
+from aiosd.workspace import WorkspaceFiles
 
 if TYPE_CHECKING:
     from aiosd.audit import Audit
@@ -103,6 +104,7 @@ class ToolManager:
         self._rates = Rates()
         self._turns = Turns(start.tools.max_running, start.tools.max_queue)
         self._watch = Watch(lambda: config().tools.workspace_limit)
+        self.files = WorkspaceFiles(self._spaces, self._watch)
         self._calls: defaultdict[int, list[str]] = defaultdict(list)  # by aid
         self._deadlines: defaultdict[int, set[Limited]] = defaultdict(set)  # by aid
         self._clearing: set[asyncio.Task[None]] = set()

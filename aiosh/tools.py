@@ -99,10 +99,8 @@ def run(
     Files that it leaves in the workspace are named on stderr.
     """
     with link.kernel() as kernel:
-        if files:
-            workspace = kernel.execute_tool("file_list").workspace
-            for file in files:
-                workspaces.put(file, workspace)
+        for file in files or []:
+            workspaces.put(kernel, file)
         result = kernel.execute_tool(
             name, arguments=_arguments(arguments or []), timeout=timeout or None
         )
@@ -114,6 +112,28 @@ def run(
         typer.echo(f"left {result.workspace}/{name}", err=True)
     value = result.value
     print(value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False, indent=1))
+
+
+@tools_app.command()
+def put(
+    file: Annotated[Path, typer.Argument(help="file of this machine", dir_okay=False)],
+    name: Annotated[str, typer.Argument(help="path in the workspace; default: its own name")] = "",
+) -> None:
+    """Put a file into the workspace, where your tools find it, in place of what has its name."""
+    with link.kernel() as kernel:
+        print(workspaces.put(kernel, file, name))
+
+
+@tools_app.command()
+def get(
+    name: Annotated[str, typer.Argument(help="path in the workspace")],
+    file: Annotated[
+        Path | None, typer.Argument(help="where to; default: stdout", dir_okay=False)
+    ] = None,
+) -> None:
+    """Get a file out of the workspace, such as one that a tool left."""
+    with link.kernel() as kernel:
+        workspaces.get(kernel, name, file)
 
 
 @tools_app.command()

@@ -1,40 +1,60 @@
-"""Files for tools: copied to the directory in which the caller's tools work."""
+"""Files for tools: into the directory in which the caller's tools work, and back, part by part."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
+from aiosd.abi.tools import FILE_PART
 from aiosh import link
 
+if TYPE_CHECKING:
+    from aios import Kernel
 
-def put(file: Path, workspace: str) -> None:
-    """Copy a file to a workspace, under its own name, in place of what has it there.
 
-    A tool may have left anything in that place; a link is replaced and not followed. Raises
-    link.Failure.
+def put(kernel: Kernel, file: Path, name: str = "") -> str:
+    """Copy a file to the workspace under a name, its own by default; return where it is.
+
+    Raises link.Failure for a file that can't be read, OSError for what the kernel refuses.
     """
+    name = name or file.name
     try:
-        data = file.read_bytes()
-        at = os.open(workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        source = file.open("rb")
     except OSError as error:
-        raise link.Failure(f"{error.filename}: {error.strerror}") from None
-    try:
-        _replace(data, file.name, at)
-    except OSError as error:
-        raise link.Failure(f"{workspace}/{file.name}: {error.strerror}") from None
-    finally:
-        os.close(at)
+        raise link.Failure(f"{file}: {error.strerror}") from None
+    with source:
+        return _put(kernel, source, name)
 
 
-def _replace(data: bytes, name: str, at: int) -> None:
-    """Write a new file and give it the name. at: descriptor of the directory."""
-    fresh = f".put-{os.getpid()}"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=at)
+def _put(kernel: Kernel, source: BinaryIO, name: str) -> str:
+    offset, last = 0, False
+    while not last:
+        data = source.read(FILE_PART)
+        last = len(data) < FILE_PART
+        if data or not offset:
+            stored = kernel.put_file(name, data, offset=offset)
+        offset += len(data)
+    return os.path.join(stored.workspace, name)
+
+
+def get(kernel: Kernel, name: str, file: Path | None) -> None:
+    """Copy a file of the workspace to one here, or to stdout.
+
+    Raises link.Failure for a file that can't be written, OSError for what the kernel refuses.
+    """
+    part = kernel.get_file(name)  # what there is not is refused before anything is made here
     try:
-        with open(fd, "wb") as copy:
-            copy.write(data)
-        os.replace(fresh, name, src_dir_fd=at, dst_dir_fd=at)
-    except BaseException:
-        os.unlink(fresh, dir_fd=at)
-        raise
+        target: BinaryIO = file.open("wb") if file else sys.stdout.buffer
+        offset = target.write(part.data)
+        while part.data and offset < part.size:
+            part = kernel.get_file(name, offset=offset)
+            offset += target.write(part.data)
+        target.flush()
+        if file:
+            target.close()
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise link.Failure(f"{file}: {error.strerror}") from None

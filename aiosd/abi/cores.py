@@ -14,9 +14,10 @@ from aiosd.abi.route import Features, MaxLatency, MaxPrice, MinContext, Route
 class Core(Record, frozen=True):
     """A core and its load.
 
-    state: loading, ready, restarting, draining, failed. exact: whether the probe at load found the
-    core exact ("yes", "no", "off" when not asked for, "?" while loading); setting is what it runs
-    with. bytes_per_token is KV. pid is the worker's.
+    state: loading, ready, restarting, draining, failed; error says why. exact: whether the probe at
+    load found the core exact ("yes", "no", "off" when not asked for, "?" while loading); setting is
+    what it runs with. bytes_per_token is KV. pid is the worker's. A configured core that could not
+    be begun at all is listed too, as failed.
 
     capability: its class, which requests need; features: what it can do for them; price_in and
     price_out: dollars per million tokens; quality: for the routing policy best; requests: all that

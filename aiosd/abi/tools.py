@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
-from aiosd.abi.call import Call, Key, Name, Record, syscall
+from aiosd.abi.call import Call, Count, Key, Name, Record, syscall
 
 
 class Tool(Record, frozen=True):
@@ -163,3 +163,63 @@ class ToolSource(Record, frozen=True):
 @syscall(166, reply=list[ToolSource], since=2)
 class ListToolSources(Call, frozen=True):
     """List what declares tools, and what is wrong with it."""
+
+
+FileName = Annotated[
+    str,
+    Meta(min_length=1, max_length=1024, description="path inside the workspace, as notes/a.txt"),
+]
+FILE_PART: Final = 4 << 20
+"""Bytes of a file that go in one call."""
+
+
+class WorkspaceFile(Record, frozen=True):
+    """A file of a workspace. size: bytes now. workspace: the directory, on this machine."""
+
+    name: str
+    size: int
+    workspace: str
+
+
+@syscall(
+    167,
+    reply=WorkspaceFile,
+    errors="EINVAL ENOENT EISDIR ELOOP ENOTDIR ENXIO EDQUOT ENOSPC",
+    needs="tool",
+    since=2,
+)
+class PutFile(Call, frozen=True):
+    """Put a file where the caller's tools work, in place of what has its name.
+
+    A larger file goes in parts: with an offset, the file goes on with the data from there, and
+    ends with them. Directories on its way are made; links are not followed. EDQUOT: the
+    workspace is full.
+    """
+
+    name: FileName
+    data: Annotated[bytes, Meta(max_length=FILE_PART, description="at most 4 MiB at a time")]
+    offset: Count = 0
+
+
+class FilePart(Record, frozen=True):
+    """Bytes of a file of a workspace. size: of the whole file."""
+
+    data: bytes
+    size: int
+
+
+@syscall(
+    168,
+    reply=FilePart,
+    errors="EINVAL ENOENT EISDIR ELOOP ENOTDIR ENXIO",
+    needs="tool",
+    since=2,
+)
+class GetFile(Call, frozen=True):
+    """Read a part of a file of the caller's workspace, such as one that a tool left."""
+
+    name: FileName
+    offset: Count = 0
+    size: Annotated[
+        int, Meta(ge=0, le=FILE_PART, description="bytes at most; fewer at the end")
+    ] = FILE_PART

@@ -22,7 +22,7 @@ from aiosd.abi import cores as abi
 from aiosd.config import Config
 from aiosd.config import Core as CoreConfig
 from aiosd.config import Sched as SchedConfig
-from aiosd.cores import drivers, slotclass
+from aiosd.cores import drivers, rows, slotclass
 from aiosd.cores.bridge import Bridge
 from aiosd.cores.core import Core, Listener, Parts
 from aiosd.cores.local import LocalCore
@@ -71,7 +71,8 @@ class Cores:
         self.evacuate: Callable[[Core], Awaitable[None]]  # moves a core's contexts to others
         self._configs: dict[str, CoreConfig] = {}
         self._absent: dict[str, Core] = {}  # cores of contexts that are there no more
-        self._refused: dict[str, str] = {}  # configured cores that could not be begun, and why
+        self.refused: dict[str, tuple[CoreConfig, str]] = {}
+        """Configured cores that could not be begun, and why."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[Core]:
@@ -94,8 +95,9 @@ class Cores:
             try:
                 self._begin(core)
             except OSError as error:
-                self._refused[core.name] = f"core {core.name}: {error.strerror or error}"
-                log.error("%s", self._refused[core.name])
+                why = f"core {core.name}: {error.strerror or error}"
+                self.refused[core.name] = core, why
+                log.error("%s", why)
 
     def reload(self, config: Config) -> None:
         """Take on the schedule and the limits of KV off the cores; cores stay as they are."""
@@ -159,6 +161,8 @@ class Cores:
 
     async def remove(self, name: str) -> None:
         """Remove a core; what runs on it fails. Raises OSError(ENOENT)."""
+        if self.refused.pop(name, None) is not None:
+            return
         core = self.get(name)
         for beside in [other for other in self if other.base == name]:
             await self.remove(beside.name)
@@ -184,7 +188,7 @@ class Cores:
         core = self._cores.get(name)
         if core is None:
             known = ", ".join(self._cores) or "none"
-            why = f" ({self._refused[name]})" if name in self._refused else ""
+            why = f" ({self.refused[name][1]})" if name in self.refused else ""
             raise FileNotFoundError(errno.ENOENT, f"no core {name!r}{why}; there are: {known}")
         return core
 
@@ -235,7 +239,8 @@ class Cores:
         )  # fmt: skip
         policy = sched.make(self.sched.policy, **_options(self.sched))
         core = LocalCore(name, nothing, 0, policy, self.tiers, self._listener)
-        why = self._refused.get(name, f"there is no core {name!r} since aiosd was restarted")
+        gone = f"there is no core {name!r} since aiosd was restarted"
+        _, why = self.refused.get(name, (None, gone))
         core.never(f"{why}; add it again to go on with this context")
         return core
 
@@ -255,7 +260,7 @@ class Cores:
         try:
             choice = self.router.choose(wish, time.monotonic(), without)
         except OSError as error:
-            refused = "; ".join(self._refused.values())
+            refused = "; ".join(why for _, why in self.refused.values())
             more = f"; {refused}" if refused and error.errno == errno.ENODEV else ""
             raise OSError(error.errno, f"{error.strerror}{more}") from None
         return self._cores[choice.name], choice.reason
@@ -312,8 +317,9 @@ class Cores:
             core.queue.standing.parties = _parties(new)
 
     def rows(self) -> list[abi.Core]:
-        """Describe every core."""
-        return [self.row(core) for core in self._cores.values()]
+        """Describe every core, those that were refused at last."""
+        refused = [rows.refused(config, why) for config, why in self.refused.values()]
+        return [self.row(core) for core in self._cores.values()] + refused
 
     def row(self, core: Core) -> abi.Core:
         """Describe one core."""
@@ -357,7 +363,7 @@ class Cores:
         if setup is None:  # nobody is sent to a slot class
             self.offers[config.name] = CoreOffer(core, config)
             self.router.add(self.offers[config.name])
-        self._refused.pop(config.name, None)
+        self.refused.pop(config.name, None)
         task = asyncio.create_task(core.start())
         self._tasks.add(task)
         task.add_done_callback(self._begun)

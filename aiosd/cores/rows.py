@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from aiosd.abi import cores as abi
+from aiosd.config import Core as CoreConfig
 
 if TYPE_CHECKING:
     from aiosd.cores.local import LocalCore
@@ -42,6 +43,33 @@ def local(core: LocalCore) -> abi.Core:
         error=core.error,
         device_s=core.device_s,
         step_s=core.step_s,
+    )
+
+
+def refused(config: CoreConfig, why: str) -> abi.Core:
+    """Describe a core that is configured so, but could not be begun."""
+    nothing = dict.fromkeys(
+        (
+            "running", "queued", "resident", "n_ctx_train", "pid", "restarts", "rss", "kv_bytes",
+            "bytes_per_token", "tokens_in", "tokens_out", "tokens_per_s", "switches",
+        ),
+        0,
+    )  # fmt: skip
+    return abi.Core(
+        name=config.name,
+        driver=config.driver,
+        model=config.model,
+        state="failed",
+        exact="?",
+        setting="",
+        slots=config.slots,
+        n_ctx=config.n_ctx,
+        grid=config.grid,
+        threads=config.threads,
+        error=why,
+        capability=config.class_ or "local",
+        quality=config.quality,
+        **nothing,
     )
 
 

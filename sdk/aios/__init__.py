@@ -73,7 +73,15 @@ if TYPE_CHECKING:
         SystemInfo,
         Welcome,
     )
-    from aiosd.abi.tools import Layer, Tool, ToolResult, ToolServer, ToolSource
+    from aiosd.abi.tools import (
+        FilePart,
+        Layer,
+        Tool,
+        ToolResult,
+        ToolServer,
+        ToolSource,
+        WorkspaceFile,
+    )
 
 __all__ = [
     "LEVEL",
@@ -92,6 +100,7 @@ __all__ = [
     "Embeddings",
     "Event",
     "ExitStatus",
+    "FilePart",
     "Function",
     "Gateway",
     "Generation",
@@ -144,6 +153,7 @@ __all__ = [
     "Watched",
     "Watermark",
     "Welcome",
+    "WorkspaceFile",
     "connect",
     "connect_async",
     "exposition",

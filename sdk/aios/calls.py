@@ -142,16 +142,20 @@ from aiosd.abi.system import (
 from aiosd.abi.tools import (
     DescribeTool,
     ExecuteTool,
+    FilePart,
+    GetFile,
     Layer,
     ListLayers,
     ListToolServers,
     ListToolSources,
     ListTools,
+    PutFile,
     RegisterTool,
     Tool,
     ToolResult,
     ToolServer,
     ToolSource,
+    WorkspaceFile,
 )
 
 
@@ -1769,6 +1773,33 @@ class SyncCalls:
         answer: list[ToolSource] = self._call(ListToolSources())
         return answer
 
+    def put_file(self, name: str, data: bytes, *, offset: int = 0) -> WorkspaceFile:
+        """Put a file where the caller's tools work, in place of what has its name.
+
+        A larger file goes in parts: with an offset, the file goes on with the data from there,
+            and
+        ends with them. Directories on its way are made; links are not followed. EDQUOT: the
+        workspace is full.
+
+        name: path inside the workspace, as notes/a.txt.
+        data: at most 4 MiB at a time.
+
+        Raises OSError with EINVAL, ENOENT, EISDIR, ELOOP, ENOTDIR, ENXIO, EDQUOT, ENOSPC.
+        """
+        answer: WorkspaceFile = self._call(PutFile(name=name, data=data, offset=offset))
+        return answer
+
+    def get_file(self, name: str, *, offset: int = 0, size: int = 4194304) -> FilePart:
+        """Read a part of a file of the caller's workspace, such as one that a tool left.
+
+        name: path inside the workspace, as notes/a.txt.
+        size: bytes at most; fewer at the end.
+
+        Raises OSError with EINVAL, ENOENT, EISDIR, ELOOP, ENOTDIR, ENXIO.
+        """
+        answer: FilePart = self._call(GetFile(name=name, offset=offset, size=size))
+        return answer
+
 
 class AsyncCalls:
     """The system calls, awaited."""
@@ -3381,4 +3412,31 @@ class AsyncCalls:
     async def list_tool_sources(self) -> list[ToolSource]:
         """List what declares tools, and what is wrong with it."""
         answer: list[ToolSource] = await self._call(ListToolSources())
+        return answer
+
+    async def put_file(self, name: str, data: bytes, *, offset: int = 0) -> WorkspaceFile:
+        """Put a file where the caller's tools work, in place of what has its name.
+
+        A larger file goes in parts: with an offset, the file goes on with the data from there,
+            and
+        ends with them. Directories on its way are made; links are not followed. EDQUOT: the
+        workspace is full.
+
+        name: path inside the workspace, as notes/a.txt.
+        data: at most 4 MiB at a time.
+
+        Raises OSError with EINVAL, ENOENT, EISDIR, ELOOP, ENOTDIR, ENXIO, EDQUOT, ENOSPC.
+        """
+        answer: WorkspaceFile = await self._call(PutFile(name=name, data=data, offset=offset))
+        return answer
+
+    async def get_file(self, name: str, *, offset: int = 0, size: int = 4194304) -> FilePart:
+        """Read a part of a file of the caller's workspace, such as one that a tool left.
+
+        name: path inside the workspace, as notes/a.txt.
+        size: bytes at most; fewer at the end.
+
+        Raises OSError with EINVAL, ENOENT, EISDIR, ELOOP, ENOTDIR, ENXIO.
+        """
+        answer: FilePart = await self._call(GetFile(name=name, offset=offset, size=size))
         return answer

@@ -1,4 +1,4 @@
-"""What `tools run --file` does: a copy in the workspace, whatever is there already."""
+"""tools put, get and run --file: files into the workspace and out of it."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from aiosh import link, workspaces
+from tests.aiosh.conftest import Run
+
+pytestmark = pytest.mark.usefixtures("kernel")
 
 
-def test_a_link_that_a_tool_left_is_replaced_and_not_followed(tmp_path: Path) -> None:
-    outside, workspace = tmp_path / "mine.txt", tmp_path / "workspace"
-    outside.write_text("mine")
-    workspace.mkdir()
-    (workspace / "a.png").symlink_to(outside)
-    (tmp_path / "a.png").write_bytes(b"picture")
-    workspaces.put(tmp_path / "a.png", str(workspace))
-    assert outside.read_text() == "mine"
-    assert not (workspace / "a.png").is_symlink()
-    assert [(each.name, each.read_bytes()) for each in workspace.iterdir()] == [
-        ("a.png", b"picture")
-    ]
+def test_a_file_of_several_parts_comes_back_as_it_went(ctl: Run, tmp_path: Path) -> None:
+    large = tmp_path / "large.bin"
+    large.write_bytes(bytes(range(256)) * (20 << 10))  # 5 MiB
+    stored = Path(ctl("tools", "put", str(large), "deep/er/copy.bin").out.strip())
+    assert stored.read_bytes() == large.read_bytes()
+    back = tmp_path / "back.bin"
+    assert ctl("tools", "get", "deep/er/copy.bin", str(back)).status == 0
+    assert back.read_bytes() == large.read_bytes()
+    (tmp_path / "note.txt").write_text("short")
+    ctl("tools", "put", str(tmp_path / "note.txt"))
+    assert ctl("tools", "get", "note.txt").out == "short"
 
 
-def test_what_cannot_be_copied_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    workspace = tmp_path / "workspace"
-    (workspace / "a").mkdir(parents=True)
-    with pytest.raises(link.Failure, match=r"nope\.png: No such file"):
-        workspaces.put(tmp_path / "nope.png", str(workspace))
+def test_what_cannot_be_copied_is_named(ctl: Run, tmp_path: Path) -> None:
+    lost = ctl("tools", "run", "cat", "--file", str(tmp_path / "nope.png"))
+    assert lost.status == 1 and "nope.png: No such file" in lost.err
+    lost = ctl("tools", "get", "nothing.txt", str(tmp_path / "made.txt"))
+    assert lost.status == 1 and "there is no such file" in lost.err
+    assert not (tmp_path / "made.txt").exists()
     (tmp_path / "a").write_text("x")
-    with pytest.raises(link.Failure, match="a: Is a directory"):
-        workspaces.put(tmp_path / "a", str(workspace))
-    assert [each.name for each in workspace.iterdir()] == ["a"]
+    outside = ctl("tools", "put", str(tmp_path / "a"), "../a")
+    assert outside.status == 1 and "inside the workspace" in outside.err

@@ -262,3 +262,35 @@ def test_a_core_that_embeds_does_that_alone(daemon: Daemon) -> None:
         assert a.ask(max_tokens=2).core != "vec"
         person.call(DrainCore("vec"))
         assert "vec" not in [core.name for core in person.call(ListCores())]
+
+
+def test_a_configured_core_that_could_not_be_begun_is_shown_and_named(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("state", "run", "kv")]
+    for place in places:
+        place.mkdir()
+    wrong = """
+[[cores]]
+name = "lost"
+model = "/nowhere/at/all.gguf"
+
+[[cores]]
+name = "odd"
+driver = "openai"
+model = "some"
+options = {abacus = 1}
+"""
+    with Daemon(*places, config=wrong) as daemon, daemon.connect() as person:
+        rows = {core.name: core for core in person.call(ListCores())}
+        assert {core.state for core in rows.values()} == {"failed"}
+        assert "no such file" in rows["lost"].error and "abacus" in rows["odd"].error
+        told = explain(daemon)
+        assert not told.core and "no such file" in told.reason and "abacus" in told.reason
+        assert row(told, "lost").place == 0 and "no such file" in row(told, "lost").why
+        with Writer(daemon, "a") as a:
+            with pytest.raises(OSError, match="abacus") as no:
+                a.ask(max_tokens=1)
+            assert no.value.errno == errno.ENODEV
+        person.call(RemoveCore("odd"))
+        person.call(AddCore(model="fake", name="lost", driver="fake"))
+        [mended] = person.call(ListCores())
+        assert (mended.name, mended.state, mended.error) == ("lost", "ready", "")
