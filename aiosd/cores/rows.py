@@ -48,13 +48,6 @@ def local(core: LocalCore) -> abi.Core:
 
 def refused(config: CoreConfig, why: str) -> abi.Core:
     """Describe a core that is configured so, but could not be begun."""
-    nothing = dict.fromkeys(
-        (
-            "running", "queued", "resident", "n_ctx_train", "pid", "restarts", "rss", "kv_bytes",
-            "bytes_per_token", "tokens_in", "tokens_out", "tokens_per_s", "switches",
-        ),
-        0,
-    )  # fmt: skip
     return abi.Core(
         name=config.name,
         driver=config.driver,
@@ -63,13 +56,25 @@ def refused(config: CoreConfig, why: str) -> abi.Core:
         exact="?",
         setting="",
         slots=config.slots,
+        running=0,
+        queued=0,
+        resident=0,
         n_ctx=config.n_ctx,
+        n_ctx_train=0,
         grid=config.grid,
         threads=config.threads,
+        pid=0,
+        restarts=0,
+        rss=0,
+        kv_bytes=0,
+        bytes_per_token=0,
+        tokens_in=0,
+        tokens_out=0,
+        tokens_per_s=0.0,
+        switches=0,
         error=why,
         capability=config.class_ or "local",
         quality=config.quality,
-        **nothing,
     )
 
 
