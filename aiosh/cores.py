@@ -75,7 +75,7 @@ def add(
     ],
     name: Annotated[str, typer.Option("--name", "-n", help="default: the model's")] = "",
     driver: Annotated[
-        str, typer.Option("--driver", help="llama, ray, openai, anthropic or fake")
+        str, typer.Option("--driver", help="llama, ray, openai, anthropic, gemini or fake")
     ] = "llama",
     slots: Annotated[int, typer.Option("--slots", min=1, max=256, help="run at once")] = 8,
     n_ctx: Annotated[int, typer.Option("--n-ctx", min=128, help="tokens a slot")] = 2048,

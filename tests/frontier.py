@@ -32,7 +32,8 @@ class Act:
     """What one request meets. after: pieces of text, before `then` happens to it.
 
     then: "" it ends well; "hang" until it is released, and goes on then; "close"; "garbage";
-    "flood": an event that does not end; "end": the stream ends without saying why.
+    "flood": an event that does not end; "end": the stream ends without saying why. details: more of
+    an error, as Google tells it. block: why a prompt is answered with nothing, as it does.
     """
 
     words: tuple[str, ...] = WORDS
@@ -44,6 +45,8 @@ class Act:
     calls: tuple[tuple[str, str], ...] = ()
     after: int = 1 << 30
     then: str = ""
+    details: tuple[Any, ...] = ()
+    block: str = ""
 
 
 class Frontier:
@@ -129,29 +132,38 @@ class Frontier:
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        path = head[0].split()[1]
+        path = head[0].split()[1].partition("?")[0]
         fields = dict(line.lower().split(": ", 1) for line in head[1:] if ": " in line)
         body = await reader.readexactly(int(fields.get("content-length", "0")))
         name, what = path.split("/")[1], path.rpartition("/")[2]
         if name in self.down:
             return
         if what == "models":
-            await _reply(writer, 200, {"object": "list", "data": [], "has_more": False})
+            nothing = {"object": "list", "data": [], "has_more": False}
+            await _reply(writer, 200, {**nothing, "models": [], "nextPageToken": "more"})
         elif what == "embeddings":
             await _reply(writer, 200, _vectors(json.loads(body)["input"]))
+        elif what.endswith(":batchEmbedContents"):
+            texts = [each["content"]["parts"][0]["text"] for each in json.loads(body)["requests"]]
+            rows = [{"values": [float(len(text)), 1.0]} for text in texts]
+            counted = {"usageMetadata": {"promptTokenCount": len(texts)}} if len(texts) > 1 else {}
+            await _reply(writer, 200, {"embeddings": rows, **counted})
         else:
             script = self._scripts.get(name)
             act = script.popleft() if script else Act()
-            self._note(self.keys, name, fields.get("authorization") or fields.get("x-api-key", ""))
+            key = (fields.get(field) for field in ("authorization", "x-api-key", "x-goog-api-key"))
+            self._note(self.keys, name, next(filter(None, key), ""))
             self._note(self.bodies, name, json.loads(body))
             speak = _claude if what == "messages" else _openai
+            speak = _gemini if what.endswith(":streamGenerateContent") else speak
             await self._act(name, act, writer, list(speak(act)))
 
     async def _act(
         self, name: str, act: Act, writer: asyncio.StreamWriter, stream: list[bytes]
     ) -> None:
         if act.status != 200:
-            await _reply(writer, act.status, {"error": {"message": act.message}}, act.headers)
+            error = {"message": act.message, "code": act.status, "details": list(act.details)}
+            await _reply(writer, act.status, {"error": error}, act.headers)
             return
         if act.then == "close" and not act.after:
             return
@@ -192,6 +204,33 @@ def _openai(act: Act) -> Iterator[bytes]:
     for chunk in _chunks(act):
         yield b"data: " + json.dumps(chunk).encode()
     yield b"data: [DONE]"
+
+
+def _gemini(act: Act) -> Iterator[bytes]:
+    for event in _answers(act):
+        yield b"data: " + json.dumps(event).encode()
+
+
+def _answers(act: Act) -> Iterator[dict[str, Any]]:
+    """Say what Google's interface says: a thought, the text, the calls, and the end with them."""
+    prompt, cached, output = act.usage
+    usage = {"promptTokenCount": prompt, "cachedContentTokenCount": cached}
+    if act.block:
+        yield {"promptFeedback": {"blockReason": act.block}, "usageMetadata": usage}
+        return
+    parts: list[dict[str, Any]] = [{"text": word} for word in act.words]
+    if act.calls:
+        parts.insert(0, {"text": "I had better ask.", "thought": True})
+    parts += [
+        {"functionCall": {"name": name, "args": json.loads(arguments)}, "thoughtSignature": "eA=="}
+        for name, arguments in act.calls
+    ]
+    for part in parts:
+        yield {"candidates": [{"content": {"role": "model", "parts": [part]}, "index": 0}]}
+    usage |= {"candidatesTokenCount": output - 1, "thoughtsTokenCount": 1}
+    content = {"role": "model", "parts": [{"text": ""}]}
+    ended = {"content": content, "finishReason": act.finish, "index": 0}
+    yield {"candidates": [ended], "usageMetadata": usage}
 
 
 def _claude(act: Act) -> Iterator[bytes]:

@@ -81,6 +81,7 @@ DRIVERS: Final[dict[str, Driver]] = {
     "ray": ray,
     "openai": remote,
     "anthropic": remote,
+    "gemini": remote,
 }
 
 

@@ -55,9 +55,10 @@ UNKNOWN: Final = -1  # stands for the id of a token that a provider does not tel
 FEATURES: Final = frozenset({"text", "tools", "json"})
 MORE: Final = {
     "openai": frozenset({"embed", "logprobs"}),
-    "llama-server": frozenset({"grammar"}),
+    "gemini": frozenset({"embed"}),
 }
-"""What requests may ask of it (see offer.py), and what more of some drivers and dialects."""
+DIALECTS: Final = {"llama-server": frozenset({"grammar"})}
+"""What requests may ask of it (see offer.py), what more of some drivers, and of dialects."""
 
 CODES: Final = {400: errno.EINVAL, 401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT,
                 413: errno.ENOSPC, 422: errno.EINVAL}  # fmt: skip
@@ -123,7 +124,9 @@ class RemoteCore:
         self.error = ""
         self.draining = False
         self.capability = "frontier"
-        more = MORE.get(self.driver, frozenset()) | MORE.get(config.remote.dialect, frozenset())
+        more = MORE.get(self.driver, frozenset())
+        if self.driver == "openai":
+            more |= DIALECTS.get(config.remote.dialect, frozenset())
         self.features = FEATURES | more
         self.price = Price()
         self.queue = RunQueue(parts.policy, self._carry_out)

@@ -27,6 +27,7 @@ from aiosd.endpoints.endpoint import Count, Delta, Endpoint, Text, Trouble, line
 DRIVERS: Final = {
     "openai": ("aiosd.endpoints.chatgpt", "ChatGPT"),
     "anthropic": ("aiosd.endpoints.claude", "Claude"),
+    "gemini": ("aiosd.endpoints.gemini", "Gemini"),
 }
 CHARACTERS: Final = 64
 """A token has no more characters than that; a provider that sends more than was asked for lies."""

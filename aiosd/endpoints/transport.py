@@ -7,7 +7,7 @@ raise transport.lost(error.__cause__ or error)     # the Trouble that a broken c
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ def made(setup: Setup) -> httpx2.AsyncClient:
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=16),
         trust_env=True,
         headers={"accept-encoding": "identity"},
-        event_hooks={"response": [_bound]},
+        event_hooks={"request": [_patient(setup)], "response": [_bound]},
     )
 
 
@@ -81,6 +81,16 @@ class _Bounded(httpx2.AsyncByteStream):
         await self._stream.aclose()
 
 
+def _patient(setup: Setup) -> Callable[[httpx2.Request], Awaitable[None]]:
+    """Return what gives a request our timeouts, whatever its client has made of them."""
+    times = timeouts(setup).as_dict()
+
+    async def hook(request: httpx2.Request) -> None:
+        request.extensions = {**request.extensions, "timeout": times}
+
+    return hook
+
+
 async def _bound(response: httpx2.Response) -> None:
     """Have no more of a reply kept here than one can have, whatever its provider sends."""
     if response.headers.get("content-encoding", "identity") != "identity":
@@ -118,6 +128,8 @@ def named(errors: type[Exception], trouble: Callable[[Any], Trouble]) -> Iterato
         yield
     except errors as error:
         raise trouble(error) from None
+    except (httpx2.NetworkError, httpx2.TimeoutException) as error:
+        raise lost(error) from None
     except (AttributeError, KeyError, TypeError, ValueError, httpx2.HTTPError) as error:
         raise Trouble("cut", f"it sent what is no reply: {line(error)}") from None
 

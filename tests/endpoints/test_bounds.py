@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 
 import pytest
 
-from aiosd.endpoints import chatgpt, claude, transport
+from aiosd.endpoints import transport
+from aiosd.endpoints.__main__ import DRIVERS
 from aiosd.endpoints.endpoint import Endpoint, Text, Trouble
 from aiosd.endpoints.protocol import Chat, Message, Setup
 from tests.frontier import Act, Frontier
@@ -14,7 +16,7 @@ from tests.frontier import Act, Frontier
 CHAT = Chat([Message("user", "Hello")], 50)
 
 
-@pytest.mark.parametrize("driver", ["openai", "anthropic"])
+@pytest.mark.parametrize("driver", ["openai", "anthropic", "gemini"])
 def test_an_event_that_does_not_end_is_cut_off(
     driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,12 +34,10 @@ def test_an_event_that_does_not_end_is_cut_off(
     monkeypatch.setattr(transport, "EVENT", 4 << 20)
     with Frontier() as frontier:
         frontier.then("x", Act(after=4, then="flood"))
-        url = frontier.url("x")
+        url = frontier.url("x") if driver == "openai" else frontier.url("x").removesuffix("/v1")
         setup = Setup(driver, "m", url, "", "openai", 30.0, 60.0, 60.0)
-        made: Endpoint = chatgpt.ChatGPT(setup, "")
-        if driver == "anthropic":
-            setup = Setup(driver, "m", url.removesuffix("/v1"), "", "openai", 30.0, 60.0, 60.0)
-            made = claude.Claude(setup, "")
+        module, name = DRIVERS[driver]
+        made: Endpoint = getattr(importlib.import_module(module), name)(setup, "")
         with pytest.raises(Trouble, match="more than a reply") as found:
             asyncio.run(ask(made))
         assert found.value.kind == "cut" and said[:2] == ["w0 ", "w1 "]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import ssl
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from aiosd.endpoints import chatgpt, claude
+from aiosd.endpoints.__main__ import DRIVERS
 from aiosd.endpoints.endpoint import Delta, End, Endpoint, Trouble
 from aiosd.endpoints.protocol import Chat, Message, Setup
 from tests.frontier import Frontier
@@ -31,13 +32,15 @@ async def ask(client: Endpoint) -> Delta:
         await client.close()
 
 
-@pytest.mark.parametrize("driver", ["openai", "anthropic"])
+@pytest.mark.parametrize("driver", ["openai", "anthropic", "gemini"])
 def test_a_provider_is_known_by_its_authority(driver: str, tmp_path: Path) -> None:
     def made(ca_file: str) -> Endpoint:
         file = str(tmp_path / ca_file) if ca_file else ""
-        kind = chatgpt.ChatGPT if driver == "openai" else claude.Claude
+        module, name = DRIVERS[driver]
         url = frontier.url("x") if driver == "openai" else frontier.url("x").removesuffix("/v1")
-        return kind(Setup(driver, "m", url, "", "openai", 30.0, 60.0, 60.0, file), "")
+        setup = Setup(driver, "m", url, "", "openai", 30.0, 60.0, 60.0, file)
+        client: Endpoint = getattr(importlib.import_module(module), name)(setup, "")
+        return client
 
     with Frontier(served(tmp_path)) as frontier:
         assert isinstance(asyncio.run(ask(made("good.pem"))), End)

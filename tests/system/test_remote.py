@@ -47,8 +47,10 @@ def daemon(world: World, frontier: Frontier) -> Iterator[Daemon]:
     names = ["plain", "cut", "fails", "calls", "lies", "turns", "stop", "mute", "spare", "weak"]
     config = cores(frontier, *names) + cores(frontier, "hasty", first_timeout=0.2)
     claude = cores(frontier, "claude", base_url=frontier.url("claude").removesuffix("/v1"))
-    config += claude.replace('"openai"', '"anthropic"') + ROUTE
-    names += ["hasty", "claude"]
+    config += claude.replace('"openai"', '"anthropic"')
+    google = cores(frontier, "google", base_url=frontier.url("google").removesuffix("/v1"))
+    config += google.replace('"openai"', '"gemini"') + ROUTE
+    names += ["hasty", "claude", "google"]
     made = Daemon(*places, config=config)
     made.environ["FRONTIER_KEY"] = KEY
     with made as daemon:
@@ -174,6 +176,53 @@ def test_anthropic_is_asked_in_its_own_words(daemon: Daemon, frontier: Frontier)
     assert [turn["role"] for turn in two["messages"]] == ["user", "assistant", "user"]
     assert two["messages"][2]["content"][0]["tool_use_id"] == first.calls[0].id
     assert KEY in frontier.keys["claude"][0]
+
+
+def test_gemini_is_asked_through_googles_own_client(daemon: Daemon, frontier: Frontier) -> None:
+    add = Function("add", "adds", {"type": "object", "properties": {"a": {"type": "integer"}}})
+    delay = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.02s"}
+    frontier.then(
+        "google",
+        Act(words=("Well. ",), calls=(("add", '{"a": 1}'),), finish="STOP", usage=(30, 10, 7)),
+        Act(words=('{"n": ', "2}"), finish="STOP", usage=(40, 0, 5)),
+        Act(status=429, details=(delay,)),
+        Act(finish="MAX_TOKENS", usage=(9, 0, 8)),
+        Act(words=("No", "."), finish="SAFETY"),
+        Act(block="PROHIBITED_CONTENT"),
+        Act(after=2, then="garbage"),
+    )
+    with Writer(daemon) as writer:
+        chat = [Turn("system", "Be brief."), Turn("user", "1 + 1?")]
+        first = ask(writer, "google", "", messages=chat, functions=[add], tool_choice="required")
+        assert (first.text, first.finish_reason) == ("Well. ", "calls")
+        usage = first.usage
+        assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (30, 10, 7)
+        [call] = first.calls
+        assert (call.tool, call.arguments) == ("add", {"a": 1})
+        shape = {"type": "object", "properties": {"n": {"type": "integer"}}}
+        result = Turn("tool", "2", call=call.id)
+        more = {"messages": [result], "context": first.context, "schema": shape}
+        assert ask(writer, "google", "", **more).parsed == {"n": 2}
+        assert ask(writer, "google", max_tokens=8).finish_reason == "length"
+        unsafe = ask(writer, "google")
+        assert (unsafe.text, unsafe.finish_reason) == ("No.", "cancelled")
+        assert "safety" in unsafe.reason
+        with pytest.raises(OSError, match="blocked the prompt: PROHIBITED_CONTENT"):
+            ask(writer, "google")
+        assert ask(writer, "google").text == "w0 w1 "
+        found = [writer.call(LlmEmbed(texts, core="google")) for texts in (["a", "abc"], ["abc"])]
+        assert found[0].vectors[0] == pytest.approx([2**-0.5, 2**-0.5])
+        assert [each.tokens for each in found] == [2, 3]  # where it says nothing, all bytes
+    one, two = frontier.asked("google", 7)[:2]
+    assert one["systemInstruction"]["parts"] == [{"text": "Be brief."}]
+    assert one["tools"][0]["functionDeclarations"][0]["name"] == "add"
+    assert one["toolConfig"]["functionCallingConfig"]["mode"] == "ANY"
+    assert [turn["role"] for turn in two["contents"]] == ["user", "model", "user"]
+    answer = two["contents"][2]["parts"][0]["functionResponse"]
+    assert (answer["name"], answer["response"]) == ("add", {"result": "2"})
+    assert answer["id"] == two["contents"][1]["parts"][1]["functionCall"]["id"]
+    assert two["generationConfig"]["responseJsonSchema"] == shape
+    assert frontier.keys["google"] == [KEY] * 7
 
 
 def test_a_providers_vectors_are_paid_for(daemon: Daemon, frontier: Frontier) -> None:
