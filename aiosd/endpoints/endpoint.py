@@ -6,14 +6,16 @@ To add a provider, write a class that satisfies `Endpoint` in a module of its ow
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
 
 from aiosd.endpoints.protocol import Call, Chat, Kind, Setup
 
 LONGEST_WAIT: Final = 3600.0
-"""Seconds: a provider that wants to be left alone for longer is not believed."""
+"""Seconds: a provider that wants to be left alone for longer is asked again after that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,22 @@ def by_status(status: int, message: str, wait: float) -> Trouble:
 def wait_of(headers: Any) -> float:
     """Return how many seconds a reply asks to be left alone, 0 where it says nothing usable."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            wait = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        if 0 < wait <= LONGEST_WAIT:
-            return wait
+        wait = _seconds(headers.get(name, "")) * unit
+        if wait > 0:
+            return min(wait, LONGEST_WAIT)
     return 0.0
+
+
+def _seconds(told: str) -> float:
+    """Read a number of seconds, or a date; 0 for what is neither."""
+    try:
+        return float(told)
+    except ValueError:
+        pass
+    try:
+        return parsedate_to_datetime(told).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def whole(number: Any) -> int:
