@@ -2,13 +2,14 @@
 
 That is OpenAI itself and many others; `dialect` says what differs. vllm and sglang take more
 parameters and count tokens while they stream; llama-server takes those and grammars; ollama takes
-neither; gemini is Google's own endpoint of this interface, which spares its client, whose needs
-(google-auth, websockets and more) are many. What a server would silently drop is refused here.
+neither; gemini is Google's own endpoint of this interface (gemini.py speaks its other one). What a
+server would silently drop is refused here.
 """
 
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
@@ -163,6 +164,8 @@ def _functions(chat: Chat, dialect: str) -> dict[str, Any]:
 
 def _message(message: Message) -> dict[str, Any]:
     said: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.images:
+        said["content"] = _parts(message)
     if message.name:
         said["name"] = message.name
     if message.role == "tool" and message.call:
@@ -178,6 +181,17 @@ def _message(message: Message) -> dict[str, Any]:
             for call in message.calls
         ]
     return said
+
+
+def _parts(message: Message) -> list[dict[str, Any]]:
+    """Return pictures, as URLs that hold them, and what is said of them."""
+    parts: list[dict[str, Any]] = []
+    for image in message.images:
+        url = f"data:{image.media_type};base64,{b64encode(image.data).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    if message.content:
+        parts.append({"type": "text", "text": message.content})
+    return parts
 
 
 def strict(schema: Any) -> bool:

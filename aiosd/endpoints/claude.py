@@ -8,6 +8,7 @@ what its `omit` names. It embeds nothing.
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -135,6 +136,10 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
             {"type": "tool_result", "tool_use_id": message.call, "content": message.content or "-"}
         ]
     blocks: list[dict[str, Any]] = []
+    for image in message.images:
+        data = b64encode(image.data).decode()
+        source = {"type": "base64", "media_type": image.media_type, "data": data}
+        blocks.append({"type": "image", "source": source})
     if message.content:
         blocks.append({"type": "text", "text": message.content})
     for call in message.calls:

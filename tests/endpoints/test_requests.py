@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from aiosd.endpoints import apikey, chatgpt
-from aiosd.endpoints.endpoint import Trouble, by_status, wait_of
-from aiosd.endpoints.protocol import Chat, Function, Message, Setup
+from aiosd.endpoints import apikey, chatgpt, claude, gemini
+from aiosd.endpoints.endpoint import LONGEST_WAIT, Trouble, by_status, wait_of
+from aiosd.endpoints.protocol import Call, Chat, Function, Image, Message, Setup
 
 
 def asked(dialect: str, omit: tuple[str, ...] = (), **fields: Any) -> dict[str, Any]:
@@ -39,6 +39,47 @@ def test_dialects_differ_in_what_they_take() -> None:
             asked(dialect, top_k=5)
 
 
+def test_pictures_come_before_what_is_asked_of_them() -> None:
+    setup = Setup("openai", "m", "", "", "openai", 1.0, 1.0, 1.0)
+    chat = Chat([Message("user", "What?", images=[Image("image/png", b"\x89P")])], 9)
+    [turn] = chatgpt.request(chat, setup)["messages"]
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVA="}}
+    assert turn["content"] == [picture, {"type": "text", "text": "What?"}]
+    [turn] = claude.request(chat, setup)["messages"]
+    source = {"type": "base64", "media_type": "image/png", "data": "iVA="}
+    assert turn["content"] == [
+        {"type": "image", "source": source},
+        {"type": "text", "text": "What?"},
+    ]
+    [turn] = gemini.request(chat, setup)["contents"]
+    part = {"inline_data": {"mime_type": "image/png", "data": b"\x89P"}}
+    assert turn["parts"] == [part, {"text": "What?"}]
+
+
+def test_gemini_is_told_in_parts_what_others_have_turns_for() -> None:
+    setup = Setup("gemini", "m", "", "", "openai", 1.0, 1.0, 1.0, omit=["temperature"])
+    turns = [
+        Message("system", "Be brief."),
+        Message("user", "1 + 1, 2 + 2?"),
+        Message("assistant", "", [Call("a", "add", '{"n": 1}'), Call("b", "add", '{"n": 2}')]),
+        Message("tool", "2", call="a"),
+        Message("tool", "4", call="b"),
+    ]
+    asked = gemini.request(Chat(turns, 9, top_k=5, stop=["x"], choice="add"), setup)
+    assert [each["role"] for each in asked["contents"]] == ["user", "model", "user"]
+    assert [each["function_response"]["name"] for each in asked["contents"][2]["parts"]] == [
+        "add",
+        "add",
+    ]
+    config = asked["config"]
+    assert config["system_instruction"] == "Be brief."
+    assert (config["top_k"], config["stop_sequences"]) == (5, ["x"])
+    assert config.keys().isdisjoint({"temperature", "tools", "top_p"})
+    for field in ({"min_p": 0.1}, {"logprobs": True}, {"grammar": "root ::= x"}):
+        with pytest.raises(Trouble, match=next(iter(field))):
+            gemini.request(Chat(turns, 9, **field), setup)
+
+
 def test_only_closed_schemas_are_strict() -> None:
     closed = {
         "type": "object",
@@ -56,7 +97,10 @@ def test_what_a_status_means() -> None:
     assert kinds == ["refused", "refused", "broken", "busy", "broken", "busy", "busy"]
     assert wait_of({"retry-after": "3"}) == 3.0
     assert wait_of({"retry-after-ms": "20", "retry-after": "9"}) == 0.02
-    assert wait_of({"retry-after": "never"}) == wait_of({"retry-after": "1e9"}) == 0.0
+    assert wait_of({"retry-after": "1e9"}) == wait_of({"retry-after": "inf"}) == LONGEST_WAIT
+    assert wait_of({"retry-after": "Fri, 01 Jan 2100 00:00:00 GMT"}) == LONGEST_WAIT
+    for none in ("never", "nan", "-1", "Thu, 01 Jan 1970 00:00:00 GMT", ""):
+        assert wait_of({"retry-after": none}) == 0.0
 
 
 def test_a_key_is_found_where_nobody_else_can_put_it(
