@@ -119,7 +119,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 class Kernel(Section, frozen=True, kw_only=True):
     """[kernel]: the daemon, its places and its limits. max_inflight is per connection.
 
-    fetch_timeout: for a model of the Hugging Face Hub.
+    fetch_timeout: for a model of the Hugging Face Hub. endpoints_timeout: for a sign of life of the
+    process that speaks to providers.
     """
 
     socket: Place = ""
@@ -134,6 +135,7 @@ class Kernel(Section, frozen=True, kw_only=True):
     max_inflight: Annotated[int, Meta(ge=1, le=65536)] = 256
     drain_timeout: Duration = 5.0
     fetch_timeout: Duration = 7200.0
+    endpoints_timeout: Duration = 10.0
 
 
 class Sched(Section, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from itertools import count
 from typing import Any, ClassVar, Final
 
 import msgspec
+import psutil
 
 from aiosd.cores.worker import Worker
 from aiosd.endpoints import protocol as p
@@ -24,10 +25,12 @@ log = logging.getLogger(__name__)
 
 NICE: Final = 5
 """Below the kernel, above workers that compute."""
-LOOK: Final = 10.0
+LOOK: Final = 2.0
 """Seconds between two looks whether the process is well, while something is asked of it."""
-SILENCE: Final = 60.0
-"""Seconds that it owes a word, after which it hangs: importing a client takes a few."""
+LATE: Final = 1.0
+"""Seconds by which a look comes late that say that the kernel itself stood still."""
+BUSY: Final = 6.0
+"""How many times as long a process may be silent that computes, or waits for its disk."""
 PAUSE: Final = 0.5
 """Seconds before it is started again."""
 
@@ -50,10 +53,21 @@ class _Process(Worker):
         return p.decode_event(payload)
 
 
-class Bridge:
-    """The process, and who waits for what of it."""
+def hangs(silent: float, bears: float, state: str) -> bool:
+    """Whether a process hangs that has owed a word for so many seconds, and may for `bears`.
 
-    def __init__(self) -> None:
+    state: as Linux names it. One that is about to compute, or waits for its disk, is on a machine
+    that has no time for it, or loads a client: that is no hang yet.
+    """
+    busy = state in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+    return silent > (BUSY * bears if busy else bears)
+
+
+class Bridge:
+    """The process, and who waits for what of it. silence: seconds for which it may owe a word."""
+
+    def __init__(self, silence: float = 10.0) -> None:
+        self.silence = silence
         self.restarts = 0
         self._loop = asyncio.get_running_loop()
         self._process: _Process | None = None
@@ -66,6 +80,8 @@ class Bridge:
         self._cores: dict[str, p.Setup] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._questioned = 0.0  # when the process was last asked whether it is well
+        self._patient = 0.0  # since when it is silent, as far as that is its own doing
+        self._due = 0.0  # when it is looked after next
         self._closed = False
 
     @property
@@ -129,9 +145,13 @@ class Bridge:
             self._question(process)
 
     def _question(self, process: _Process) -> None:
-        self._questioned = self._loop.time()
+        self._questioned = self._patient = self._loop.time()
         process.send(p.Check(next(self._ids), ""))
-        self._timer = self._loop.call_later(LOOK, self._look)
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self._due = self._loop.time() + LOOK
+        self._timer = self._loop.call_at(self._due, self._look)
 
     def _start_later(self) -> None:
         """Start a process when it is time, unless there is one or one is to be started."""
@@ -189,18 +209,23 @@ class Bridge:
     def _look(self) -> None:
         """Ask a process that owes something whether it is well; one that does not say is killed.
 
-        It counts from the question: a kernel that stood still itself has not heard for long either.
+        It counts from the question, and anew where the kernel stood still itself: it has not heard
+        for as long, whatever was said.
         """
         self._timer = None
         process = self._process
         if process is None or not self._heard:
             return
+        now = self._loop.time()
         if process.heard >= self._questioned:
             self._question(process)
-        elif self._loop.time() - self._questioned > SILENCE:
-            process.kill(f"silent for {SILENCE:.0f} s")
+            return
+        if now - self._due > LATE:
+            self._patient = now
+        if hangs(now - self._patient, self.silence, _state(process.pid)):
+            process.kill(f"silent for {now - self._patient:.0f} s")
         else:
-            self._timer = self._loop.call_later(LOOK, self._look)
+            self._look_later()
 
     def _leave(self) -> None:
         """End the process; whoever still waits for something was told by who asked for it."""
@@ -209,3 +234,10 @@ class Bridge:
         process, self._process = self._process, None
         if process is not None:
             self._starting = self._loop.create_task(process.stop(2.0))
+
+
+def _state(pid: int) -> str:
+    try:
+        return psutil.Process(pid).status() if pid else psutil.STATUS_RUNNING
+    except psutil.Error:
+        return psutil.STATUS_DEAD

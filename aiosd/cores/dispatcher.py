@@ -63,7 +63,7 @@ class Cores:
             Path(config.kernel.state_dir) / "contexts",
             config.context.disk_limit,
         )
-        self.bridge = Bridge()
+        self.bridge = Bridge(config.kernel.endpoints_timeout)
         self._cores: dict[str, Core] = {}
         self.router = Router(config.routing)
         self.offers: dict[str, CoreOffer] = {}
@@ -101,6 +101,7 @@ class Cores:
 
     def reload(self, config: Config) -> None:
         """Take on the schedule and the limits of KV off the cores; cores stay as they are."""
+        self.bridge.silence = config.kernel.endpoints_timeout
         self.tiers.ram.limit = config.context.ram_limit
         self.tiers.disk.limit = config.context.disk_limit
         for core in self.local:

@@ -7,13 +7,14 @@ import errno
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Awaitable, Callable
 
 import psutil
 import pytest
 
 from aiosd.cores import bridge as module
-from aiosd.cores.bridge import Bridge
+from aiosd.cores.bridge import Bridge, hangs
 from aiosd.endpoints import protocol as p
 from tests.cores.conftest import DEADLINE
 from tests.frontier import Act, Frontier
@@ -66,9 +67,14 @@ async def checked(bridge: Bridge, setup: p.Setup) -> p.Event:
     return await looked.end()
 
 
+def stand_still() -> None:
+    """Keep the loop from anything for longer than the process may be silent."""
+    time.sleep(0.6)
+
+
 def run(test: Callable[[Bridge], Awaitable[None]]) -> None:
     async def main() -> None:
-        bridge = Bridge()
+        bridge = Bridge(DEADLINE)
         try:
             await test(bridge)
         finally:
@@ -96,9 +102,9 @@ def test_a_process_that_can_not_be_started_or_stands_still_is_started_again(
         await asyncio.to_thread(frontier.hung, "x", 2)
         pid = bridge.pid
         os.kill(pid, signal.SIGSTOP)
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "SILENCE", 0.1)
-            failures = [await cut.end(), await mute.end()]
+        bridge.silence = 0.1
+        failures = [await cut.end(), await mute.end()]
+        bridge.silence = DEADLINE
         for failed in failures:
             assert isinstance(failed, p.Failed) and failed.kind == "lost"
             assert "silent" in failed.message
@@ -110,4 +116,34 @@ def test_a_process_that_can_not_be_started_or_stands_still_is_started_again(
     monkeypatch.setattr(module, "LOOK", 0.05)
     with Frontier() as frontier:
         frontier.then("x", Act(after=2, then="hang"), Act(after=0, then="hang"))
+        run(test)
+
+
+def test_who_only_waits_for_the_machine_does_not_hang() -> None:
+    for state in (psutil.STATUS_SLEEPING, psutil.STATUS_STOPPED):
+        assert [hangs(silent, 10.0, state) for silent in (9.0, 11.0)] == [False, True]
+    for state in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP):
+        assert [hangs(silent, 10.0, state) for silent in (11.0, 59.0, 61.0)] == [False, False, True]
+
+
+def test_a_kernel_that_stood_still_itself_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bridge: Bridge) -> None:
+        assert isinstance(await checked(bridge, setup(frontier)), p.Checked)
+        mute = chat(bridge)
+        await asyncio.to_thread(frontier.hung, "x")
+        pid = bridge.pid
+        os.kill(pid, signal.SIGSTOP)
+        bridge.silence = 0.5
+        for _ in range(2):
+            stand_still()
+            await asyncio.sleep(0)
+        bridge.silence = DEADLINE
+        os.kill(pid, signal.SIGCONT)
+        frontier.release("x")
+        assert isinstance(await mute.end(), p.Done) and bridge.pid == pid
+
+    monkeypatch.setattr(module, "LOOK", 0.05)
+    monkeypatch.setattr(module, "LATE", 0.1)
+    with Frontier() as frontier:
+        frontier.then("x", Act(after=0, then="hang"))
         run(test)

@@ -26,6 +26,8 @@ from tests.system.providers import KEY, TEXT, ask, await_ready, cores
 from tests.system.writer import Watcher, Writer, core
 
 LOCAL = """
+[kernel]
+endpoints_timeout = 600
 [[cores]]
 name = "tiny"
 driver = "fake"
