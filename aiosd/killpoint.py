@@ -57,6 +57,8 @@ POINTS: Final = {
     "quota.set": "a limit is written, not committed",
     "snapshot.cleared": "in a worker: a file's header is cleared, nothing else is written",
     "snapshot.filled": "in a worker: a file's contents are written, its header is not valid",
+    "weights.written": "in a worker: converted weights are written, not synced",
+    "weights.synced": "in a worker: converted weights are synced, under their temporary name",
     "snapshot.written": "in a worker: a file is whole, the kernel has not been told",
 }
 """Each point, and what is done when it is reached."""

@@ -86,10 +86,12 @@ def _reader(options: argparse.Namespace) -> Callable[[], Config]:
     from aiosd import config, sched
     from aiosd.cores.drivers import DRIVERS
     from aiosd.cores.routing import POLICIES
+    from aiosd.engine.weights import TYPES
 
     words = {
         "sched.policy": tuple(sched.POLICIES),
         "cores.driver": tuple(DRIVERS),
+        "cores.quantize": ("", *TYPES),
         "routing.policy": tuple(POLICIES),
         "routing.rules.policy": ("", *POLICIES),
     }

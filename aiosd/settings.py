@@ -207,7 +207,8 @@ class Core(Section, frozen=True, kw_only=True):
     price_in and price_out: dollars per million tokens, of prompts and of output.
 
     threads 0: as many as processors. kv_k and kv_v: ggml types, or "auto" for the fastest exact
-    setting. nice: of the worker process. class: what requests call what they need, where it is not
+    setting. quantize: type that the weights are converted to at load, "" for as they are in the
+    file. nice: of the worker process. class: what requests call what they need, where it is not
     as its driver says (local or frontier). embedding: it only embeds. features: beside those that
     the driver has of itself. quality: for the routing policy best. options: the driver's own (for
     "fake"). remote: of a core that is a provider's; there slots are the requests that are with it
@@ -225,6 +226,7 @@ class Core(Section, frozen=True, kw_only=True):
     kv_k: str = "auto"
     kv_v: str = "auto"
     exact: bool = True
+    quantize: str = ""
     nice: Annotated[int, Meta(ge=0, le=19)] = 19
     price_in: _Price = 0.0
     price_out: _Price = 0.0

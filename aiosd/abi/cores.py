@@ -68,7 +68,12 @@ class ListCores(Call, frozen=True):
     """List the cores, their state, load and exactness."""
 
 
-@syscall(161, reply=Core, errors="ENOENT EACCES EISDIR ENOEXEC EEXIST ENOMEM ENODEV", needs="admin")
+@syscall(
+    161,
+    reply=Core,
+    errors="ENOENT EACCES EISDIR ENOEXEC EEXIST ENOMEM ENODEV ENOSPC",
+    needs="admin",
+)
 class AddCore(Call, frozen=True):
     """Load a model as a core; answered when it is ready or has failed."""
 

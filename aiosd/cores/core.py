@@ -171,7 +171,8 @@ class Parts:
 
     verdicts: says what the probe of a setup (drivers.setup_key) found before, or "". secret: the
     key of watermarks. setup: of a slot class, where that is not as its configuration says. fetch:
-    gives the path of a model of the hub. bridge: to the process that speaks to providers.
+    gives the path of a model of the hub. bridge: to the process that speaks to providers. weights:
+    directory of converted weights.
     """
 
     config: CoreConfig
@@ -183,6 +184,7 @@ class Parts:
     setup: CoreSetup | None = None
     fetch: Callable[[str], Awaitable[str]] | None = None
     bridge: Bridge | None = None
+    weights: str = ""
 
 
 Driver = Callable[[Parts], Core]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Iterator, Mapping
@@ -353,6 +354,7 @@ class Cores:
             setup,
             self.fetch,
             self.bridge,
+            os.path.join(self._config.kernel.cache_dir, "weights"),
         )
         core = drivers.find(config.driver)(parts)
         core.price = _price(config)

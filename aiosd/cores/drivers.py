@@ -20,6 +20,7 @@ from aiosd.cores.core import Core, Driver, Parts
 from aiosd.cores.local import Launch, LocalCore
 from aiosd.cores.remote import RemoteCore
 from aiosd.cores.worker import Worker
+from aiosd.engine import weights
 from aiosd.engine.embed import SUFFIX
 from aiosd.engine.protocol import CoreSetup
 
@@ -56,17 +57,20 @@ def _file(model: str) -> str:
 
 def fake(parts: Parts) -> Core:
     """Make a core without a model."""
+    _as_it_is(parts.config)
     return local(parts, msgspec.json.encode(parts.config.options).decode())
 
 
 def ray(parts: Parts) -> Core:
     """Make a core whose workers run on a Ray cluster; raises OSError that says what is wrong."""
+    _as_it_is(parts.config)
     return local(parts, *cluster.place(parts))
 
 
 def remote(parts: Parts) -> Core:
     """Make a core of a provider's endpoint; the driver's name says which client speaks to it."""
     assert parts.bridge is not None
+    _as_it_is(parts.config)
     if not parts.config.model or parts.config.model == PACKAGED_MODEL:
         raise OSError(errno.EINVAL, "model: name the provider's model")
     if unknown := sorted(parts.config.options):
@@ -104,6 +108,13 @@ def local(parts: Parts, model: str, worker: Launch = Worker) -> LocalCore:
     return core
 
 
+def _as_it_is(config: CoreConfig) -> None:
+    """Raise OSError(EINVAL) when weights are to be converted that this machine does not hold."""
+    if config.quantize:
+        text = f"quantize {config.quantize!r}: only the driver llama converts weights"
+        raise OSError(errno.EINVAL, f"{text}, not {config.driver}; leave it empty")
+
+
 def find(name: str) -> Driver:
     """Return a driver by name; raises OSError(EINVAL) that lists those there are."""
     driver = DRIVERS.get(name)
@@ -114,6 +125,9 @@ def find(name: str) -> Driver:
 
 def _setup(parts: Parts, model: str) -> CoreSetup:
     setup = setup_of(parts.config, model)
+    if setup.quantize:
+        weights.find(setup.quantize)
+        setup = msgspec.structs.replace(setup, weights=parts.weights)
     return msgspec.structs.replace(setup, verdict=parts.verdicts(setup_key(setup)))
 
 
@@ -131,6 +145,7 @@ def setup_of(config: CoreConfig, model: str) -> CoreSetup:
         kv_v=config.kv_v,
         exact=config.exact,
         verdict="",
+        quantize=config.quantize,
     )
 
 

@@ -444,6 +444,8 @@ class LocalCore:
                 self.questions.answered(event)
             case Loaded():
                 self._on_loaded(event)
+            case protocol.Opening():
+                pass  # that it was heard of is all
             case protocol.Failed():
                 self._end("failed", event.errno, f"core {self.name}: {event.message}")
             case _:

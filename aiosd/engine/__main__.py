@@ -23,7 +23,7 @@ from queue import SimpleQueue
 import msgspec
 
 from aiosd.child import EX_PROTOCOL, begin
-from aiosd.engine import calls, callstyle, embed, schema, watermark
+from aiosd.engine import calls, callstyle, embed, schema, watermark, weights
 from aiosd.engine import protocol as p
 from aiosd.engine.link import Link
 from aiosd.engine.loop import Loop
@@ -50,26 +50,23 @@ class Worker:
         if not isinstance(first, p.Load):
             raise ValueError(f"the first command was {type(first).__name__}, not Load")
         began = time.perf_counter()
-        if first.setup.runner.endswith(embed.SUFFIX):
-            return self._embed(first.setup, began)
         try:
-            runner = open_runner(first.setup, first.secret)
+            setup = weights.convert(first.setup, lambda: self._link.send(p.Opening()))
+            if setup.runner.endswith(embed.SUFFIX):
+                return self._embed(setup, began)
+            runner = open_runner(setup, first.secret)
         except OSError as e:
             self._link.send(p.Failed(e.errno or errno.EIO, e.strerror or str(e)))
             return 1
         self._secret = first.secret
         self._runner = runner
-        self._link.send(_loaded(runner, first.setup, time.perf_counter() - began))
-        Loop(runner, first.setup, self._inbox, self._link.send).run()
+        self._link.send(_loaded(runner, setup, time.perf_counter() - began))
+        Loop(runner, setup, self._inbox, self._link.send).run()
         return 0
 
     def _embed(self, setup: p.CoreSetup, began: float) -> int:
         """Open a model that embeds; the reader's thread answers for it until the process ends."""
-        try:
-            found = embed.open_embedder(setup)
-        except OSError as e:
-            self._link.send(p.Failed(e.errno or errno.EIO, e.strerror or str(e)))
-            return 1
+        found = embed.open_embedder(setup)
         self._embedder = found
         self._link.send(_opened(found, setup, time.perf_counter() - began))
         while True:

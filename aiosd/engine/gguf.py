@@ -1,6 +1,7 @@
 """Is this file a whole GGUF model? Asked before llama.cpp sees it, for a clear answer.
 
-Only the header is read: magic and version, the metadata (skipped), and where each tensor lies.
+Only the header is read: magic and version, the metadata (of which little counts), and where each
+tensor lies.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import errno
 import os
 import stat
 import struct
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
@@ -20,6 +21,18 @@ BLOCKS: Final = {  # ggml type: (elements, bytes) of a block
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 30: (1, 2),
 }  # fmt: skip
+
+
+class Survey(NamedTuple):
+    """What a file holds. kind: llama.cpp's number of its type of weights, -1 where it doesn't say.
+
+    data: where the weights begin, end: where they end. tensors: name, dimensions and elements.
+    """
+
+    kind: int
+    data: int
+    end: int
+    tensors: list[tuple[bytes, int, int]]
 
 
 class _Short(Exception):
@@ -52,7 +65,7 @@ def _check(f: BinaryIO, path: str, size: int) -> None:
         what = "empty" if not size else "not a GGUF model"
         raise OSError(errno.ENOEXEC, f"{path} is {what}; give a file that llama.cpp can run")
     try:
-        need = _last_byte(f, path)
+        need = _survey(f, path).end
     except _Short:
         raise OSError(
             errno.EIO, f"{path} is truncated: it ends inside its header; fetch it again"
@@ -63,33 +76,40 @@ def _check(f: BinaryIO, path: str, size: int) -> None:
         )
 
 
-def _last_byte(f: BinaryIO, path: str) -> int:
-    """Where the last tensor ends, as the header says."""
+def survey(path: str) -> Survey:
+    """Return what a file holds that `check` has found whole."""
+    with open(path, "rb") as f:
+        f.seek(len(MAGIC))
+        return _survey(f, path)
+
+
+def _survey(f: BinaryIO, path: str) -> Survey:
     (version,) = _read(f, "<I")
     if version not in VERSIONS:
         raise OSError(errno.ENOEXEC, f"{path} is GGUF version {version}; versions 2 and 3 work")
     tensors, pairs = _read(f, "<QQ")
     if max(tensors, pairs) > MAX_COUNT:
         raise OSError(errno.ENOEXEC, f"{path} has a damaged header; fetch it again")
-    alignment = 32
+    alignment, type_ = 32, -1
     for _ in range(pairs):
         key = _string(f)
         (kind,) = _read(f, "<I")
         if key == b"general.alignment" and kind == 4:
             (alignment,) = _read(f, "<I")
+        elif key == b"general.file_type" and kind == 4:
+            (type_,) = _read(f, "<I")
         else:
             _skip(f, kind, path)
-    end = 0
-    for _ in range(tensors):
-        end = max(end, _tensor_end(f))
     if not tensors:
         raise OSError(errno.ENOEXEC, f"{path} holds no tensors; give a whole model")
+    found = [_tensor(f) for _ in range(tensors)]
     data = -(-f.tell() // max(alignment, 1)) * alignment
-    return data + end
+    return Survey(type_, data, data + max(each[3] for each in found), [each[:3] for each in found])
 
 
-def _tensor_end(f: BinaryIO) -> int:
-    _string(f)
+def _tensor(f: BinaryIO) -> tuple[bytes, int, int, int]:
+    """Read a tensor's name, dimensions and elements, and where it ends in the data."""
+    name = _string(f)
     (dimensions,) = _read(f, "<I")
     if dimensions > 8:
         raise _Short
@@ -98,7 +118,7 @@ def _tensor_end(f: BinaryIO) -> int:
         elements *= n
     kind, offset = _read(f, "<IQ")
     per, size = BLOCKS.get(kind, (1, 0))
-    return int(offset + elements // per * size)
+    return name, dimensions, elements, int(offset + elements // per * size)
 
 
 def _skip(f: BinaryIO, kind: int, path: str) -> None:

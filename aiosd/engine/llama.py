@@ -41,6 +41,7 @@ from aiosd.engine.protocol import CoreSetup, Tokenize
 from aiosd.engine.runner import Chunk, Draw, Drawn, ModelInfo, Row
 from aiosd.engine.sampler import Samplers, likeliest
 from aiosd.engine.snapshot import Check, Record, SnapshotFiles
+from aiosd.engine.weights import title
 
 L: Any = llama_cpp  # ctypes bindings without types
 
@@ -443,15 +444,14 @@ class LlamaRunner:
         self.swap, self.shift = self._device.swap, self._device.shift
         self.copy = self._device.copy
         self.info = ModelInfo(
-            name=_text(L.llama_model_meta_val_str, model, b"general.name")
-            or Path(setup.model).stem,
+            name=_text(L.llama_model_meta_val_str, model, b"general.name") or title(setup),
             fingerprint=fingerprint,
             n_vocab=self._vocabulary.size,
             n_ctx=setup.n_ctx,
             n_ctx_train=int(L.llama_model_n_ctx_train(model)),
             chat_template=self._vocabulary.has_template,
             exact=verdict.exact if verdict else None,
-            setting=f"{setting}{_rows(low, high, setup.slots)}",
+            setting=f"{_weights(setup)}{setting}{_rows(low, high, setup.slots)}",
             low=low,
             high=high,
             batch=probe.TOGETHER * setup.grid if not verdict or verdict.together else 0,
@@ -608,6 +608,11 @@ def _rows(low: int, high: int, slots: int) -> str:
     return "" if (low, high) == (1, slots) else f", rows {low}-{high}"
 
 
+def _weights(setup: CoreSetup) -> str:
+    """What a setting says of weights that are not as in the model's own file."""
+    return f"weights {setup.quantize}, " if setup.quantize else ""
+
+
 def _text(read: Any, *arguments: Any) -> str:
     buffer = ctypes.create_string_buffer(256)
     read(*arguments, buffer, 256)
@@ -616,16 +621,21 @@ def _text(read: Any, *arguments: Any) -> str:
 
 def _fingerprint(setup: CoreSetup) -> str:
     """What bits depend on beside the setting: the model file, the build, the CPU, the shape."""
-    library = Path(llama_cpp.__file__).parent / "lib"
-    sizes = sorted((f.name, f.stat().st_size) for f in library.glob("*.so"))
     cpu = L.llama_print_system_info().decode()
-    build = f"{llama_cpp.__version__} {sizes} {cpu}"
     shape = f"{setup.slots} {_threads(setup)} {setup.gpu_layers} {setup.grid}"
-    whole = f"{_file_digest(setup.model)} {build} {shape} {setup.kv_k} {setup.kv_v}"
+    digest = file_digest(setup.model)
+    whole = f"{digest} {build()} {cpu} {shape} {setup.kv_k} {setup.kv_v}"
     return hashlib.sha256(whole.encode()).hexdigest()[:32]
 
 
-def _file_digest(path: str) -> str:
+def build() -> str:
+    """Name this build of llama.cpp."""
+    library = Path(llama_cpp.__file__).parent / "lib"
+    sizes = sorted((f.name, f.stat().st_size) for f in library.glob("*.so"))
+    return f"{llama_cpp.__version__} {sizes}"
+
+
+def file_digest(path: str) -> str:
     """Digest of a model file: its size, its head, and blocks all over it (not every byte)."""
     digest = hashlib.sha256()
     with open(path, "rb") as f:

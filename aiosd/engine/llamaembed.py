@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 from typing import Any
 
 from aiosd.engine import gguf
 from aiosd.engine.embed import too_long, unit
 from aiosd.engine.llama import L, Vocabulary, silence
 from aiosd.engine.protocol import CoreSetup
+from aiosd.engine.weights import title
 
 
 class LlamaEmbedder:
@@ -30,11 +30,11 @@ class LlamaEmbedder:
             self._context = self._open(setup, L.LLAMA_POOLING_TYPE_MEAN)
         self._vocabulary = Vocabulary(self._model)
         self._dim = int(L.llama_model_n_embd(self._model))
-        self.name = Path(setup.model).stem
+        self.name = title(setup)
         self.n_ctx = setup.n_ctx
         self.n_ctx_train = int(L.llama_model_n_ctx_train(self._model))
         self.n_vocab = self._vocabulary.size
-        self.fingerprint = f"embed-{self.name}"
+        self.fingerprint = f"embed-{self.name}-{setup.quantize}"
 
     def _open(self, setup: CoreSetup, pooling: int) -> Any:
         params = L.llama_context_default_params()

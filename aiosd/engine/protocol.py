@@ -120,7 +120,8 @@ class CoreSetup(msgspec.Struct, frozen=True, array_like=True):
     runner is "llama" or "fake"; for "fake", model is a JSON object of its options.
     verdict is an earlier exactness verdict for this model, build and CPU (JSON), or "" to probe.
     exact False skips the probe and takes the fastest setting. yarn: positions are scaled by YaRN:
-    n_ctx may exceed what the model was trained for.
+    n_ctx may exceed what the model was trained for. quantize: type that the weights are converted
+    to first ("": none), into a file in the directory `weights` (see weights.py).
     """
 
     runner: str
@@ -135,6 +136,8 @@ class CoreSetup(msgspec.Struct, frozen=True, array_like=True):
     exact: bool
     verdict: str
     yarn: bool = False
+    quantize: str = ""
+    weights: str = ""
 
 
 # Commands: kernel to worker.
@@ -305,6 +308,10 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
     shifts: bool = False
     rolls_back: bool = True
     calls: str = ""
+
+
+class Opening(msgspec.Struct, frozen=True, array_like=True, tag="opening"):
+    """A sign of life: the model is still being opened, which gets on."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
@@ -499,7 +506,7 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
 
 Answer = Tokens | Pieces | Compiled | Detected | Embedded | Refused
 Moved = Parked | Evicted | Saved | Kept | Restored | Placed
-Event = Loaded | Failed | Answer | Begun | Step | Found | Moved | Lost
+Event = Opening | Loaded | Failed | Answer | Begun | Step | Found | Moved | Lost
 
 encode_command = msgspec.msgpack.Encoder().encode
 encode_event = encode_command

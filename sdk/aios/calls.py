@@ -1715,7 +1715,7 @@ class SyncCalls:
         threads: 0: as many as processors.
         options: other settings of [[cores]], and the driver's own.
 
-        Raises OSError with ENOENT, EACCES, EISDIR, ENOEXEC, EEXIST, ENOMEM, ENODEV.
+        Raises OSError with ENOENT, EACCES, EISDIR, ENOEXEC, EEXIST, ENOMEM, ENODEV, ENOSPC.
         """
         answer: Core = self._call(AddCore(
             model=model,
@@ -3356,7 +3356,7 @@ class AsyncCalls:
         threads: 0: as many as processors.
         options: other settings of [[cores]], and the driver's own.
 
-        Raises OSError with ENOENT, EACCES, EISDIR, ENOEXEC, EEXIST, ENOMEM, ENODEV.
+        Raises OSError with ENOENT, EACCES, EISDIR, ENOEXEC, EEXIST, ENOMEM, ENODEV, ENOSPC.
         """
         answer: Core = await self._call(AddCore(
             model=model,
