@@ -81,7 +81,9 @@ async def repeat(kept: bytes, args: abi.LlmGenerate, stream: Asker) -> abi.Gener
         logprobs = answer.reply.logprobs[args.resume :]
         pieces = 0 if tokens else count - args.resume
         ids = tokens[args.resume :]
-        await stream.send(abi.Chunk(text, ids, args.resume, logprobs, pieces=pieces))
+        top = answer.reply.top_logprobs[args.resume :]
+        chunk = abi.Chunk(text, ids, args.resume, logprobs, pieces=pieces, top_logprobs=top)
+        await stream.send(chunk)
     return answer.reply
 
 

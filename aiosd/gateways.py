@@ -10,7 +10,7 @@ listening sockets, so that addresses stay while the process is started again, an
 there is somebody at the door: one that is never used costs nothing.
 
 What must hold: whatever the process does, the kernel goes on, its addresses stay, and between two
-starts that failed lies a pause which doubles up to a minute.
+starts that failed lies a pause which doubles up to a minute; who comes in a long one is told so.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from aiosd.abi.system import Gateway, GetGateway
 from aiosd.access import Caller
 from aiosd.claim import Door
 from aiosd.events import Events
+from aiosd.gatewayaway import Away
 from aiosd.gatewaylife import End, Life
 from aiosd.settings import Config
 
@@ -41,6 +42,8 @@ NEEDS: Final = ("starlette", "uvicorn", "httptools")
 CURE: Final = "install it with `pip install 'aios[gateway]'`"
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 60.0
+PATIENT_S: Final = 1.0
+"""Pauses from here on are told to those who are at a door; in shorter ones they wait."""
 PORT: Final = "gateway.port"
 """The file in the state directory that says which port was free the last time."""
 
@@ -156,7 +159,8 @@ class Gateways:
             pause = min(FIRST_PAUSE_S * 2 ** min(self._failures - 1, 32), LONGEST_PAUSE_S)
             log.warning("the gateway: %s; it may be started again in %g s", end.reason, pause)
             self._became("waiting", end.reason)
-            await asyncio.sleep(pause)
+            with Away(self._doors if pause >= PATIENT_S else (), end.reason, pause):
+                await asyncio.sleep(pause)
 
     async def _knocked(self) -> None:
         """Return when somebody is at a door."""

@@ -25,6 +25,7 @@ from aiosd import window as windows
 from aiosd.abi.inference import (
     Beam,
     Chunk,
+    Likely,
     LlmGenerate,
     Recalled,
     Timing,
@@ -91,6 +92,7 @@ class Generation:
         self.texts: list[str] = []
         self.recalled: list[Recalled] = []  # what was put before its prompt
         self.logprobs: list[float] = []  # of each token, when they were asked for
+        self.likely: list[list[Likely]] = []  # those in its place, as many as were asked for
         self.beams: list[Beam] = []
         self.tail = ""  # text that became final with a token that is not part of the output
         self.form: Form | None = None
@@ -147,6 +149,7 @@ class Generation:
             "tokens": self.tokens.copy(),
             "texts": self.texts.copy(),
             "logprobs": self.logprobs.copy(),
+            **({"likely": self.likely.copy()} if self.likely else {}),
             "recalled": self.recalled,
             "goal": self.goal,
             "started": self._moment(self.started),
@@ -180,6 +183,7 @@ class Generation:
         self.cached_tokens = progress["cached_tokens"]
         self.tokens, self.texts = progress["tokens"], progress["texts"]
         self.logprobs = progress["logprobs"]
+        self.likely = msgspec.convert(progress.get("likely", []), list[list[Likely]])
         self.recalled = msgspec.convert(progress.get("recalled", []), list[Recalled])
         self.known, self.certain = len(self.tokens), progress["certain"]
         self.route, self.disturbed = progress.get("route", ""), True
@@ -220,6 +224,8 @@ class Generation:
             self.texts.append(self._hear(token.text))
             if self.args.logprobs:
                 self.logprobs.append(token.logprob)
+            if self.args.top_logprobs:
+                self.likely.append([Likely(*one) for one in token.top])
         else:
             self.tail += self._hear(token.text)
         self._on_token(self, token.text)
@@ -343,6 +349,7 @@ class Generation:
             logprobs=self.logprobs[start:],
             request=self.rid,
             pieces=0 if self.bill is None else len(ids),
+            top_logprobs=self.likely[start:],
         )
 
     def read_to(self, reader: object, seen: int) -> None:
@@ -383,6 +390,7 @@ class Generation:
             recalled=self.recalled,
             exact=self.context.certain,
             calls=self._calls(),
+            top_logprobs=self.likely,
         )
 
     def _usage(self) -> TokenUsage:
@@ -485,6 +493,8 @@ def check(args: LlmGenerate) -> None:
             "llm_generate: stop: a stop string could cut off what a schema or grammar promises; "
             "say in the grammar where the text ends",
         )
+    if args.top_logprobs and not args.logprobs:
+        raise OSError(errno.EINVAL, "llm_generate: top_logprobs: it goes with logprobs; ask both")
     if args.beams > 1:
         _check_beams(args)
     if args.resume and not args.key:
@@ -514,6 +524,6 @@ def _sampled(args: LlmGenerate) -> dict[str, object]:
     """Return what of a request shapes or draws tokens."""
     names = (
         "temperature", "frequency_penalty", "presence_penalty", "repeat_penalty", "logit_bias",
-        "min_tokens", "watermark",
+        "min_tokens", "watermark", "top_logprobs",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names}

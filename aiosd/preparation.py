@@ -313,4 +313,5 @@ def _sampling(args: abi.LlmGenerate) -> Sampling:
         min_tokens=args.min_tokens,
         logprobs=args.logprobs,
         watermark=args.watermark,
+        top_logprobs=args.top_logprobs,
     )

@@ -39,7 +39,9 @@ KILLED: Final = (
     "asked again since it would be paid for twice"
 )
 
-_LOCAL: Final = ("raw", "beams", "watermark", "logit_bias", "min_tokens", "window")
+_LOCAL: Final = (
+    "raw", "beams", "watermark", "logit_bias", "min_tokens", "window", "top_logprobs",
+)  # fmt: skip
 """What only a core can heed whose tokens are in our hands."""
 
 Elsewhere = Callable[["Generation", int, str], None]

@@ -104,7 +104,15 @@ class Run:
         """Let readers know of the last round."""
         last = self.rounds[-1]
         index = self.tokens - len(last.token_ids)
-        chunk = abi.Chunk(text, last.token_ids, index, last.logprobs, last.request, list(calls))
+        chunk = abi.Chunk(
+            text,
+            last.token_ids,
+            index,
+            last.logprobs,
+            last.request,
+            list(calls),
+            top_logprobs=last.top_logprobs,
+        )
         self.chunks.append(chunk)
         self._wake()
 
@@ -139,6 +147,7 @@ class Run:
             recalled=first.recalled,
             route=first.route,
             calls=self.calls,
+            top_logprobs=[row for each in self.rounds for row in each.top_logprobs],
         )
 
     def _usage(self) -> abi.TokenUsage:

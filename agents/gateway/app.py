@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, Router
@@ -56,8 +57,22 @@ def make(office: Office) -> ASGIApp:
                 await stack.enter_async_context(begin())
             yield
 
-    router = Router(found, redirect_slashes=False, default=nowhere, lifespan=life)
+    router = _Router(found, redirect_slashes=False, default=nowhere, lifespan=life)
     return Guard(router, office)
+
+
+class _Router(Router):
+    """Starlette's router; it raises its refusals where it finds an `app`, and they become ours."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request. Raises Refusal."""
+        try:
+            await super().__call__({**scope, "app": self}, receive, send)
+        except HTTPException as error:
+            allow = (error.headers or {}).get("Allow", "")
+            sentence = f"{scope['method']} {scope['path'][:200]}: "
+            sentence += f"the method here is {allow}" if allow else error.detail
+            raise Refusal(error.status_code, sentence, allow=allow) from None
 
 
 async def health(request: Request) -> Response:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from time import time
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 import aios
 
-from . import models, offers
+from . import choices, models, offers, probabilities
 from .messages import Message, turns
 from .office import Office
 from .refusal import Refusal
 from .reply import DONE, Events, Json, event, read, unless_gone
-from .sampling import Ending, Sampling, options, stops
+from .sampling import Ending, Sampling, Tokens, options, stops
 
 FINISH: Final = {"stop": "stop", "length": "length", "calls": "tool_calls"}
 """How a generation's end is called; one that was cancelled is cut off, as by a length."""
@@ -35,17 +37,19 @@ class Chat(Sampling, frozen=True, kw_only=True):
     """A request. Fields that are not here are passed over."""
 
     messages: list[Message]
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
     n: int | None = None
     stop: str | list[str] | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: dict[str, Any] | None = None
     tools: list[offers.Tool] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
+    functions: Any = None
+    function_call: Any = None
 
 
 def routes(office: Office) -> list[BaseRoute]:
@@ -62,15 +66,18 @@ def routes(office: Office) -> list[BaseRoute]:
 
 
 def _check(asked: Chat) -> None:
-    if (asked.n or 1) != 1:
-        raise Refusal(400, "n: one answer at a time; ask again for another", param="n")
-    if asked.top_logprobs:
-        sentence = "top_logprobs: of each token, only its own log-probability can be had"
-        raise Refusal(400, sentence, param="top_logprobs", code="unsupported")
+    choices.count(asked.n)
+    if asked.top_logprobs and not asked.logprobs:
+        sentence = "top_logprobs: it goes with logprobs; send logprobs true as well"
+        raise Refusal(400, sentence, param="top_logprobs")
+    for name, given in (("functions", asked.functions), ("function_call", asked.function_call)):
+        if given is not None:
+            sentence = f"{name}: is served by its newer name alone; send tools and tool_choice"
+            raise Refusal(400, sentence, param=name, code="unsupported")
 
 
-async def _asked(kernel: aios.AsyncKernel, office: Office, asked: Chat) -> dict[str, Any]:
-    """Return what llm_generate is told."""
+async def _asked(kernel: aios.AsyncKernel, office: Office, asked: Chat) -> list[dict[str, Any]]:
+    """Return what llm_generate is told for each choice."""
     told = {
         "messages": turns(asked.messages),
         "max_tokens": asked.max_completion_tokens or asked.max_tokens or 0,
@@ -81,64 +88,95 @@ async def _asked(kernel: aios.AsyncKernel, office: Office, asked: Chat) -> dict[
     }
     if "functions" not in told:
         told["stop"] = stops(asked.stop)
-    return told
+    if asked.logprobs:
+        told |= {"logprobs": True, "top_logprobs": asked.top_logprobs or 0}
+    return choices.seeded(told, choices.count(asked.n))
 
 
 async def _whole(office: Office, request: Request, asked: Chat) -> dict[str, Any]:
     """Return a whole answer."""
     async with office.caller(request.headers) as kernel:
-        told = await _asked(kernel, office, asked)
-        ending = Ending([] if "stop" in told else stops(asked.stop))
-        logprobs: list[dict[str, Any]] = []
-        if asked.logprobs:
-            stream = kernel.llm_generate(**told, logprobs=True, stream=True)
-            async for chunk in stream:
-                logprobs += tokens_of(chunk)
-            reply = stream.reply
-        else:
-            reply = await kernel.llm_generate(**told)
+        every = await _asked(kernel, office, asked)
+        works = [_choice(kernel, asked, at, told) for at, told in enumerate(every)]
+        made = await choices.together(works)
+    replies = [reply for _, reply in made]
+    return {
+        "id": _id(),
+        "object": "chat.completion",
+        "created": int(time()),
+        "model": replies[0].core or asked.model,
+        "choices": [choice for choice, _ in made],
+        "usage": usage(choices.sum_of([reply.usage for reply in replies])),
+        "aios": about(replies[0]),
+    }
+
+
+async def _choice(
+    kernel: aios.AsyncKernel, asked: Chat, index: int, told: dict[str, Any]
+) -> tuple[dict[str, Any], aios.Generation]:
+    """Return one choice of a whole answer, and what it was made of."""
+    ending = Ending([] if "stop" in told else stops(asked.stop))
+    logprobs: list[dict[str, Any]] = []
+    if asked.logprobs:
+        stream = kernel.llm_generate(**told, stream=True)
+        async for chunk in stream:
+            logprobs += probabilities.of_chat(chunk)
+        reply = stream.reply
+    else:
+        reply = await kernel.llm_generate(**told)
     text = ending.hear(reply.text) + ending.rest()
     made = [called(call) for call in reply.calls]
     message: dict[str, Any] = {"role": "assistant", "content": text or (None if made else "")}
     if made:
         message["tool_calls"] = made
     choice = {
-        "index": 0,
+        "index": index,
         "message": message,
         "logprobs": {"content": logprobs, "refusal": None} if asked.logprobs else None,
         "finish_reason": finish(reply),
     }
-    return {
-        "id": _id(),
-        "object": "chat.completion",
-        "created": int(time()),
-        "model": reply.core or asked.model,
-        "choices": [choice],
-        "usage": usage(reply.usage),
-        "aios": about(reply),
-    }
+    return choice, reply
 
 
 async def _streamed(office: Office, request: Request, asked: Chat) -> AsyncIterator[bytes]:
     """Give an answer piece by piece."""
+    replies: list[aios.Generation] = []
     async with office.caller(request.headers) as kernel:
-        told = await _asked(kernel, office, asked)
-        ending = Ending([] if "stop" in told else stops(asked.stop))
+        every = await _asked(kernel, office, asked)
         head = {"id": _id(), "object": "chat.completion.chunk", "created": int(time())}
-        head["model"] = told["core"] or asked.model or models.ANY
-        pieces = _Pieces(head, bool(asked.logprobs))
-        begun = False
-        async with kernel.llm_generate(
-            **told, logprobs=bool(asked.logprobs), stream=True
-        ) as stream:
-            async for chunk in stream:
-                if not begun:
-                    begun = True
-                    yield pieces.delta({"role": "assistant", "content": ""})
-                text = ending.hear(chunk.text)
-                if text or asked.logprobs:
-                    yield pieces.text(text, chunk)
-            reply = stream.reply
+        head["model"] = every[0]["core"] or asked.model or models.ANY
+        streams = [
+            _pieces(kernel, asked, _Pieces(head, at, bool(asked.logprobs)), told, replies)
+            for at, told in enumerate(every)
+        ]
+        async with aclosing(choices.merged(streams)) as pieces:
+            async for piece in pieces:
+                yield piece
+    if asked.stream_options and asked.stream_options.include_usage:
+        used = usage(choices.sum_of([reply.usage for reply in replies]))
+        yield event({**head, "choices": [], "usage": used, "aios": about(replies[0])})
+    yield DONE
+
+
+async def _pieces(
+    kernel: aios.AsyncKernel,
+    asked: Chat,
+    pieces: _Pieces,
+    told: dict[str, Any],
+    replies: list[aios.Generation],
+) -> AsyncGenerator[bytes]:
+    """Give one choice piece by piece; its reply is added to `replies` at the end."""
+    ending = Ending([] if "stop" in told else stops(asked.stop))
+    begun = False
+    async with kernel.llm_generate(**told, stream=True) as stream:
+        async for chunk in stream:
+            if not begun:
+                begun = True
+                yield pieces.delta({"role": "assistant", "content": ""})
+            text = ending.hear(chunk.text)
+            if text or asked.logprobs:
+                yield pieces.text(text, chunk)
+        reply = stream.reply
     if not begun:
         yield pieces.delta({"role": "assistant", "content": ""})
     if rest := ending.rest():
@@ -147,25 +185,24 @@ async def _streamed(office: Office, request: Request, asked: Chat) -> AsyncItera
         made = [{"index": at, **called(call)} for at, call in enumerate(reply.calls)]
         yield pieces.delta({"tool_calls": made})
     yield pieces.delta({}, finish(reply))
-    if asked.stream_options and asked.stream_options.include_usage:
-        yield event({**head, "choices": [], "usage": usage(reply.usage), "aios": about(reply)})
-    yield DONE
+    replies.append(reply)
 
 
 class _Pieces:
-    """Makes the events of one stream: all but the text of a piece is encoded once."""
+    """Makes the events of one choice: all but the text of a piece is encoded once."""
 
-    def __init__(self, head: dict[str, Any], logprobs: bool) -> None:
+    def __init__(self, head: dict[str, Any], index: int, logprobs: bool) -> None:
         self._head = head
+        self._index = index
         self._logprobs = logprobs
         before = msgspec.json.encode(head)[:-1]
-        self._before = b"data: " + before + b',"choices":[{"index":0,"delta":{"content":'
+        self._before = b'data: %b,"choices":[{"index":%d,"delta":{"content":' % (before, index)
         self._after = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
     def text(self, text: str, chunk: aios.Chunk) -> bytes:
         """Return a piece of the text."""
         if self._logprobs:
-            found = {"content": tokens_of(chunk), "refusal": None}
+            found = {"content": probabilities.of_chat(chunk), "refusal": None}
             return self.delta({"content": text}, None, found)
         return self._before + msgspec.json.encode(text) + self._after
 
@@ -173,7 +210,12 @@ class _Pieces:
         self, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None
     ) -> bytes:
         """Return any other piece."""
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        choice = {
+            "index": self._index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish,
+        }
         return event({**self._head, "choices": [choice]})
 
 
@@ -187,16 +229,6 @@ def called(call: aios.ToolCall) -> dict[str, Any]:
     arguments = msgspec.json.encode(call.arguments).decode()
     function = {"name": call.tool, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}
-
-
-def tokens_of(chunk: aios.Chunk) -> list[dict[str, Any]]:
-    """Return the log-probabilities of a chunk's tokens; the text of several goes to the first."""
-    rows = []
-    for at, logprob in enumerate(chunk.logprobs):
-        text = chunk.text if at == 0 else ""
-        row = {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-        rows.append(row)
-    return rows
 
 
 def usage(used: aios.TokenUsage) -> dict[str, Any]:

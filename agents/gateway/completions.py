@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from time import time
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 import aios
 
-from . import models
+from . import choices, models, probabilities
 from .chat import StreamOptions, about, finish, usage
 from .office import Office
 from .refusal import Refusal
@@ -28,12 +30,12 @@ class Completion(Sampling, frozen=True, kw_only=True):
     """A request. Fields that are not here are passed over."""
 
     prompt: str | list[str] = ""
-    max_tokens: int | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     n: int | None = None
     best_of: int | None = None
     stop: str | list[str] | None = None
     stream_options: StreamOptions | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     echo: bool | None = None
     suffix: str | None = None
 
@@ -52,75 +54,108 @@ def routes(office: Office) -> list[BaseRoute]:
 
 
 def _check(asked: Completion) -> None:
-    for name, given in (("n", (asked.n or 1) > 1), ("best_of", (asked.best_of or 1) > 1),
-                        ("suffix", asked.suffix)):  # fmt: skip
+    prompts = _prompts(asked)
+    best_of = (asked.best_of or 1) not in (1, asked.n or 1)
+    for name, given in (("best_of", best_of), ("suffix", asked.suffix)):
         if given:
-            raise Refusal(400, f"{name}: is not served here", param=name, code="unsupported")
-    if isinstance(asked.prompt, list) and len(asked.prompt) != 1:
-        raise Refusal(400, "prompt: one at a time", param="prompt", code="unsupported")
+            sentence = f"{name}: is not served here; leave it out"
+            raise Refusal(400, sentence, param=name, code="unsupported")
+    if not prompts:
+        raise Refusal(400, "prompt: there is none", param="prompt")
+    choices.count(asked.n, len(prompts))
 
 
-async def _asked(kernel: aios.AsyncKernel, office: Office, asked: Completion) -> dict[str, Any]:
-    return {
-        "prompt": _prompt(asked),
+async def _asked(
+    kernel: aios.AsyncKernel, office: Office, asked: Completion
+) -> list[dict[str, Any]]:
+    """Return what llm_generate is told for each choice, those of a prompt one after the other."""
+    told = {
         "raw": True,
         "max_tokens": asked.max_tokens or USUAL_TOKENS,
         "stop": stops(asked.stop),
         **options(asked),
         **(await models.choose(kernel, office, asked.model))._asdict(),
     }
+    if asked.logprobs is not None:
+        told |= {"logprobs": True, "top_logprobs": asked.logprobs}
+    return [
+        each
+        for prompt in _prompts(asked)
+        for each in choices.seeded({**told, "prompt": prompt}, choices.count(asked.n))
+    ]
 
 
-def _prompt(asked: Completion) -> str:
-    return asked.prompt if isinstance(asked.prompt, str) else asked.prompt[0]
+def _prompts(asked: Completion) -> list[str]:
+    return [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
 
 
 async def _whole(office: Office, request: Request, asked: Completion) -> dict[str, Any]:
     async with office.caller(request.headers) as kernel:
-        told = await _asked(kernel, office, asked)
-        found: dict[str, Any] = {"tokens": [], "token_logprobs": [], "text_offset": []}
-        if asked.logprobs is None:
-            reply = await kernel.llm_generate(**told)
-        else:
-            stream = kernel.llm_generate(**told, logprobs=True, stream=True)
-            async for chunk in stream:
-                _note(found, chunk)
-            reply = stream.reply
-    text = (_prompt(asked) if asked.echo else "") + reply.text
-    logprobs = None if asked.logprobs is None else {**found, "top_logprobs": None}
-    choice = {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish(reply)}
+        every = await _asked(kernel, office, asked)
+        works = [_choice(kernel, asked, at, told) for at, told in enumerate(every)]
+        made = await choices.together(works)
+    replies = [reply for _, reply in made]
     return {
-        **_head(reply.core or asked.model),
-        "choices": [choice],
-        "usage": usage(reply.usage),
-        "aios": about(reply),
+        **_head(replies[0].core or asked.model),
+        "choices": [choice for choice, _ in made],
+        "usage": usage(choices.sum_of([reply.usage for reply in replies])),
+        "aios": about(replies[0]),
     }
 
 
+async def _choice(
+    kernel: aios.AsyncKernel, asked: Completion, index: int, told: dict[str, Any]
+) -> tuple[dict[str, Any], aios.Generation]:
+    """Return one choice of a whole answer, and what it was made of."""
+    logprobs = None
+    if asked.logprobs is None:
+        reply = await kernel.llm_generate(**told)
+    else:
+        found = probabilities.OfCompletion()
+        stream = kernel.llm_generate(**told, stream=True)
+        parts = [found.of(chunk) async for chunk in stream]
+        reply, logprobs = stream.reply, probabilities.joined(parts)
+    text = (told["prompt"] if asked.echo else "") + reply.text
+    choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish(reply)}
+    return choice, reply
+
+
 async def _streamed(office: Office, request: Request, asked: Completion) -> AsyncIterator[bytes]:
+    replies: list[aios.Generation] = []
     async with office.caller(request.headers) as kernel:
-        told = await _asked(kernel, office, asked)
-        head = _head(told["core"] or asked.model or models.ANY)
-        async with kernel.llm_generate(**told, stream=True) as stream:
-            if asked.echo:
-                yield _piece(head, _prompt(asked))
-            async for chunk in stream:
-                if chunk.text:
-                    yield _piece(head, chunk.text)
-            reply = stream.reply
-    yield _piece(head, "", finish(reply))
+        every = await _asked(kernel, office, asked)
+        head = _head(every[0]["core"] or asked.model or models.ANY)
+        streams = [_pieces(kernel, asked, head, at, told, replies) for at, told in enumerate(every)]
+        async with aclosing(choices.merged(streams)) as pieces:
+            async for piece in pieces:
+                yield piece
     if asked.stream_options and asked.stream_options.include_usage:
-        yield event({**head, "choices": [], "usage": usage(reply.usage), "aios": about(reply)})
+        used = usage(choices.sum_of([reply.usage for reply in replies]))
+        yield event({**head, "choices": [], "usage": used, "aios": about(replies[0])})
     yield DONE
 
 
-def _note(found: dict[str, Any], chunk: aios.Chunk) -> None:
-    """Enter a chunk's tokens; the text of several goes to the first."""
-    for at, logprob in enumerate(chunk.logprobs):
-        offset = sum(map(len, found["tokens"]))
-        found["text_offset"].append(offset)
-        found["tokens"].append(chunk.text if at == 0 else "")
-        found["token_logprobs"].append(logprob)
+async def _pieces(
+    kernel: aios.AsyncKernel,
+    asked: Completion,
+    head: dict[str, Any],
+    index: int,
+    told: dict[str, Any],
+    replies: list[aios.Generation],
+) -> AsyncGenerator[bytes]:
+    """Give one choice piece by piece; its reply is added to `replies` at the end."""
+    found = None if asked.logprobs is None else probabilities.OfCompletion()
+    async with kernel.llm_generate(**told, stream=True) as stream:
+        if asked.echo:
+            yield _piece(head, index, told["prompt"])
+        async for chunk in stream:
+            if found is not None:
+                yield _piece(head, index, chunk.text, logprobs=found.of(chunk))
+            elif chunk.text:
+                yield _piece(head, index, chunk.text)
+        reply = stream.reply
+    yield _piece(head, index, "", finish(reply))
+    replies.append(reply)
 
 
 def _head(model: str) -> dict[str, Any]:
@@ -128,6 +163,8 @@ def _head(model: str) -> dict[str, Any]:
     return {"id": id, "object": "text_completion", "created": int(time()), "model": model}
 
 
-def _piece(head: dict[str, Any], text: str, end: str | None = None) -> bytes:
-    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": end}
+def _piece(
+    head: dict[str, Any], index: int, text: str, end: str | None = None, logprobs: Any = None
+) -> bytes:
+    choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": end}
     return event({**head, "choices": [choice]})

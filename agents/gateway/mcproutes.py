@@ -53,7 +53,8 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
         if scope["method"] != "POST":
-            raise Refusal(405, "only POST is served at /mcp: there are no sessions, nor streams")
+            sentence = "only POST is served at /mcp: there are no sessions, nor streams"
+            raise Refusal(405, sentence, allow="POST")
         async with self._office.caller(Request(scope).headers):  # whose key it is, before all else
             manager = await self._manager()
             await manager.handle_request(scope, receive, send)

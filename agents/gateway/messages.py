@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from aios import Turn, TurnCall
+from aios import Image, Turn, TurnCall
 
+from . import pictures
 from .refusal import Refusal
 
 ROLES = {"developer": "system", "function": "tool"}
@@ -20,6 +21,7 @@ class Part(msgspec.Struct, frozen=True):
     type: str
     text: str = ""
     refusal: str = ""
+    image_url: Any = None
 
 
 class Called(msgspec.Struct, frozen=True):
@@ -54,16 +56,30 @@ def turns(messages: list[Message]) -> list[Turn]:
 
 
 def text_of(content: str | list[Part] | None, where: str) -> str:
-    """Return the text of a message's content. Raises Refusal for what is no text."""
+    """Return the text of a message's content. Raises Refusal for what is neither text nor image."""
     if content is None or isinstance(content, str):
         return content or ""
     pieces = []
     for part in content:
+        if part.type in pictures.KINDS:
+            continue
         if part.type not in ("text", "input_text", "output_text", "refusal"):
-            sentence = f"{where}: content of type {part.type!r} can't be read here; send text"
+            sentence = (
+                f"{where}: content of type {part.type!r} can't be read here; send text or images"
+            )
             raise Refusal(400, sentence, param=where, code="unsupported")
         pieces.append(part.text or part.refusal)
     return "\n".join(pieces)
+
+
+def images_of(content: str | list[Part] | None, where: str) -> list[Image]:
+    """Return the pictures of a message's content. Raises Refusal for what can't be had."""
+    parts = [] if content is None or isinstance(content, str) else content
+    return [
+        pictures.image(part.image_url, f"{where}.content[{at}].image_url")
+        for at, part in enumerate(parts)
+        if part.type in pictures.KINDS
+    ]
 
 
 def call(id: str, name: str, arguments: str, where: str) -> TurnCall:
@@ -86,4 +102,5 @@ def _turn(message: Message, where: str) -> Turn:
         calls=calls,
         call=message.tool_call_id or "",
         name=(message.name or "")[:64],
+        images=images_of(message.content, where),
     )

@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 
 import aios
 
+from .absence import explained
 from .refusal import Refusal
 from .setup import Setup
 
@@ -75,6 +76,10 @@ class Office:
         line.users += 1
         try:
             yield line.kernel
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise await explained(line.kernel, error) from None
+            raise
         finally:
             line.users -= 1
             line.idle_since = monotonic()

@@ -11,7 +11,7 @@ from .refusal import Refusal
 MOST: Final = 1024
 """Responses that are kept, of all keys together."""
 LETTERS: Final = 16 << 20
-"""Letters in all of them; the longest unused go first."""
+"""Letters, and bytes of pictures, in all of them; the longest unused go first."""
 
 
 class Past:
@@ -44,5 +44,9 @@ class Past:
 
 
 def _size(turns: list[Turn]) -> int:
-    return sum(len(turn.content) + sum(len(str(call.arguments)) for call in turn.calls)
-               for turn in turns)  # fmt: skip
+    return sum(
+        len(turn.content)
+        + sum(len(str(call.arguments)) for call in turn.calls)
+        + sum(len(image.data) for image in turn.images)
+        for turn in turns
+    )

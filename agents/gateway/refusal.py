@@ -7,6 +7,7 @@ status, headers, body = told(error)           # of a Refusal or the kernel's OSE
 from __future__ import annotations
 
 import errno
+import re
 from typing import Any, Final
 
 import aios
@@ -35,9 +36,15 @@ _KINDS: Final = {
     401: "authentication_error", 403: "permission_error", 429: "rate_limit_error",
 }  # fmt: skip
 
+_FIELD: Final = re.compile(r"llm_generate: ([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): ")
+"""How the kernel begins when it names a field."""
+
 
 class Refusal(Exception):
-    """A request that the gateway itself refuses. param: the field. retry_after: seconds."""
+    """A request that the gateway itself refuses.
+
+    param: the field. retry_after: seconds. allow: the methods that a path is asked with.
+    """
 
     def __init__(
         self,
@@ -47,6 +54,7 @@ class Refusal(Exception):
         code: str = "",
         param: str = "",
         retry_after: float = 0.0,
+        allow: str = "",
     ) -> None:
         super().__init__(sentence)
         self.status = status
@@ -54,6 +62,7 @@ class Refusal(Exception):
         self.code = code
         self.param = param
         self.retry_after = retry_after
+        self.allow = allow
 
 
 def told(error: Refusal | OSError) -> tuple[int, dict[str, str], dict[str, Any]]:
@@ -62,6 +71,7 @@ def told(error: Refusal | OSError) -> tuple[int, dict[str, str], dict[str, Any]]
         kind = _KINDS.get(error.status, "invalid_request_error")
         kind = "server_error" if error.status >= 500 else kind
         headers = {"retry-after": f"{error.retry_after:g}"} if error.retry_after else {}
+        headers |= {"allow": error.allow} if error.allow else {}
         return error.status, headers, _body(error.sentence, kind, error.code, error.param)
     status, kind, code = _STATUS.get(error.errno or 0, (500, "server_error", ""))
     headers = {}
@@ -69,7 +79,9 @@ def told(error: Refusal | OSError) -> tuple[int, dict[str, str], dict[str, Any]]
         headers["retry-after"] = f"{max(error.retry_after or 1.0, 0.01):g}"
     if error.errno == errno.EDQUOT:  # to ask again at once is of no use
         headers["x-should-retry"] = "false"
-    return status, headers, _body(error.strerror or str(error), kind, code, "")
+    sentence = error.strerror or str(error)
+    field = _FIELD.match(sentence) if status == 400 else None
+    return status, headers, _body(sentence, kind, code, field[1] if field else "")
 
 
 def _body(sentence: str, kind: str, code: str, param: str) -> dict[str, Any]:

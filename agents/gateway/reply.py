@@ -123,8 +123,9 @@ async def read(request: Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(await request.body(), type=kind)
     except msgspec.ValidationError as error:
-        sentence = str(error).replace("`", "")
-        _, _, path = sentence.partition(" - at $.")
+        what, _, path = str(error).replace("`", "").partition(" - at $.")
+        name = path or "the request's body"
+        sentence = f"{name}: {what[:1].lower()}{what[1:]}; send that, or leave it out"
         raise Refusal(400, sentence, param=path) from None
     except msgspec.DecodeError as error:
         raise Refusal(400, f"the request's body is no JSON: {error}") from None

@@ -21,12 +21,12 @@ from aios import Turn, TurnCall
 
 from . import models, offers
 from .chat import about
-from .messages import ROLES, Part, call, text_of
+from .messages import ROLES, Part, call, images_of, text_of
 from .office import Office, key_of
 from .past import Past
 from .refusal import Refusal
 from .reply import Events, Json, event, read, unless_gone
-from .sampling import Sampling, options
+from .sampling import Sampling, Tokens, options
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ class Asked(Sampling, frozen=True, kw_only=True):
 
     input: str | list[Item] = ""
     instructions: str | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: Tokens | None = None
     previous_response_id: str | None = None
     text: dict[str, Any] | None = None
     tools: list[offers.Tool] | None = None
@@ -249,9 +249,13 @@ def _turns(given: str | list[Item]) -> list[Turn]:
             else:
                 found.append(Turn("assistant", "", [made]))
         elif item.type == "function_call_output":
+            if images_of(item.output, where):
+                sentence = f"{where}: output: pictures are read in messages of the user alone"
+                raise Refusal(400, sentence, param=where, code="unsupported")
             found.append(Turn("tool", text_of(item.output, where), call=item.call_id))
         elif item.type == "message":
-            found.append(Turn(ROLES.get(item.role, item.role), text_of(item.content, where)))
+            role, text = ROLES.get(item.role, item.role), text_of(item.content, where)
+            found.append(Turn(role, text, images=images_of(item.content, where)))
         elif item.type != "reasoning":
             sentence = f"{where}: type {item.type!r} can't be read here"
             raise Refusal(400, sentence, param=where, code="unsupported")

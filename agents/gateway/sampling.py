@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from .refusal import Refusal
 
 STOPS: Final = 16
+
+
+Tokens = Annotated[int, Meta(ge=1, le=1_000_000)]
+_Share = Annotated[float, Meta(ge=0, le=1)]
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_Factor = Annotated[float, Meta(gt=0, le=10)]
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,17 +26,17 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model: str = ""
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: _Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=1_000_000)] | None = None
+    min_p: _Share | None = None
     seed: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    repeat_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
-    min_tokens: int | None = None
+    frequency_penalty: _Penalty | None = None
+    presence_penalty: _Penalty | None = None
+    repetition_penalty: _Factor | None = None
+    repeat_penalty: _Factor | None = None
+    logit_bias: dict[int, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     stream: bool | None = None
 
 
@@ -37,7 +44,7 @@ def options(asked: Sampling) -> dict[str, Any]:
     """Return the keyword arguments of llm_generate that a request's fields come to."""
     said: dict[str, Any] = {
         "temperature": asked.temperature,
-        "top_p": asked.top_p,
+        "top_p": asked.top_p or None,
         "top_k": max(0, asked.top_k) if asked.top_k is not None else None,
         "min_p": asked.min_p,
         "seed": asked.seed,
@@ -47,7 +54,9 @@ def options(asked: Sampling) -> dict[str, Any]:
         "logit_bias": asked.logit_bias,
         "min_tokens": asked.min_tokens,
     }
-    if asked.temperature and asked.seed is None:  # asked twice, it may say something else
+    if asked.top_p == 0:  # no share at all: the likeliest token
+        said["temperature"] = 0.0
+    if said["temperature"] and asked.seed is None:  # asked twice, it may say something else
         said["seed"] = secrets.randbits(62)
     elif asked.seed is not None:
         said["seed"] = asked.seed & (2**63 - 1)  # a negative one is one as well

@@ -72,14 +72,23 @@ class Recalled(Record, frozen=True):
     version: int = 0
 
 
+class Likely(Record, frozen=True):
+    """A token that could have stood in another's place. data: the bytes that it stands for."""
+
+    token_id: int
+    logprob: float
+    data: bytes
+
+
 class Generation(Record, frozen=True):
     """The result of a generation. finish_reason is "stop", "length", "cancelled" or "calls".
 
     reason says why it was cancelled; it is "window" when a reply of finish_reason "length" ended
     because its context's window is full. context can be continued by a later request. exact says
-    whether the core promises the tokens of a solo run. logprobs: of each token, when asked for.
-    beams: all that a beam search has found, the best first; text and token_ids are the best one's.
-    recalled: what was put before the prompt, when asked for.
+    whether the core promises the tokens of a solo run. logprobs: of each token, when asked for;
+    top_logprobs: of each, the likeliest ones in its place, the best first. beams: all that a beam
+    search has found, the best first; text and token_ids are the best one's. recalled: what was put
+    before the prompt, when asked for.
 
     calls: with tools, the calls that the model made, in order. text is its answer then, without the
     JSON around it, and "" where it has none; token_ids, logprobs and usage are of all rounds. With
@@ -105,14 +114,15 @@ class Generation(Record, frozen=True):
     beams: list[Beam] = []
     recalled: list[Recalled] = []
     calls: list[ToolCall] = []
+    top_logprobs: list[list[Likely]] = []
 
 
 class Chunk(Record, frozen=True):
     """A piece of a streamed generation; index is the number of tokens before it.
 
-    logprobs: of each token, when asked for. request: its request's id. With tools there is a chunk
-    for each round: calls are those that were made in it, with what came of them; text is the answer
-    in the last one, and "" in the others.
+    logprobs and top_logprobs: of each token, when asked for. request: its request's id. With tools
+    there is a chunk for each round: calls are those that were made in it, with what came of them;
+    text is the answer in the last one, and "" in the others.
 
     pieces: on a provider's core, where tokens are not told, how many pieces of text it holds; index
     counts those.
@@ -125,6 +135,7 @@ class Chunk(Record, frozen=True):
     request: int = 0
     calls: list[ToolCall] = []
     pieces: int = 0
+    top_logprobs: list[list[Likely]] = []
 
 
 @syscall(
@@ -290,6 +301,10 @@ class LlmGenerate(Call, frozen=True):
     min_context: MinContext = 0
     max_price: MaxPrice = None
     max_latency: MaxLatency = None
+    top_logprobs: Annotated[
+        int,
+        Meta(ge=0, le=20, description="with logprobs: of each token, so many of the likeliest too"),
+    ] = 0
 
 
 class Embeddings(Record, frozen=True):

@@ -45,7 +45,9 @@ KILL_WEIGHT: Final = 0.05  # of a death that was a kill from outside
 RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 
 
-_GENERATES: Final = ("beams", "grammar", "json", "logit_bias", "logprobs", "raw", "seed")
+_GENERATES: Final = (
+    "beams", "grammar", "json", "logit_bias", "logprobs", "raw", "seed", "top_logprobs",
+)  # fmt: skip
 FEATURES: Final = frozenset((*_GENERATES, "text", "tools", "watermark", "window"))
 """What every GGUF core can do for a request."""
 

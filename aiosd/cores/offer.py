@@ -98,6 +98,7 @@ def _uses(args: abi.LlmGenerate) -> frozenset[str]:
         "grammar": bool(args.grammar),
         "beams": args.beams > 1,
         "logprobs": args.logprobs,
+        "top_logprobs": args.top_logprobs > 0,
         "logit_bias": bool(args.logit_bias),
         "raw": args.raw,
         "watermark": args.watermark,

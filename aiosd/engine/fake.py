@@ -318,7 +318,10 @@ class FakeRunner:
             dice = _digest(dice)
         if token < 0:
             return OSError(errno.EINVAL, "grammar: no byte can go on from here")
-        return Drawn(token, -(1 + dice[6]) / 64 if goal.sampling.logprobs else 0.0)
+        how, logprob = goal.sampling, -(1 + dice[6]) / 64
+        others = range(how.top_logprobs)
+        top = [((token + other) % (EOG + 1), logprob - other) for other in others]
+        return Drawn(token, logprob if how.logprobs else 0.0, top)
 
     def _choose(self, held: list[tuple[int, bytes]], dice: bytes, ends: bool) -> int:
         number = int.from_bytes(dice[:4], "little")

@@ -54,7 +54,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     that a token stands there, presence_penalty once. logit_bias: added, by token. min_tokens: no
     end before so many. watermark: make green tokens likelier (`watermark.py`).
     logprobs: report each token's log-probability, in the distribution that the
-    model gives, before all of this and before the temperature.
+    model gives, before all of this and before the temperature. top_logprobs: report those of the
+    likeliest so many as well.
     """
 
     temperature: float = 0.0
@@ -70,6 +71,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     min_tokens: int = 0
     logprobs: bool = False
     watermark: bool = False
+    top_logprobs: int = 0
 
 
 class Slide(msgspec.Struct, frozen=True, array_like=True):
@@ -381,7 +383,8 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     finish is "" while the generation goes on, else "stop", "length" or "window": there is no cell
     left to go on in, and `tail` is the text that would be final if it ended here. A token that ends
     the generation by being an end-of-text token has id but is not part of the sequence (kept
-    False). logprob: see Sampling.logprobs; 0 unless asked for.
+    False). logprob: see Sampling.logprobs; 0 unless asked for. top: the likeliest tokens in its
+    place, with what each stands for.
     """
 
     cid: int
@@ -392,6 +395,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     kept: bool
     logprob: float = 0.0
     tail: str = ""
+    top: list[tuple[int, float, bytes]] = []
 
 
 class Beam(msgspec.Struct, frozen=True, array_like=True):

@@ -88,10 +88,14 @@ class Draw(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A token, and its log-probability as the model gave it; 0 when nobody asked for that."""
+    """A token, and its log-probability as the model gave it; 0 when nobody asked for that.
+
+    top: the likeliest tokens in its place, with theirs, as far as they were asked for.
+    """
 
     token: int
     logprob: float
+    top: Sequence[tuple[int, float]] = ()
 
 
 class Runner(Protocol):

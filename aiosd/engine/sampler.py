@@ -104,7 +104,10 @@ class Samplers:
         token = self._draw(changed, sampler.how, draw.position)
         if sampler.grammar is not None and not sampler.grammar.allows(token):
             token = self._draw_within(sampler.grammar, logits, changed, sampler.how, draw.position)
-        return Drawn(token, log_probability(logits, token) if sampler.how.logprobs else 0.0)
+        how = sampler.how
+        logprob = log_probability(logits, token) if how.logprobs else 0.0
+        top = likeliest(logits, how.top_logprobs) if how.top_logprobs else ()
+        return Drawn(token, logprob, top)
 
     def _change(self, logits: Logits, sampler: Sampler, tokens: Sequence[int]) -> Logits:
         """A changed copy of the logits, in memory that the next call uses again."""

@@ -124,10 +124,12 @@ class Sequence:
 
     def accept(self, drawn: Drawn, eog: bool, piece: Callable[[int], bytes], n_ctx: int) -> Token:
         """Take a sampled token; returns the event that reports it. Ends the run when it must."""
-        index, (token, logprob) = len(self.tokens), drawn
+        index, (token, logprob, likely) = len(self.tokens), drawn
+        top = [(other, share, piece(other)) for other, share in likely]
         if eog:
             self.running = False
-            return Token(self.cid, index, token, self._text.finish(), "stop", False, logprob)
+            text = self._text.finish()
+            return Token(self.cid, index, token, text, "stop", False, logprob, "", top)
         self.tokens.append(token)
         self.sampler.accept(token)
         count = len(self.goal.said) + len(self.tokens) - self.goal.prompt_len
@@ -139,7 +141,7 @@ class Sequence:
         elif self._full(n_ctx):
             finish, tail = "window", self._text.finish()
         self.running = not finish
-        return Token(self.cid, index, token, text, finish, True, logprob, tail)
+        return Token(self.cid, index, token, text, finish, True, logprob, tail, top)
 
     def _feed(self, piece: bytes, count: int) -> str:
         """Add the bytes of the token that is number `count` of the output; returns final text."""

@@ -645,6 +645,7 @@ class SyncCalls:
         min_context: int = 0,
         max_price: float | None = None,
         max_latency: float | None = None,
+        top_logprobs: int = 0,
     ) -> Generation: ...
 
     @overload
@@ -694,6 +695,7 @@ class SyncCalls:
         min_context: int = 0,
         max_price: float | None = None,
         max_latency: float | None = None,
+        top_logprobs: int = 0,
     ) -> Stream[Chunk, Generation]: ...
 
     @overload
@@ -743,6 +745,7 @@ class SyncCalls:
         min_context: int = 0,
         max_price: float | None = None,
         max_latency: float | None = None,
+        top_logprobs: int = 0,
     ) -> Generation | Stream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -791,6 +794,7 @@ class SyncCalls:
         min_context: int = 0,
         max_price: float | None = None,
         max_latency: float | None = None,
+        top_logprobs: int = 0,
     ) -> Generation | Stream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -874,6 +878,7 @@ class SyncCalls:
         min_context: tokens that the core's window must have.
         max_price: dollars that it may cost; each round, with tools.
         max_latency: expected seconds to the first token, at most.
+        top_logprobs: with logprobs: of each token, so many of the likeliest too.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -921,6 +926,7 @@ class SyncCalls:
             min_context=min_context,
             max_price=max_price,
             max_latency=max_latency,
+            top_logprobs=top_logprobs,
         )
         finish = validated(schema)
         if stream:
@@ -2287,6 +2293,7 @@ class AsyncCalls:
         min_context: int = 0,
         max_price: float | None = None,
         max_latency: float | None = None,
+        top_logprobs: int = 0,
     ) -> Coroutine[Any, Any, Generation]: ...
 
     @overload
@@ -2336,6 +2343,7 @@ class AsyncCalls:
         min_context: int = 0,
         max_price: float | None = None,
         max_latency: float | None = None,
+        top_logprobs: int = 0,
     ) -> AsyncStream[Chunk, Generation]: ...
 
     @overload
@@ -2385,6 +2393,7 @@ class AsyncCalls:
         min_context: int = 0,
         max_price: float | None = None,
         max_latency: float | None = None,
+        top_logprobs: int = 0,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]: ...
 
     def llm_generate(
@@ -2433,6 +2442,7 @@ class AsyncCalls:
         min_context: int = 0,
         max_price: float | None = None,
         max_latency: float | None = None,
+        top_logprobs: int = 0,
     ) -> Coroutine[Any, Any, Generation] | AsyncStream[Chunk, Generation]:
         """Generate text on a core: the scheduler decides when, the dispatcher where.
 
@@ -2516,6 +2526,7 @@ class AsyncCalls:
         min_context: tokens that the core's window must have.
         max_price: dollars that it may cost; each round, with tools.
         max_latency: expected seconds to the first token, at most.
+        top_logprobs: with logprobs: of each token, so many of the likeliest too.
 
         Raises OSError with ENOSPC, ENOENT, ESRCH, ENODEV, EBUSY, EDQUOT, ENOMEM, EPIPE.
         """
@@ -2563,6 +2574,7 @@ class AsyncCalls:
             min_context=min_context,
             max_price=max_price,
             max_latency=max_latency,
+            top_logprobs=top_logprobs,
         )
         finish = validated(schema)
         if stream:

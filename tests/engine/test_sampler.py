@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aiosd.engine.protocol import Goal, Sampling
-from aiosd.engine.runner import Draw
+from aiosd.engine.runner import Draw, Drawn
 
 if importlib.util.find_spec("llama_cpp") is None:
     pytest.skip("needs the package llama-cpp-python", allow_module_level=True)
@@ -23,7 +23,7 @@ BEST = int(LOGITS.argmax())
 PROMPT = [5, 6]
 
 
-def choose(how: Sampling, tokens: list[int] | None = None) -> tuple[int, float]:
+def choose(how: Sampling, tokens: list[int] | None = None) -> Drawn:
     samplers = Samplers(SIZE, [END])
     given = PROMPT if tokens is None else tokens
     sampler = samplers.open(Goal(len(PROMPT), 99, how, []), given)
@@ -31,16 +31,24 @@ def choose(how: Sampling, tokens: list[int] | None = None) -> tuple[int, float]:
 
 
 def test_a_plain_greedy_choice_is_the_first_of_the_best() -> None:
-    assert choose(Sampling()) == (BEST, 0.0)
+    assert choose(Sampling()) == Drawn(BEST, 0.0)
 
 
 def test_a_log_probability_is_of_the_models_own_distribution() -> None:
     shares = np.exp(LOGITS.astype(np.float64))
     expected = math.log(shares[BEST] / shares.sum())
     assert log_probability(LOGITS, BEST) == pytest.approx(expected, abs=1e-4)
-    token, logprob = choose(Sampling(2.0, seed=3, logprobs=True, logit_bias={BEST: -9.0}))
+    token, logprob, _ = choose(Sampling(2.0, seed=3, logprobs=True, logit_bias={BEST: -9.0}))
     assert token != BEST
     assert logprob == pytest.approx(math.log(shares[token] / shares.sum()), abs=1e-4)
+
+
+def test_the_likeliest_are_of_the_models_own_distribution() -> None:
+    bias = {BEST: -9.0}
+    token, _, top = choose(Sampling(2.0, seed=3, logprobs=True, top_logprobs=4, logit_bias=bias))
+    assert token != BEST
+    assert [each for each, _ in top] == np.argsort(-LOGITS, kind="stable")[:4].tolist()
+    assert all(share == pytest.approx(log_probability(LOGITS, each)) for each, share in top)
 
 
 def test_a_bias_decides() -> None:

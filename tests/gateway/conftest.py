@@ -53,12 +53,12 @@ class Answer:
 class Host:
     """A daemon, and its gateway's address."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, config: str = CORE) -> None:
         self.daemon = Daemon(
             world.make(must_end_empty=False),
             world.make(must_end_empty=True),
             world.make(must_end_empty=True),
-            config=CORE,
+            config=config,
         )
 
     @property

@@ -101,6 +101,11 @@ def test_models_are_cores_by_name(host: Host, agent: Registered) -> None:
 def test_what_is_not_there_is_said_in_json(host: Host, agent: Registered) -> None:
     refused = host.ask("/v1/nothing", agent.key)
     assert refused.status == 404 and "/v1/nothing" in refused.error["message"]
+    for path, allow in (("/v1/chat/completions", "POST"), ("/mcp", "POST")):
+        refused = host.ask(path, agent.key)
+        assert (refused.status, refused.headers["allow"]) == (405, allow)
+        assert "POST" in refused.error["message"]
+    assert host.ask("/v1/models", agent.key, b"{}").status == 405
 
 
 def test_other_settings_hold_after_a_reload(host: Host, agent: Registered) -> None:

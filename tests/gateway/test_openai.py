@@ -130,6 +130,59 @@ def test_log_probabilities_are_of_each_token(client: openai.OpenAI) -> None:
     assert all(row.logprob <= 0 for row in choice.logprobs.content)
 
 
+def test_the_likeliest_tokens_come_where_they_are_asked_for(client: openai.OpenAI) -> None:
+    how: dict[str, Any] = {"model": "fake", "messages": HELLO, "max_tokens": 6, "logprobs": True}
+    [choice] = client.chat.completions.create(top_logprobs=3, **how).choices
+    assert choice.logprobs and choice.logprobs.content
+    rows = choice.logprobs.content
+    assert [len(row.top_logprobs) for row in rows] == [3] * 6
+    assert "".join(row.top_logprobs[0].token for row in rows) == choice.message.content
+    chunks = [
+        chunk.choices[0].logprobs
+        for chunk in client.chat.completions.create(top_logprobs=3, stream=True, **how)
+    ]
+    assert [row for part in chunks if part for row in part.content or []] == rows
+
+
+def test_several_choices_of_one_request(client: openai.OpenAI) -> None:
+    how: dict[str, Any] = {"model": "fake", "messages": HELLO, "max_tokens": 12, "temperature": 0.9}
+    alone = [client.chat.completions.create(seed=seed, **how) for seed in (7, 8, 9)]
+    texts = [one.choices[0].message.content for one in alone]
+    create: Any = client.chat.completions.create
+    found = create(n=3, seed=7, **how)
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in found.choices] == texts
+    used = [one.usage.completion_tokens for one in alone if one.usage]
+    assert found.usage and found.usage.completion_tokens == sum(used)
+    told = {"include_usage": True}
+    *pieces, last = create(n=3, seed=7, stream=True, stream_options=told, **how)
+    said = [["", ""] for _ in texts]
+    for [choice] in (piece.choices for piece in pieces):
+        said[choice.index][0] += choice.delta.content or ""
+        said[choice.index][1] += choice.finish_reason or ""
+    assert [text for text, _ in said] == texts and all(end for _, end in said)
+    assert last.usage == found.usage
+
+
+def test_completions_of_several_prompts(client: openai.OpenAI) -> None:
+    how: dict[str, Any] = {"model": "fake", "max_tokens": 9, "temperature": 0.9, "seed": 3}
+    prompts = ["Once upon", "In the end"]
+    alone = [client.completions.create(prompt=one, n=2, logprobs=2, **how) for one in prompts]
+    wanted = [choice for one in alone for choice in one.choices]
+    found = client.completions.create(prompt=prompts, n=2, logprobs=2, **how)
+    assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in found.choices] == [choice.text for choice in wanted]
+    assert [choice.logprobs for choice in found.choices] == [one.logprobs for one in wanted]
+    told = wanted[3].logprobs
+    assert told and told.top_logprobs and all(len(row) == 2 for row in told.top_logprobs)
+    assert "".join(told.tokens or []) == wanted[3].text
+    chunks = client.completions.create(prompt=prompts, n=2, stream=True, **how)
+    texts = [""] * 4
+    for chunk in chunks:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [choice.text for choice in wanted]
+
+
 def test_completions_go_on_from_a_prompt(client: openai.OpenAI, kernel: aios.Kernel) -> None:
     wanted = kernel.llm_generate("Once upon", raw=True, max_tokens=20)
     found = client.completions.create(model="fake", prompt="Once upon", max_tokens=20, logprobs=1)
@@ -197,9 +250,12 @@ def test_responses_with_functions_and_forms(client: openai.OpenAI) -> None:
     ("asked", "named"),
     [
         ({"messages": []}, "messages"),
-        ({"temperature": 50}, "temperature"),
-        ({"n": 2}, "n:"),
-        ({"top_logprobs": 3, "logprobs": True}, "top_logprobs"),
+        ({"temperature": 2.1}, r"temperature: expected float <= 2.0; send that"),
+        ({"frequency_penalty": -3}, "frequency_penalty: expected float >= -2.0"),
+        ({"max_tokens": 0}, "max_tokens: expected int >= 1"),
+        ({"n": 17}, "n: 17 .* 1 to 16"),
+        ({"top_logprobs": 3}, "top_logprobs: it goes with logprobs"),
+        ({"functions": []}, "functions: .* send tools"),
         ({"tools": [TOOL], "tool_choice": {"function": {"name": "go"}}}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),
@@ -208,8 +264,9 @@ def test_responses_with_functions_and_forms(client: openai.OpenAI) -> None:
 def test_what_can_t_be_done_is_named(
     client: openai.OpenAI, asked: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match=named):
+    with pytest.raises(openai.BadRequestError, match=named) as found:
         client.chat.completions.create(**{"model": "fake", "messages": HELLO, **asked})
+    assert found.value.param and found.value.param.partition("[")[0] in asked
 
 
 def test_a_client_that_goes_ends_its_request(host: Host, agent: Registered) -> None:

@@ -257,7 +257,7 @@ def test_what_shapes_tokens_holds_over_restarts(daemon: Daemon) -> None:
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 30}
     ask: dict[str, Any] = {
         "stream": True, "max_tokens": 900, "schema": schema, "logprobs": True, "temperature": 0.8,
-        "seed": 3, "watermark": True, "repeat_penalty": 1.2,
+        "seed": 3, "watermark": True, "repeat_penalty": 1.2, "top_logprobs": 2,
     }  # fmt: skip
     with Writer(daemon, "solo") as solo:
         alone = solo.finish(solo.submit("tell", **ask))
@@ -274,6 +274,7 @@ def test_what_shapes_tokens_holds_over_restarts(daemon: Daemon) -> None:
     a.close()
     assert reply.token_ids == a.seen[wanted] == alone.token_ids
     assert (reply.text, reply.logprobs) == (alone.text, alone.logprobs)
+    assert reply.top_logprobs == alone.top_logprobs
     assert reply.parsed == alone.parsed
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,28 @@ def test_log_probabilities_come_one_for_each_token(daemon: Daemon) -> None:
             brought += answer(a.read(), Chunk).logprobs
         assert brought == told.logprobs
         assert a.finish(wanted).logprobs == told.logprobs
+
+
+def test_the_likeliest_tokens_come_with_each(daemon: Daemon) -> None:
+    how: dict[str, Any] = {"core": "c", "max_tokens": 9, "logprobs": True, "top_logprobs": 3}
+    with Writer(daemon) as a:
+        told = a.ask("tell", **how)
+        assert [len(row) for row in told.top_logprobs] == [3] * 9
+        for row, token, logprob in zip(
+            told.top_logprobs, told.token_ids, told.logprobs, strict=True
+        ):
+            assert (row[0].token_id, row[0].logprob) == (token, logprob)
+            assert row[0].logprob > row[1].logprob > row[2].logprob
+        whole = told.text.partition("\ufffd")[0]  # the last letter may be cut in two
+        assert whole
+        assert b"".join(row[0].data for row in told.top_logprobs).startswith(whole.encode())
+        wanted = a.begin("tell", **how)
+        brought: list[Any] = []
+        while len(brought) < 9:
+            brought += answer(a.read(), Chunk).top_logprobs
+        assert brought == told.top_logprobs == a.finish(wanted).top_logprobs
+        with pytest.raises(OSError, match="goes with logprobs"):
+            a.ask("tell", core="c", top_logprobs=3)
 
 
 def test_a_generation_that_is_continued_is_the_one_that_never_stopped(daemon: Daemon) -> None:
