@@ -204,6 +204,11 @@ class Generation:
             for piece in wrote:
                 self.form.hear(piece)
 
+    @property
+    def left(self) -> float | None:
+        """Seconds until its deadline; None: it has none."""
+        return self._deadline.left
+
     def _moment(self, monotonic: float) -> float:
         return self.submitted_at + monotonic - self.submitted if monotonic else 0.0
 

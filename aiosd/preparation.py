@@ -113,16 +113,27 @@ class Preparation:
         context.route = f"context {context.cid} is on core {context.core.name}"
         return context
 
+    def _has_another(self, generation: Generation) -> bool:
+        try:
+            self._other(generation, [*generation.tried, generation.context.core.name])
+        except OSError:
+            return False
+        return True
+
     def another(self, generation: Generation, tried: list[str]) -> Core:
         """Return another core for a request that those tried could not do; raises OSError."""
+        core, why = self._other(generation, tried)
+        route = f"{why}; {', '.join(tried)} could not do it"
+        generation.context.route = generation.route = route
+        return core
+
+    def _other(self, generation: Generation, tried: list[str]) -> tuple[Core, str]:
         args, context = generation.args, generation.context
         if args.core:
             raise OSError(errno.ENODEV, f"core {args.core} was asked for by name")
         process = self._table.get(generation.aid)
         wish = offer.wish(args, process.name, process.max_tokens, context.turns)
-        core, why = self._cores.choose(wish, without=tried)
-        context.route = generation.route = f"{why}; {', '.join(tried)} could not do it"
-        return core
+        return self._cores.choose(wish, without=tried)
 
     def _come_home(self, context: Context) -> None:
         """Move a context whose core was removed to the one that has its name now, if any."""
@@ -182,7 +193,9 @@ class Preparation:
         await self._reserve(generation, amounts)
         sequence = context.sequence
         sequence.nice = self._table.get(generation.aid).nice
-        sequence.sink = remotely.Reply(generation, chat, self._journal, self.elsewhere)
+        sequence.sink = remotely.Reply(
+            generation, chat, self._journal, self.elsewhere, self._has_another
+        )
 
     def _put(self, generation: Generation, args: abi.LlmGenerate) -> tuple[abi.LlmGenerate, str]:
         """Return a request as its model is asked, and what its template is to offer."""

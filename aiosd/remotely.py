@@ -39,6 +39,9 @@ KILLED: Final = (
     "asked again since it would be paid for twice"
 )
 
+SOON: Final = 5.0
+"""Seconds for which a request waits for its core, though another one would do it."""
+
 _LOCAL: Final = (
     "raw", "beams", "watermark", "logit_bias", "min_tokens", "window", "top_logprobs",
 )  # fmt: skip
@@ -120,12 +123,19 @@ class Reply:
     """Where a remote core reports what comes of a request (cores.remote.Reader)."""
 
     def __init__(
-        self, generation: Generation, chat: p.Chat, journal: Journal, elsewhere: Elsewhere
+        self,
+        generation: Generation,
+        chat: p.Chat,
+        journal: Journal,
+        elsewhere: Elsewhere,
+        another: Callable[[Generation], bool],
     ) -> None:
+        """another: says whether there is another core that would do it."""
         self.chat: p.Chat | None = chat
         self._generation = generation
         self._journal = journal
         self._elsewhere = elsewhere
+        self._another = another
         assert generation.bill is not None
         self._bill = generation.bill
 
@@ -145,6 +155,13 @@ class Reply:
         self._bill.unsent()
         if not self._generation.done:
             self._journal.touch(self._generation)
+
+    def bears(self, seconds: float) -> bool:
+        """Whether it may wait so long for its core."""
+        left = self._generation.left
+        if left is not None and left <= seconds:
+            return False
+        return seconds <= SOON or not self._another(self._generation)
 
     def metered(self, prompt: int, cached: int, output: int) -> None:
         """Take the provider's figures."""

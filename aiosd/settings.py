@@ -165,7 +165,8 @@ class Remote(Section, frozen=True, kw_only=True):
     systemd) or file:PATH; "" for a server that wants none. dialect: what serves a compatible
     interface. window: tokens that the model reads and writes at most, 0: not known. max_output:
     tokens of a reply where nobody says how many. rate: requests a minute, 0: any number. retries:
-    of one request on this core, where that is safe. Timeouts: to connect, to the first token,
+    of one request on this core, where that is safe. patience: how long a request waits for a
+    provider that wants to be left alone, at most. Timeouts: to connect, to the first token,
     between tokens. price_cached: dollars per million tokens that the provider had cached; -1: as
     price_in. image_tokens: that one picture counts at most. omit: parameters that are not sent.
     extra, headers: more to send. check: ask for the list of models at the start, and before a
@@ -189,6 +190,7 @@ class Remote(Section, frozen=True, kw_only=True):
     max_output: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
     rate: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     retries: Annotated[int, Meta(ge=0, le=16)] = 3
+    patience: Duration = 60.0
     connect_timeout: Duration = 10.0
     first_timeout: Duration = 120.0
     token_timeout: Duration = 60.0

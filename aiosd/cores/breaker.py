@@ -4,6 +4,7 @@
     breaker.state          # closed, open, half
     breaker.until          # of an open one: when it may be probed
     breaker.probe()        # it is time: one request may go through
+    breaker.rest(until)    # the provider has said when
 
 Closed, it counts failures in a row; with the last one that it bears it opens. Open, nothing goes
 through until its time is over; then it is half open, and one request, or a check that costs
@@ -57,6 +58,11 @@ class Breaker:
         self.state, self.until = "open", now + self._span
         self.opened += 1
         return True
+
+    def rest(self, until: float) -> None:
+        """Open it until a time: the provider has said how long it wants to be left alone."""
+        self.state, self.until = "open", until
+        self.opened += 1
 
     def probe(self) -> None:
         """Let something through, to see."""

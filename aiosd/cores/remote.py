@@ -80,6 +80,9 @@ class Reader(Sink, Protocol):
     def unsent(self) -> None:
         """The provider has done nothing of what was sent; it waits again."""
 
+    def bears(self, seconds: float) -> bool:
+        """Whether it may wait so long: it has the time, and no other core would do it sooner."""
+
     def metered(self, prompt: int, cached: int, output: int) -> None:
         """What the provider has counted so far."""
 
@@ -345,6 +348,8 @@ class RemoteCore:
         if sequence.cid not in self.queue:
             task = Task(sequence.cid, sequence.aid, sequence.nice, sequence.uid, letters // 4)
             self.queue.enter(task)
+        if self._pace.paused > time.monotonic():
+            self._loop.call_soon(self._hasten, work)
 
     def _carry_out(self) -> None:
         if self.state != "ready":
@@ -451,6 +456,10 @@ class RemoteCore:
         elif failed.kind in ("cut", "lost"):
             self._drop(work)
             work.sink.refused(errno.EIO, f"{text}; what it has done of it is not known")
+        elif failed.wait and not self._bears(work, failed.wait):
+            self._drop(work)
+            work.sink.unsent()
+            work.sink.refused(_code(failed), f"{text}; {_too_long(failed.wait)}")
         elif work.attempts > self._settings.retries or not self.accepting_again:
             self._drop(work)
             work.sink.unsent()
@@ -458,6 +467,17 @@ class RemoteCore:
             work.sink.refused(_code(failed), f"{text}{tries}")
         else:
             self._again(work, failed)
+
+    def _hasten(self, work: _Work) -> None:
+        """Have a request that queues go elsewhere, where its provider wants to be left alone."""
+        queues = self._works.get(work.sequence.cid) is work and work.sequence.cid in self.queue
+        wait = self._pace.paused - time.monotonic()
+        if queues and not work.flying and wait > 0 and not self._bears(work, wait):
+            self._drop(work)
+            work.sink.refused(errno.EAGAIN, f"core {self.name}: {_too_long(wait)}")
+
+    def _bears(self, work: _Work, seconds: float) -> bool:
+        return seconds <= self._settings.patience and work.sink.bears(seconds)
 
     @property
     def accepting_again(self) -> bool:
@@ -513,13 +533,24 @@ class RemoteCore:
     def _count(self, failed: p.Failed) -> None:
         """Note a failure, where it is the provider's."""
         now = time.monotonic()
+        if failed.kind == "busy" and failed.wait > self._settings.patience:
+            self._rest(failed, now)
+            return
         if failed.kind == "busy":
             self._pace.pause(now + failed.wait)
+            for work in list(self._works.values()):
+                self._hasten(work)
             return
         if failed.kind == "lost":
             return
         theirs = failed.kind != "refused" or failed.status in (401, 403)
         if theirs and self.breaker.failed(now) and self.state == "ready":
+            self._down(failed.message)
+
+    def _rest(self, failed: p.Failed, now: float) -> None:
+        """Leave the provider alone for as long as it wants; nobody waits for it meanwhile."""
+        if self.state == "ready":
+            self.breaker.rest(now + failed.wait)
             self._down(failed.message)
 
     def _down(self, why: str) -> None:
@@ -619,6 +650,10 @@ class RemoteCore:
             extra=settings.extra,
             headers=settings.headers,
         )
+
+
+def _too_long(wait: float) -> str:
+    return f"it wants to be left alone for {wait:.0f} s, too long for this request"
 
 
 def _code(failed: p.Failed) -> int:

@@ -19,12 +19,18 @@ from tests.conftest import World
 from tests.daemon import Daemon
 from tests.frontier import Act, Frontier
 from tests.system.agents import until
-from tests.system.providers import KEY, TEXT, ask, await_ready, cores
+from tests.system.providers import KEY, TEXT, ask, await_ready, cores, ready
 from tests.system.writer import Watcher, Writer, core
 
 ROUTE = """
 [routing.rules.pair]
 cores = ["mute"]
+fallback = ["rest"]
+[routing.rules.tired]
+cores = ["tired"]
+fallback = ["rest"]
+[routing.rules.slow]
+cores = ["slow"]
 fallback = ["rest"]
 [routing.rules.rest]
 cores = ["spare"]
@@ -44,7 +50,20 @@ def daemon(world: World, frontier: Frontier) -> Iterator[Daemon]:
     state = world.make(must_end_empty=False)
     world.state_dirs.append(state)
     places = state, world.make(must_end_empty=True), world.make(must_end_empty=True)
-    names = ["plain", "cut", "fails", "calls", "lies", "turns", "stop", "mute", "spare", "weak"]
+    names = [
+        "plain",
+        "cut",
+        "fails",
+        "calls",
+        "lies",
+        "turns",
+        "stop",
+        "mute",
+        "spare",
+        "weak",
+        "tired",
+        "slow",
+    ]
     config = cores(frontier, *names) + cores(frontier, "hasty", first_timeout=0.2)
     claude = cores(frontier, "claude", base_url=frontier.url("claude").removesuffix("/v1"))
     config += claude.replace('"openai"', '"anthropic"')
@@ -318,6 +337,35 @@ def test_a_provider_that_fails_again_and_again_is_left_alone(
         watcher.await_event("core.ready", name="weak")
         assert ask(writer, "weak").text == TEXT
     assert len(frontier.bodies["weak"]) == 1
+
+
+def test_nobody_waits_long_for_a_provider_that_wants_to_be_left_alone(
+    daemon: Daemon, frontier: Frontier
+) -> None:
+    def busy(seconds: int) -> Act:
+        return Act(status=429, message="limit", headers={"retry-after": str(seconds)})
+
+    frontier.then("slow", busy(60))
+    frontier.then("tired", Act(after=3, then="hang"), busy(1800))
+    with Writer(daemon) as writer, Writer(daemon, "b") as other:
+        reply = writer.ask("Hello", raw=False, route="slow")  # it has the time, but need not wait
+        assert (reply.text, reply.core) == (TEXT, "spare")
+        with pytest.raises(BlockingIOError, match="left alone"):
+            ask(writer, "slow", deadline=20.0)
+        assert writer.ask("Hello", raw=False, route="slow").core == "spare"
+        assert ready(daemon, "slow")
+        kept = other.begin("Hello", raw=False, core="tired")
+        other.read_tokens(kept, 3)
+        with pytest.raises(BlockingIOError, match=r"limit; .* alone for 1800 s"):
+            ask(writer, "tired")
+        assert core(daemon, "tired").state == "down"
+        with pytest.raises(OSError, match="tried again in 1") as found:
+            ask(writer, "tired")
+        assert found.value.errno == errno.ENODEV
+        assert writer.ask("Hello", raw=False, route="tired").core == "spare"
+        frontier.release("tired")
+        assert other.finish(kept).text == TEXT  # what it has it goes on with
+    assert (len(frontier.bodies["slow"]), len(frontier.bodies["tired"])) == (1, 2)
 
 
 def test_a_killed_kernel_does_not_ask_again_for_what_it_may_have_asked_for(
