@@ -113,7 +113,7 @@ def reserving(reservations: Iterable[Reservation]) -> Write:
 
 def settling(rid: int, charges: Sequence[tuple[Limit, int]], use: Use | None, now: float) -> Write:
     """Return what ends a reservation: its row goes, what was spent is charged, use is counted."""
-    rows = [(limit.since, amount, limit.since, *limit.name) for limit, amount in charges]
+    rows = _charges(charges)
     day = int(now // DAY)
 
     def write(db: Connection) -> None:
@@ -124,6 +124,20 @@ def settling(rid: int, charges: Sequence[tuple[Limit, int]], use: Use | None, no
         reach("quota.settle")
 
     return write
+
+
+def charging(charges: Sequence[tuple[Limit, int]]) -> Write:
+    """Return what charges limits with what was used without a reservation."""
+    rows = _charges(charges)
+
+    def write(db: Connection) -> None:
+        db.conn.executemany(_CHARGE, rows)
+
+    return write
+
+
+def _charges(charges: Sequence[tuple[Limit, int]]) -> list[tuple[Any, ...]]:
+    return [(limit.since, amount, limit.since, *limit.name) for limit, amount in charges]
 
 
 def count(db: Connection, use: Use, day: int) -> None:

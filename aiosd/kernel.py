@@ -268,6 +268,9 @@ class Kernel:
         own = KernelTools(self.access, self.table, stores.owners, stores.library)
         self.tools.runners["kernel"] = own
         self.tools.catalog.put("kernel", DECLARED)
+        self.tools.charge = lambda caller: self.quotas.take(
+            caller.aid, caller.uid, "tool_calls", "execute_tool"
+        )
         self.table.on_settled(self.tools.agent_ended)
         self.table.channels.append(self.tools.waits_for)
         self.budgets.settle = self.tools.book.settle

@@ -10,9 +10,10 @@ all that descends from it), `group:NAME` (its members, and its pool), `uid:UID` 
 uid, and the person). Limits on one thing set by several all hold, so nobody widens what another
 one set.
 
-Two kinds of resource. What flows (tokens, dollars, requests) is used up: a limit with a period
-begins anew after it. What is held (KV, memory, storage, children, requests in flight) is free again
-when it is given back, and has no period. Amounts are whole numbers, dollars in billionths (NANO).
+Two kinds of resource. What flows (tokens, dollars, requests, calls of tools) is used up: a limit
+with a period begins anew after it. What is held (KV, memory, storage, children, requests in flight)
+is free again when it is given back, and has no period. Amounts are whole numbers, dollars in
+billionths (NANO).
 
 What must hold: with hard limits alone, used + reserved never exceeds a limit by anything reserved
 after it was set; a reservation that doesn't fit changes nothing; it ends exactly once.
@@ -53,6 +54,7 @@ RESOURCES: Final = {
         Resource("tokens", "tokens", "ask for fewer (max_tokens)", flows=True),
         Resource("dollars", "dollars", "ask for fewer tokens, or another core", flows=True),
         Resource("requests", "requests", "ask less often", flows=True),
+        Resource("tool_calls", "calls of tools", "call tools less often", flows=True),
         Resource("concurrent", "requests in flight", "wait for one to end"),
         Resource("children", "living agents", "let some end"),
         Resource("kv_bytes", "bytes of KV", "clear a context (clr_context), or ask for less"),

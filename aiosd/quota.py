@@ -4,6 +4,7 @@
     write = quotas.open(rid, aid)                      # it has one; to go with the journal's begin
     durable = quotas.reserve(rid, amounts, call)       # at worst so much; to be waited for
     write = quotas.settle(rid, spent, use)             # to go with the journal's end
+    durable = quotas.take(aid, uid, "tool_calls", call)  # one is used up, without a reservation
     quotas.hold(subjects, amounts, call)               # what is held until it is let go of
 
 The rules are in limits.py, the rows in accounts.py, who may set a limit in budgets.py. The check is
@@ -271,6 +272,32 @@ class Quotas:
         self._tell([limit for limit, _ in charges if not limit.hard and limit.left < 0])
         self._sweep(now)
         return accounts.settling(rid, charges, use, now)
+
+    def take(self, aid: int, uid: int, resource: str, call: str) -> Awaitable[None] | None:
+        """Use one of what flows, before it is known what comes of it; wait for what is returned.
+
+        aid: whose it is, 0: the person's of the uid. None: no limit binds, which costs next to
+        nothing to find out. Raises OSError(EDQUOT) with nothing used.
+        """
+        if not len(self.book):
+            return None
+        subjects = self.subjects(aid) if aid else (f"uid:{uid}",)
+        limits = self.binding(subjects).get(resource)
+        if not limits:
+            return None
+        self._check({resource: limits}, {resource: 1}, call, aid)
+        for limit in limits:
+            limit.used = (limit.used or 0) + 1
+        return self._charge(limits)
+
+    async def _charge(self, limits: tuple[Limit, ...]) -> None:
+        """Have one more used of each limit on disk; where that fails, nothing was used."""
+        try:
+            await self._db.write(accounts.charging([(limit, 1) for limit in limits]))
+        except OSError:
+            for limit in limits:
+                limit.used = max(0, (limit.used or 0) - 1)
+            raise
 
     def _sweep(self, now: float) -> None:
         """Once a day, forget what was used long ago."""

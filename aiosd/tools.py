@@ -20,7 +20,7 @@ import errno
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -100,6 +100,7 @@ class ToolManager:
             "model": self.models,
         }
         self.packages = Packages(settings, state_dir, hidden, self.catalog)
+        self.charge: Callable[[Caller], Awaitable[None] | None] = lambda caller: None  # in quotas
         self._once = Onetime(db)
         self._rates = Rates()
         self._turns = Turns(start.tools.max_running, start.tools.max_queue)
@@ -178,6 +179,8 @@ class ToolManager:
     async def sys_execute_tool(self, caller: Caller, args: ExecuteTool) -> ToolResult:
         """Carry a call out."""
         kept = asking.get() if args.key else None
+        if (charged := self.charge(caller)) is not None:
+            await charged
         return await self._call(caller, args.name, args.arguments, args.timeout, kept)
 
     async def sys_list_tools(self, caller: Caller, args: ListTools) -> list[Tool]:
@@ -217,6 +220,8 @@ class ToolManager:
         """
         whose = caller if caller.aid == aid else Caller(caller.uid, caller.gid, caller.pid, aid)
         if not key:
+            if (charged := self.charge(whose)) is not None:
+                await charged
             return await self._call(whose, name, arguments, timeout, None)
         owner = (True, aid) if aid else (False, caller.uid)
         body = msgspec.msgpack.encode([name, arguments])
@@ -227,6 +232,8 @@ class ToolManager:
             raise BlockingIOError(errno.EAGAIN, f"tool {name}: a call with this key is under way")
         kept.work = self
         try:
+            if (charged := self.charge(whose)) is not None:
+                await charged
             result = await self._call(whose, name, arguments, timeout, kept)
         except BaseException:
             self._keys.drop(kept)

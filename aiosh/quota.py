@@ -76,7 +76,7 @@ Subject = Annotated[
         autocompletion=offers.all_agents,
     ),
 ]
-Resource = Annotated[str, typer.Argument(help="tokens, dollars, requests, concurrent, ...")]
+Resource = Annotated[str, typer.Argument(help="tokens, dollars, requests, tool_calls, ...")]
 
 
 @quota_app.callback()

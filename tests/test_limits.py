@@ -212,4 +212,4 @@ def test_a_refusal_says_which_limit_what_is_left_and_when() -> None:
 
 
 def test_flows_and_holdings() -> None:
-    assert set(FLOWS) == {"tokens", "dollars", "requests"}
+    assert set(FLOWS) == {"tokens", "dollars", "requests", "tool_calls"}

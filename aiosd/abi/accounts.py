@@ -190,8 +190,9 @@ class SetQuota(Call, frozen=True):
             min_length=1,
             max_length=64,
             pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$",
-            description="tokens, dollars, requests (used up), concurrent, children, kv_bytes,"
-            " working_bytes, memory_records, memory_bytes, storage_objects, storage_bytes (held)",
+            description="tokens, dollars, requests, tool_calls (used up), concurrent, children,"
+            " kv_bytes, working_bytes, memory_records, memory_bytes, storage_objects,"
+            " storage_bytes (held)",
         ),
     ]
     limit: Annotated[float, Meta(ge=0)]

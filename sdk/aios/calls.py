@@ -1650,7 +1650,7 @@ class SyncCalls:
         limit refuses with EDQUOT, a soft one is told as the event quota.over.
 
         subject: agent:AID, group:NAME or uid:UID.
-        resource: tokens, dollars, requests (used up), concurrent, children, kv_bytes,
+        resource: tokens, dollars, requests, tool_calls (used up), concurrent, children, kv_bytes,
             working_bytes, memory_records, memory_bytes, storage_objects, storage_bytes (held).
         period: seconds until it resets, up to 366 days; 0: never.
         remove: take the caller's limit away, root: anybody's.
@@ -3297,7 +3297,7 @@ class AsyncCalls:
         limit refuses with EDQUOT, a soft one is told as the event quota.over.
 
         subject: agent:AID, group:NAME or uid:UID.
-        resource: tokens, dollars, requests (used up), concurrent, children, kv_bytes,
+        resource: tokens, dollars, requests, tool_calls (used up), concurrent, children, kv_bytes,
             working_bytes, memory_records, memory_bytes, storage_objects, storage_bytes (held).
         period: seconds until it resets, up to 366 days; 0: never.
         remove: take the caller's limit away, root: anybody's.
