@@ -16,11 +16,25 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from aiosd.abi.process import Exit
 from tests.aiosh.conftest import door, surroundings
-from tests.daemon import PATIENCE, Daemon
+from tests.daemon import PATIENCE, ROOT, Daemon
 from tests.system.agents import until
 from tests.system.writer import Writer
 
 CORE = '[[cores]]\nname = "c"\ndriver = "fake"\nslots = 2\n'
+
+
+def _unit(name: str, collector: str) -> list[str]:
+    """Return what a unit has aiosctl do, for another collector."""
+    lines = (ROOT / "etc" / name).read_text().splitlines()
+    [start] = [line for line in lines if line.startswith("ExecStart=")]
+    env, program, *words = start.removeprefix("ExecStart=").split()
+    assert (env, program) == ("/usr/bin/env", "aiosctl")
+    return [word.replace("${COLLECTOR}", collector) for word in words]
+
+
+def test_both_units_do_the_same() -> None:
+    ours, theirs = (_unit(f"aios-spans{kind}.service", "x") for kind in ("", "-user"))
+    assert ours == theirs
 
 
 class Collector:
@@ -86,7 +100,7 @@ def test_an_agents_life_is_a_trace(daemon: Daemon) -> None:
         "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
     with Collector().serving() as collector:
-        command = door("ctl", "spans", "--endpoint", collector.url)
+        command = door("ctl", *_unit("aios-spans.service", collector.url))
         exporter = subprocess.Popen(command, env=environ)
         try:
             with Writer(daemon, "poet") as poet:
