@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from aiosd.abi.cores import Core, ListCores
-from aiosd.abi.process import SetPriority
+from aiosd.abi.process import ResumeAgent, SetPriority, SuspendAgent
 from aiosd.abi.tools import DescribeTool, ExecuteTool, RegisterTool, ToolResult
 from tests.conftest import World
 from tests.daemon import Client, answer
@@ -179,6 +179,23 @@ def test_a_call_gives_up_in_the_queue_and_in_the_middle(models: Bench, caller: C
         until(lambda: row(held.watcher, "sort").running == 0, "the batch has ended")
     assert caller.call(ExecuteTool("sort", {"word": "next"})).value[1] == ["next"]
     assert pid
+
+
+def test_the_time_of_a_suspended_agent_does_not_count_in_the_queue(
+    models: Bench, caller: Client
+) -> None:
+    with Held(models) as held, models.agent("awake") as awake:
+        aid = models.aid(caller)
+        held.watcher.call(SuspendAgent(aid))
+        held.ask(caller, "frozen", 1, timeout=0.001)
+        asked(awake, "late", timeout=0.001)
+        with pytest.raises(TimeoutError, match="sort: no result within"):
+            came(awake)
+        assert row(held.watcher, "sort").queued == 1  # of two that had the same time
+        (models.path / "gate").write_text("go")
+        assert came(held.first).value[1] == ["wait"]
+        assert came(caller).value[1] == ["frozen"]
+        held.watcher.call(ResumeAgent(aid))
 
 
 def test_files_are_lent_and_what_is_made_comes_back(models: Bench, caller: Client) -> None:
