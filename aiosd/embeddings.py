@@ -1,7 +1,9 @@
 """Embeddings: llm_embed, by the embedder, or by a core that is named: a provider's or a model's.
 
-What a provider is asked is reserved at its most (a token for each byte) and charged by its own
-figures, as far as they stay within that; one of whom nobody knows what it did may charge all of it.
+What a core is asked by an agent is reserved at its most (a token for each byte, and what a model
+adds to a text) and charged by the core's own figures, as far as they stay within that. A provider
+of whom nobody knows what it did may charge all of it, a model on this machine nothing. What the
+embedder does, which memory has for itself, is charged to nobody.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import errno
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiosd.abi import inference as abi
 from aiosd.access import Caller
 from aiosd.accounts import Use, line_of
+from aiosd.cores.core import Vectors
 from aiosd.cores.local import LocalCore
 from aiosd.cores.offer import EMBED
 from aiosd.cores.remote import RemoteCore, Undone
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from aiosd.embedder import Embedder
     from aiosd.proc import ProcessTable
     from aiosd.quota import Quotas
+
+ADDED: Final = 2
+"""Tokens that a model puts around a text at most."""
 
 
 class Embedding:
@@ -56,23 +62,23 @@ class Embedding:
         if not args.core:
             return await self._embedder.texts(args.texts)
         core, _ = self._cores.choose(Wish(features=frozenset({EMBED})), args.core)
-        if isinstance(core, LocalCore):
-            return await self._here(args.texts, core)
-        if not isinstance(core, RemoteCore):
+        if not isinstance(core, LocalCore | RemoteCore):
             raise OSError(errno.ENOTSUP, f"llm_embed: core {core.name} does not embed")
-        if not caller.aid:
+        if caller.aid:
+            found = await self._charged(caller, args.texts, core)
+        elif isinstance(core, LocalCore):
+            with self._at(core):
+                found = await core.embed(args.texts)
+        else:
             raise OSError(errno.ESRCH, "llm_embed: a provider's core embeds for agents alone")
-        return await self._ask(caller, args.texts, core)
-
-    async def _here(self, texts: list[str], core: LocalCore) -> abi.Embeddings:
-        """Have a GGUF model on this machine embed texts, which costs nobody anything."""
-        with self._at(core):
-            found = await core.embed(texts)
         return abi.Embeddings(found.vectors, core.row().model, found.tokens, core.name)
 
-    async def _ask(self, caller: Caller, texts: list[str], core: RemoteCore) -> abi.Embeddings:
-        """Have a provider embed texts, within the caller's limits. Raises OSError."""
-        most, quotas = sum(len(text.encode()) for text in texts) + len(texts), self._quotas
+    async def _charged(
+        self, caller: Caller, texts: list[str], core: LocalCore | RemoteCore
+    ) -> Vectors:
+        """Have a core embed texts, within the caller's limits. Raises OSError."""
+        most = sum(len(text.encode()) for text in texts) + ADDED * len(texts)
+        quotas = self._quotas
         quotas.admit(caller.aid, "llm_embed")
         rid = self._number()
         begun = [self._db.write(write) for write in quotas.open(rid, caller.aid)]
@@ -84,16 +90,15 @@ class Embedding:
             if reserved is not None:
                 await asyncio.shield(reserved)
             with self._at(core):
-                tokens = most  # unless the provider says otherwise
-                answer = await core.embed(texts)
-                tokens = min(answer.tokens, most)
+                tokens = most if isinstance(core, RemoteCore) else 0  # unless it says otherwise
+                found = await core.embed(texts)
+                tokens = min(found.tokens, most)
         except Undone:
             tokens = 0
             raise
         finally:
             await self._settle(rid, caller, core, tokens)
-        vectors = [_unit(vector) for vector in answer.vectors]
-        return abi.Embeddings(vectors, core.model, tokens, core.name)
+        return Vectors([_unit(vector) for vector in found.vectors], tokens)
 
     @contextmanager
     def _at(self, core: Core) -> Iterator[None]:
@@ -106,7 +111,7 @@ class Embedding:
             if core.draining and not core.requests:
                 self._cores.retire(core)
 
-    async def _settle(self, rid: int, caller: Caller, core: RemoteCore, tokens: int) -> None:
+    async def _settle(self, rid: int, caller: Caller, core: Core, tokens: int) -> None:
         nano = core.price.nano(tokens, 0)
         line = line_of((*self._table.lineage(caller.aid), caller.aid))
         use = Use(

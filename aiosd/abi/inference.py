@@ -322,7 +322,8 @@ class LlmEmbed(Call, frozen=True):
 
     texts: Annotated[list[Text], Meta(min_length=1, max_length=1024)]
     core: Annotated[
-        str, Meta(max_length=64, description="name of a core that embeds; empty: the embedder")
+        str,
+        Meta(max_length=64, description="name of a core that embeds; empty: [memory]'s embedder"),
     ] = ""
 
 

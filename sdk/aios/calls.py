@@ -937,7 +937,7 @@ class SyncCalls:
     def llm_embed(self, texts: Sequence[str], *, core: str = "") -> Embeddings:
         """Turn texts into vectors.
 
-        core: name of a core that embeds; empty: the embedder.
+        core: name of a core that embeds; empty: [memory]'s embedder.
 
         Raises OSError with ENODEV.
         """
@@ -2584,7 +2584,7 @@ class AsyncCalls:
     async def llm_embed(self, texts: Sequence[str], *, core: str = "") -> Embeddings:
         """Turn texts into vectors.
 
-        core: name of a core that embeds; empty: the embedder.
+        core: name of a core that embeds; empty: [memory]'s embedder.
 
         Raises OSError with ENODEV.
         """

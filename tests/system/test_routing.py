@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aiosd.abi.accounts import GetQuota, SetQuota
 from aiosd.abi.cores import (
     AddCore,
     DrainCore,
@@ -244,21 +245,28 @@ def test_draining_a_core_under_load_loses_nothing(daemon: Daemon) -> None:
 def test_a_core_that_embeds_does_that_alone(daemon: Daemon) -> None:
     with Writer(daemon, "a") as a, daemon.connect() as person:
         options = {"embedding": True, "name": "vectors"}
-        made = person.call(AddCore("fake", "vec", "fake", n_ctx=128, options=options))
+        price = {"price_in": 2.0}
+        made = person.call(AddCore("fake", "vec", "fake", n_ctx=128, options=options | price))
         assert made.features == ["embed"] and made.exact == "off"
+        person.call(SetQuota(f"agent:{a.aid}", "dollars", 0.003))
         found = a.call(LlmEmbed(["one", "two", "one"] * 10, core="vec"))
         assert (found.core, found.model, found.tokens) == ("vec", "vectors", 90)
+        [quota] = a.call(GetQuota())
+        assert (quota.used, quota.reserved) == (pytest.approx(90 * 2e-6), 0)
         one, two, again = found.vectors[:3]
         assert one == again != two and sum(x * x for x in one) == pytest.approx(1.0)
         assert len(found.vectors) == 30
         for call, number, words in (
             (LlmEmbed(["x" * 200], core="vec"), errno.EINVAL, "the core takes 128"),
+            (LlmEmbed(["x" * 900] * 2, core="vec"), errno.EDQUOT, "dollars"),
             (LlmEmbed(["x"], core="home"), errno.ENODEV, "core home: it has no embed"),
             (LlmGenerate("x", core="vec"), errno.ENODEV, "core vec: it has no text"),
         ):
             with pytest.raises(OSError, match=words) as no:
                 a.call(call)
             assert no.value.errno == number
+        [quota] = a.call(GetQuota())
+        assert (quota.used, quota.reserved) == (pytest.approx(90 * 2e-6), 0)  # no more than that
         assert a.ask(max_tokens=2).core != "vec"
         person.call(DrainCore("vec"))
         assert "vec" not in [core.name for core in person.call(ListCores())]
