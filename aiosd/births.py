@@ -22,7 +22,7 @@ from typing import Final
 
 from aiosd.abi.process import Fork, RegisterAgent, Spawn, Started
 from aiosd.access import Access, Caller, digest, new_credential
-from aiosd.environment import Account, account, environment
+from aiosd.environment import Account, account, environment, merged
 from aiosd.identity import Identities
 from aiosd.launch import LIMITS
 from aiosd.process import FOREIGN, FORKED, PERSON, SPAWNED, Process
@@ -303,7 +303,7 @@ class Births:
         process.cwd = program.cwd or self._own_directory(process.aid, who)
         if not os.path.isabs(process.cwd):
             raise OSError(errno.EINVAL, f"cwd: {process.cwd!r} is not absolute")
-        env = environment(who, config.kernel.socket, {**of_gateway, **program.env})
+        env = environment(who, config.kernel.socket, merged(of_gateway, program.env))
         path = _agent_path(config)
         first = resolve_program(program.argv[0], path, process.cwd, env["PATH"])
         process.program = first[-1]

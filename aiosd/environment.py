@@ -25,6 +25,9 @@ from typing import Final
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KEPT: Final = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 
+ADDRESSES: Final = ("OPENAI_BASE_URL", "OPENAI_API_BASE")
+"""Where clients of OpenAI's interface look for its address: the official one, and LlamaIndex."""
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -58,6 +61,20 @@ def account(uid: int, gid: int) -> Account:
         name, home, shell = str(uid), "/", "/bin/sh"
     groups = tuple(os.getgrouplist(name, gid)) if uid != own else ()
     return Account(uid, gid, name, home, shell or "/bin/sh", groups, uid != own)
+
+
+def merged(ours: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Return what a program finds of the gateway (`ours`), and what its caller gives it.
+
+    A caller's own address of an endpoint stands alone: our key must not be sent there.
+    """
+    elsewhere = any(name in given for name in ADDRESSES)
+    kept = {
+        name: value
+        for name, value in ours.items()
+        if not (elsewhere and name.startswith("OPENAI_"))
+    }
+    return {**kept, **given}
 
 
 def environment(who: Account, socket: str, additions: Mapping[str, str]) -> dict[str, str]:

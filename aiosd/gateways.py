@@ -31,6 +31,7 @@ import msgspec
 from aiosd.abi.system import Gateway, GetGateway
 from aiosd.access import Caller
 from aiosd.claim import Door
+from aiosd.environment import ADDRESSES
 from aiosd.events import Events
 from aiosd.gatewayaway import Away
 from aiosd.gatewaylife import End, Life
@@ -103,7 +104,7 @@ class Gateways:
         if not self._http:
             return {}
         return {
-            "OPENAI_BASE_URL": f"{self._http}/v1",
+            **dict.fromkeys(ADDRESSES, f"{self._http}/v1"),
             "OPENAI_API_KEY": key,
             "CEREBRUM_KERNEL_URL": self._http.replace("://", f"://aios:{key}@", 1),
         }

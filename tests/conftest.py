@@ -30,6 +30,7 @@ from hypothesis import HealthCheck, settings
 
 from aiosd.config import load
 from aiosd.engine.snapshot import read_layout
+from tests.frontier import Frontier
 
 RUN = "AIOS_TEST_RUN"
 GRACE_SECONDS = 60.0  # for processes that are about to end when the last test does
@@ -60,6 +61,13 @@ class World:
         if must_end_empty:
             self.must_end_empty.append(path)
         return path
+
+
+@pytest.fixture(scope="module")
+def frontier() -> Iterator[Frontier]:
+    """A scripted provider for all tests of a module; each uses endpoints of its own."""
+    with Frontier() as server:
+        yield server
 
 
 @pytest.fixture(scope="session", autouse=True)

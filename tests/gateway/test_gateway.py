@@ -20,7 +20,7 @@ import json, os, urllib.request, aios
 url, key = os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"]
 ask = urllib.request.Request(url + "/models", headers={"Authorization": "Bearer " + key})
 names = [row["id"] for row in json.load(urllib.request.urlopen(ask))["data"]]
-assert "fake" in names, names
+assert "fake" in names and os.environ["OPENAI_API_BASE"] == url, names
 with aios.connect() as kernel:  # its one-time credential is still good
     assert kernel.aid == AID or not AID
     with aios.connect(credential=key) as same:
@@ -60,7 +60,10 @@ def test_a_spawned_program_finds_it_and_its_key(host: Host, agent: Registered) -
 
 
 def test_what_the_caller_of_spawn_says_comes_first(host: Host, agent: Registered) -> None:
-    program = "import os; assert os.environ['OPENAI_BASE_URL'] == 'https://example.org/v1'"
+    program = (
+        "import os; env = os.environ; assert env['OPENAI_BASE_URL'] == 'https://example.org/v1'; "
+        "assert 'OPENAI_API_KEY' not in env and 'OPENAI_API_BASE' not in env"
+    )
     env = {"OPENAI_BASE_URL": "https://example.org/v1"}
     aid = agent.client.call(Spawn(argv=[sys.executable, "-c", program], env=env)).aid
     status = agent.client.call(Wait(aid=aid, timeout=PATIENCE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -35,16 +36,18 @@ def test_suspended_in_mid_stream_it_gets_the_same_text(
     assert wait(agent.client, first).code == 0
     assert text.count("add {") >= 1 and "HALFWAY" in text
 
-    second = start(agent, "tools.py", str(tmp_path / "gate"))
-    output(host, second, "HALFWAY")  # it has begun to read its stream, and waits
-    agent.client.call(SuspendAgent(second))
-    (tmp_path / "gate").touch()
-    until(lambda: row(agent.client, second).state == "T", "it is stopped")
-    agent.client.call(ResumeAgent(second))
-    assert output(host, second) == text
-    ended = wait(agent.client, second)
-    assert ended.code == 0
-    assert ended.usage.tokens_out > 0 and ended.usage.requests == 2
+    os.mkfifo(tmp_path / "gate")
+    with open(tmp_path / "gate", "r+b", buffering=0) as gate:  # which waits for no reader
+        second = start(agent, "tools.py", str(tmp_path / "gate"))
+        output(host, second, "HALFWAY")  # it has begun to read its stream, and waits
+        agent.client.call(SuspendAgent(second))
+        gate.write(b"go on\n")
+        until(lambda: row(agent.client, second).state == "T", "it is stopped")
+        agent.client.call(ResumeAgent(second))
+        assert output(host, second) == text
+        ended = wait(agent.client, second)
+        assert ended.code == 0
+        assert ended.usage.tokens_out > 0 and ended.usage.requests == 2
 
 
 @pytest.fixture(scope="module")

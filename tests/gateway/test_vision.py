@@ -30,13 +30,6 @@ LOOK: list[Any] = [
 
 
 @pytest.fixture(scope="module")
-def frontier() -> Iterator[Frontier]:
-    """The provider."""
-    with Frontier() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def host(world: World, frontier: Frontier) -> Iterator[Host]:
     """Give a daemon with a gateway before a local core, one with vision, and one without."""
     seeing = cores(frontier, "eyes", image_tokens=50)

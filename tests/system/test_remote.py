@@ -38,13 +38,6 @@ cores = ["spare"]
 
 
 @pytest.fixture(scope="module")
-def frontier() -> Iterator[Frontier]:
-    """A server for all tests; each uses endpoints of its own."""
-    with Frontier() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def daemon(world: World, frontier: Frontier) -> Iterator[Daemon]:
     """A daemon with an endpoint for each test."""
     state = world.make(must_end_empty=False)

@@ -54,13 +54,6 @@ NAMES = ("busy", "mute", "spare", "shy", "calm", "read", "leaver", "vec")
 
 
 @pytest.fixture(scope="module")
-def frontier() -> Iterator[Frontier]:
-    """A server for all tests; each uses endpoints of its own."""
-    with Frontier() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def daemon(world: World, frontier: Frontier) -> Iterator[Daemon]:
     """A daemon with remote cores and a local one."""
     state = world.make(must_end_empty=False)

@@ -1,13 +1,11 @@
 """An ordinary program of the OpenAI SDK: it lets the model call a function, and streams an answer.
 
-It knows nothing of AIOS. In the middle of the stream it waits for the file named on its command
-line, as a program waits for many things.
+It knows nothing of AIOS. In the middle of the stream it reads a line of the file named on its
+command line, and waits for that where the file is a FIFO, as a program waits for many things.
 """
 
 import json
-import os
 import sys
-import time
 
 from openai import OpenAI
 
@@ -54,7 +52,7 @@ text = ""
 for chunk in stream:
     if not text and chunk.choices[0].delta.content:
         print("HALFWAY", flush=True)
-        while not os.path.exists(sys.argv[1]):
-            time.sleep(0.01)
+        with open(sys.argv[1]) as gate:
+            gate.readline()
     text += chunk.choices[0].delta.content or ""
 print(text)
