@@ -14,13 +14,11 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, Final
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from aiosd.engine import gbnf
-
-L: Any = llama_cpp  # ctypes bindings without types
+from aiosd.engine.binding import L
 
 KEPT: Final = 32  # grammars that are kept ready
 SLOW_S: Final = 1.0  # a grammar that holds up everybody for so long is refused

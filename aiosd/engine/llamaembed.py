@@ -6,9 +6,10 @@ import errno
 from typing import Any
 
 from aiosd.engine import gguf
+from aiosd.engine.binding import L, silence
 from aiosd.engine.embed import too_long, unit
-from aiosd.engine.llama import L, Vocabulary, silence
 from aiosd.engine.protocol import CoreSetup
+from aiosd.engine.vocabulary import Vocabulary
 from aiosd.engine.weights import title
 
 

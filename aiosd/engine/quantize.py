@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from aiosd.engine.llama import LOG_ERROR, L
+from aiosd.engine.binding import LOG_ERROR, L
 
 _deaf = L.llama_log_callback(lambda level, text, user: None)  # kept: llama.cpp holds no reference
 

@@ -20,16 +20,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from aiosd.engine import watermark
+from aiosd.engine.binding import L
 from aiosd.engine.grammar import Grammar, Grammars
 from aiosd.engine.protocol import Goal, Sampling
 from aiosd.engine.runner import Draw, Drawn
-
-L: Any = llama_cpp  # ctypes bindings without types
 
 UNSEEDED: Final = 0xFFFFFFFF  # llama.cpp takes this seed for "choose one at random"
 CHAINS: Final = 64  # filters that are kept

@@ -72,12 +72,12 @@ def convert(setup: CoreSetup, alive: Callable[[], None]) -> CoreSetup:
     gguf.check(setup.model)
     if gguf.survey(setup.model).kind == kind.number:
         return setup
-    from aiosd.engine import llama, quantize
+    from aiosd.engine import binding, quantize
 
     def make(source: str, target: str, number: int) -> None:
         quantize.quantize(source, target, number, setup.threads, alive)
 
-    source = f"{llama.file_digest(setup.model)} {setup.quantize} {llama.build()}"
+    source = f"{gguf.digest(setup.model)} {setup.quantize} {binding.build()}"
     digest = hashlib.sha256(source.encode()).hexdigest()[:32]
     name = f"{os.fsdecode(os.fsencode(Path(setup.model).stem)[:150])}.{digest}"
     with _named(setup):

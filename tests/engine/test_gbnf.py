@@ -103,16 +103,17 @@ def test_garbage_is_refused_or_read_by_llama_cpp_and_by_us_alike(
 ) -> None:
     if importlib.util.find_spec("gguf") is None:
         pytest.skip("needs the package gguf")
-    from aiosd.engine import llama
+    from aiosd.engine.binding import L, silence
     from aiosd.engine.grammar import Grammars
+    from aiosd.engine.vocabulary import Vocabulary
     from tests.engine import tiny
 
-    llama.silence()
-    params = llama.L.llama_model_default_params()
+    silence()
+    params = L.llama_model_default_params()
     params.vocab_only = True
     path = tiny.write(tmp_path_factory.mktemp("models") / "m.gguf", "llama")
-    model = llama.L.llama_model_load_from_file(path.encode(), params)
-    vocabulary = llama.Vocabulary(model)
+    model = L.llama_model_load_from_file(path.encode(), params)
+    vocabulary = Vocabulary(model)
     grammars = Grammars(vocabulary.handle, vocabulary.piece)
     random, good = Random(7), 0
     for _ in range(3000):
@@ -134,4 +135,4 @@ def test_garbage_is_refused_or_read_by_llama_cpp_and_by_us_alike(
             grammar.accept(token)
             matcher.take(vocabulary.piece(token)[0])
     assert good > 200
-    llama.L.llama_model_free(model)
+    L.llama_model_free(model)

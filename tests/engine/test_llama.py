@@ -164,7 +164,8 @@ def test_the_nucleus_is_the_one_that_llama_cpp_keeps(steep: int) -> None:
 
     import numpy as np
 
-    from aiosd.engine import llama, sampler
+    from aiosd.engine import sampler
+    from aiosd.engine.binding import L
 
     logits = np.random.default_rng(3).normal(0, 2, 49152).astype(np.float32)
     logits[:300] += np.linspace(steep, 0, 300, dtype=np.float32)
@@ -172,12 +173,12 @@ def test_the_nucleus_is_the_one_that_llama_cpp_keeps(steep: int) -> None:
         kinds = [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
         all_of_them = np.zeros(len(logits), kinds)
         all_of_them["id"], all_of_them["logit"] = np.arange(len(logits)), logits
-        array = llama.L.llama_token_data_array()
-        array.data = ctypes.cast(all_of_them.ctypes.data, llama.L.llama_token_data_p)
+        array = L.llama_token_data_array()
+        array.data = ctypes.cast(all_of_them.ctypes.data, L.llama_token_data_p)
         array.size, array.selected = len(logits), -1
-        theirs_p = llama.L.llama_sampler_init_top_p(top_p, 1)
-        llama.L.llama_sampler_apply(theirs_p, ctypes.byref(array))
-        llama.L.llama_sampler_free(theirs_p)
+        theirs_p = L.llama_sampler_init_top_p(top_p, 1)
+        L.llama_sampler_apply(theirs_p, ctypes.byref(array))
+        L.llama_sampler_free(theirs_p)
         theirs = [array.data[i].id for i in range(array.size)]
         ours = sampler._nucleus(logits, top_p).tolist()
         # llama.cpp adds up in single precision, so it may stop a little sooner or later.

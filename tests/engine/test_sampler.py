@@ -75,7 +75,8 @@ def test_no_end_before_min_tokens() -> None:
 def test_penalties_are_llama_cpps(how: Sampling) -> None:
     import ctypes
 
-    from aiosd.engine.sampler import L, _penalize
+    from aiosd.engine.binding import L
+    from aiosd.engine.sampler import _penalize
 
     tokens = [BEST, 7, BEST, 9, 7, BEST]
     ours = LOGITS.copy()
