@@ -1,7 +1,8 @@
 """Moving: contexts go from one core to another, because they are told to, or their core leaves.
 
 Between cores of one model, build and setting the KV goes along, and the next token is the one that
-it would have been. Between others of one model the tokens go, and their KV is computed anew.
+it would have been. Between others of one model the tokens go, and their KV is computed anew. What
+was on a provider's core is turns, which any core can read: its next request begins with them.
 
 What must hold: a context that moves is on one core at any time, and nobody works on it meanwhile;
 one that can't move stays as it was.
@@ -14,6 +15,7 @@ import errno
 import logging
 from typing import TYPE_CHECKING
 
+from aiosd import pictures
 from aiosd.abi import cores as abi
 from aiosd.abi import inference as abi_inference
 from aiosd.access import Caller
@@ -21,6 +23,7 @@ from aiosd.context import Context, Contexts
 from aiosd.cores.core import Core
 from aiosd.cores.dispatcher import Cores
 from aiosd.cores.local import LocalCore
+from aiosd.cores.offer import VISION
 
 if TYPE_CHECKING:
     from aiosd.events import Events
@@ -92,23 +95,36 @@ class Moving:
         return min(fit, key=lambda core: core.requests / core.width, default=None)
 
     async def _move(self, context: Context, core: Core) -> None:
-        old = context.local
-        if not isinstance(core, LocalCore):
-            text = (
-                f"move_context: core {core.name} is a provider's, which takes no context as it is"
-            )
-            raise OSError(errno.ENOTSUP, text)
         if not core.accepting:
             raise OSError(errno.ENODEV, f"move_context: core {core.name} is {core.state}")
         context.busy = True  # nobody else may touch it meanwhile
-        self._cores.count(old, 1)
+        self._cores.count(context.core, 1)
         try:
             await core.ready()
-            self._check(context, old, core)
-            await self._bring(context, old, core)
+            if context.turns or not isinstance(context.core, LocalCore):
+                self._hand_over(context, core)
+            else:
+                await self._carry(context, core)
         finally:
             context.busy = False
             self._cores.count(context.core, -1)
+        self._events.emit(
+            "context.moved", context.sequence.aid, context=context.cid, core=core.name
+        )
+
+    def _hand_over(self, context: Context, core: Core) -> None:
+        """Move a context that is its turns. Raises OSError(ENODEV) where it can't be seen there."""
+        pictures.need(context.turns, core.name, self._cores.has(core, VISION))
+        _check_there(context)
+        self._contexts.move(context, core)
+
+    async def _carry(self, context: Context, core: Core) -> None:
+        """Move a context that is tokens."""
+        if not isinstance(core, LocalCore):
+            text = f"move_context: core {core.name} is a provider's, which takes no tokens"
+            raise OSError(errno.ENOTSUP, f"{text}; begin a chat there with what was said")
+        self._check(context, context.local, core)
+        await self._bring(context, context.local, core)
 
     def _check(self, context: Context, old: LocalCore, core: LocalCore) -> None:
         """Raise OSError when a context can't be on a core, which is loaded."""
@@ -137,8 +153,11 @@ class Moving:
             await old.placement.save(sequence)
         old.placement.leave(sequence)
         await old.placement.settle(sequence)
-        if context.gone:
-            raise FileNotFoundError(errno.ENOENT, f"context {context.cid} has gone meanwhile")
+        _check_there(context)
         self._contexts.move(context, core)
         context.fit()  # where the KV can't go along its record is void
-        self._events.emit("context.moved", sequence.aid, context=context.cid, core=core.name)
+
+
+def _check_there(context: Context) -> None:
+    if context.gone:
+        raise FileNotFoundError(errno.ENOENT, f"context {context.cid} has gone meanwhile")

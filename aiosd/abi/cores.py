@@ -179,7 +179,8 @@ class MoveContext(Call, frozen=True):
 
     Its KV goes along when both cores are of the same model, build and setting, and the reply has
     exact; else it is computed anew there, for another setting of the same model. A core of another
-    model is refused, since its tokens mean something else there.
+    model is refused, since its tokens mean something else there. A context of a provider's core is
+    the turns of its chat, and goes to any core; one of tokens goes to no provider's.
     """
 
     context: Cid

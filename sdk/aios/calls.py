@@ -1504,7 +1504,9 @@ class SyncCalls:
         has
         exact; else it is computed anew there, for another setting of the same model. A core of
         another
-        model is refused, since its tokens mean something else there.
+        model is refused, since its tokens mean something else there. A context of a provider's
+        core is
+        the turns of its chat, and goes to any core; one of tokens goes to no provider's.
 
         context: context id.
         core: the core to move to.
@@ -3151,7 +3153,9 @@ class AsyncCalls:
         has
         exact; else it is computed anew there, for another setting of the same model. A core of
         another
-        model is refused, since its tokens mean something else there.
+        model is refused, since its tokens mean something else there. A context of a provider's
+        core is
+        the turns of its chat, and goes to any core; one of tokens goes to no provider's.
 
         context: context id.
         core: the core to move to.

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from aiosd.abi.accounts import GetQuota, SetQuota
-from aiosd.abi.cores import DrainCore, ListCores, RemoveCore
+from aiosd.abi.chat import Turn
+from aiosd.abi.cores import DrainCore, ListCores, MoveContext, RemoveCore
 from aiosd.abi.inference import LlmEmbed
 from tests.conftest import World
 from tests.daemon import PATIENCE, Daemon, answer
@@ -222,6 +223,27 @@ def test_a_local_core_takes_over_what_a_provider_has_not_begun(
         assert second.usage.prompt_tokens > more.usage.cached_tokens  # all that was said before
         assert paid(writer) == spent
     assert len(frontier.bodies["shy"]) == 3
+
+
+def test_a_context_that_is_its_turns_goes_to_any_core(daemon: Daemon, frontier: Frontier) -> None:
+    with Writer(daemon) as writer, Writer(daemon, "b") as solo:
+        cid = ask(writer, "calm").context
+        assert writer.call(MoveContext(cid, "busy")).core == "busy"
+        before = len(frontier.bodies.get("busy", ()))
+        reply = writer.ask("And?", raw=False, context=cid)
+        assert (reply.core, reply.text) == ("busy", TEXT)
+        said = frontier.asked("busy", before + 1)[-1]["messages"]
+        assert [turn["content"] for turn in said] == ["Hello", TEXT, "And?"]
+        assert writer.call(MoveContext(cid, "tiny")).core == "tiny"
+        reply = writer.ask("Then?", raw=False, context=cid, max_tokens=6)
+        turns = [Turn(turn["role"], turn["content"]) for turn in said]
+        turns += [Turn("assistant", TEXT), Turn("user", "Then?")]
+        options = {"raw": False, "core": "tiny", "max_tokens": 6}
+        alone = solo.ask("", messages=turns, **options)
+        assert (reply.core, reply.token_ids) == ("tiny", alone.token_ids)
+        with pytest.raises(OSError, match="takes no tokens") as found:
+            writer.call(MoveContext(cid, "calm"))
+        assert found.value.errno == errno.ENOTSUP
 
 
 def test_a_failing_provider_keeps_nobody_else_waiting(daemon: Daemon, frontier: Frontier) -> None:
