@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from aiosd import gatewayaway as away_module
 from aiosd import gateways as module
 from aiosd.config import Config
 from aiosd.events import Events
@@ -37,13 +38,26 @@ def test_who_comes_is_told_why_and_when_to_come_back() -> None:
             door.setblocking(False)
             port = door.getsockname()[1]
             waiting = asyncio.create_task(ask(port))  # in the backlog before anybody answers
-            with Away([door], "it ended with status 1", 3.2) as away:
+            with Away([door], "it ended with status 1", 3.2):
                 for head, error in (await waiting, await ask(port)):
                     assert head.startswith(b"HTTP/1.1 503 ") and b"Retry-After: 4\r\n" in head
                     assert "it ended with status 1" in error["message"]
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+def test_no_more_than_so_many_wait_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(away_module, "WAIT_S", PATIENCE)
+
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            door.setblocking(False)
+            port = door.getsockname()[1]
+            with Away([door], "it hung", 60.0):
                 silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MOST + 1)]
-                assert await silent[MOST][0].read() == b""  # one too many
-                assert len(away._clients) == MOST
+                assert await silent[MOST][0].read() == b""
+                silent[0][1].write(ASK)
+                assert (await silent[0][0].read()).startswith(b"HTTP/1.1 503 ")
                 for _, writer in silent:
                     writer.close()
 

@@ -55,13 +55,12 @@ async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         await _end(tasks)
 
 
-async def merged(streams: Sequence[AsyncGenerator[bytes]]) -> AsyncGenerator[bytes]:
+def merged(streams: Sequence[AsyncGenerator[bytes]]) -> AsyncGenerator[bytes]:
     """Give the pieces of all streams as they come; the first error ends them all."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as only:
-            async for piece in only:
-                yield piece
-        return
+    return streams[0] if len(streams) == 1 else _merged(streams)
+
+
+async def _merged(streams: Sequence[AsyncGenerator[bytes]]) -> AsyncGenerator[bytes]:
     pieces: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(AHEAD * len(streams))
     tasks = [asyncio.ensure_future(_pump(stream, pieces)) for stream in streams]
     left = len(tasks)

@@ -10,11 +10,13 @@ import openai
 import pytest
 
 from aiosd.abi.cores import DrainCore
+from aiosd.abi.inference import Image, Turn
 from aiosd.abi.process import RegisterAgent
 from tests.conftest import World
 from tests.frontier import Act, Frontier
 from tests.gateway.conftest import CORE, Host
 from tests.system.providers import KEY, TEXT, await_ready, cores
+from tests.system.writer import Writer
 
 PNG = b"\x89PNG\r\n\x1a\nall that a test needs"
 URL = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
@@ -64,6 +66,19 @@ def test_a_picture_finds_a_core_that_sees(client: openai.OpenAI, frontier: Front
     )
     assert again.output_text == TEXT
     assert pictures(frontier.asked("eyes", 3)[2]["messages"]) == [URL]
+
+
+def test_a_context_keeps_what_it_was_shown(host: Host, frontier: Frontier) -> None:
+    seen = len(frontier.bodies.get("eyes", ()))
+    with Writer(host.daemon) as writer:
+        turn = Turn("user", "What is it?", images=[Image("image/png", PNG)])
+        wanted = writer.submit("", messages=[turn], raw=False, core="eyes")
+        first = writer.finish(wanted)
+        writer.ask("And now?", raw=False, context=first.context, max_tokens=20)
+        assert first.usage.completion_tokens and first.route
+    asked = frontier.asked("eyes", seen + 2)[seen:]
+    assert [pictures(each["messages"]) for each in asked] == [[URL], [URL]]
+    assert [each["role"] for each in asked[1]["messages"]] == ["user", "assistant", "user"]
 
 
 def pictures(messages: list[Any]) -> list[str]:
