@@ -25,6 +25,12 @@ SUMMARY: Final = 128
 """Tokens in which a model tells what it did."""
 MAX_CALLS: Final = 32
 """Calls of tools in one query."""
+SAME: Final = {
+    "arxiv": "arxiv_search",
+    "wikipedia": "wikipedia_query",
+    "wolfram_alpha": "wolframalpha",
+}
+"""Tools of the research system whose likes here, which take the same arguments, are called so."""
 CALLED: Final = "calls"
 """How a generation ends that calls functions."""
 
@@ -164,9 +170,20 @@ async def _execute(kernel: aios.AsyncKernel, calls: list[Called]) -> str:
         raise OSError(errno.E2BIG, f"{len(calls)} calls of tools, at most {MAX_CALLS} in a query")
     values = []
     for call in calls:
-        name = call.name.rpartition("/")[2]
+        name = await _known(kernel, call.name.rpartition("/")[2])
         values.append((await kernel.execute_tool(name, arguments=call.parameters)).value)
     return _text(values[0] if len(values) == 1 else values)
+
+
+async def _known(kernel: aios.AsyncKernel, name: str) -> str:
+    """Return what a tool is called here: its own name where there is one of that name."""
+    if name not in SAME:
+        return name
+    try:
+        await kernel.describe_tool(name)
+    except FileNotFoundError:
+        return SAME[name]
+    return name
 
 
 def _text(value: Any) -> str:

@@ -100,6 +100,9 @@ def test_what_the_kernel_refuses_is_told_in_the_answer(ask: Ask) -> None:
     assert reply["finished"] and reply["error"] and reply["status_code"] == 400
     reply = ask("tool", tool_calls=[{"name": "author/nothing", "parameters": {}}])
     assert reply["response_class"] == "tool" and reply["status_code"] == 404
+    reply = ask("tool", tool_calls=[{"name": "demo_author/arxiv", "parameters": {"query": 1}}])
+    assert "'arxiv_search'" in reply["error"] or "tool arxiv_search: " in reply["error"]
+    assert "'arxiv'" not in reply["error"]
     assert ask("tool", tool_calls=[])["finished"] is False
     assert "no operation" in ask("memory", operation_type="dream", params={})["error"]
     assert "no operation" in ask("storage", operation_type="dream", params={})["error"]
