@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Final
 from aiosd.abi import inference as abi
 from aiosd.access import Caller
 from aiosd.accounts import Use, line_of
+from aiosd.cores.client import Undone
 from aiosd.cores.core import Vectors
 from aiosd.cores.local import LocalCore
 from aiosd.cores.offer import EMBED
-from aiosd.cores.remote import RemoteCore, Undone
+from aiosd.cores.remote import RemoteCore
 from aiosd.cores.routing import Wish
 
 if TYPE_CHECKING:

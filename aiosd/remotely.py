@@ -120,7 +120,7 @@ def _message(turn: abi.Turn) -> p.Message:
 
 
 class Reply:
-    """Where a remote core reports what comes of a request (cores.remote.Reader)."""
+    """Where a remote core reports what comes of a request (cores.reader.Reader)."""
 
     def __init__(
         self,

@@ -22,18 +22,19 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from aiosd.abi import cores as abi
 from aiosd.cores.breaker import Breaker
+from aiosd.cores.client import Client, Undone, code
 from aiosd.cores.core import Vectors
 from aiosd.cores.pace import Pace
 from aiosd.cores.price import Price
 from aiosd.cores.rate import Rate
+from aiosd.cores.reader import Reader
 from aiosd.cores.runqueue import RunQueue
-from aiosd.cores.sequence import Place, Sequence, Sink
+from aiosd.cores.sequence import Place, Sequence
 from aiosd.endpoints import protocol as p
 from aiosd.engine.protocol import PREFILL, Token
 from aiosd.sched.policy import Task
@@ -44,12 +45,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CREDIT: Final = 64  # pieces that may be on their way, or wait here for a reader
 GIVE: Final = 16  # pieces taken before more credit is given
 RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 FIRST_PAUSE: Final = 0.5  # seconds before the first retry, doubled for each more, half of it chance
 LONGEST_PAUSE: Final = 30.0
-OPENINGS: Final = 3  # processes that may die before a client is made
 UNKNOWN: Final = -1  # stands for the id of a token that a provider does not tell
 
 FEATURES: Final = frozenset({"text", "tools", "json"})
@@ -59,41 +58,6 @@ MORE: Final = {
 }
 DIALECTS: Final = {"llama-server": frozenset({"grammar"})}
 """What requests may ask of it (see offer.py), what more of some drivers, and of dialects."""
-
-CODES: Final = {400: errno.EINVAL, 401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT,
-                413: errno.ENOSPC, 422: errno.EINVAL}  # fmt: skip
-"""What a provider's refusal is to the one who asked, by HTTP status."""
-
-
-class Undone(OSError):
-    """A provider has done nothing of what was asked."""
-
-
-class Reader(Sink, Protocol):
-    """Where a request's progress is reported, beside what any sink is told. chat: what to ask."""
-
-    chat: p.Chat | None
-
-    async def sending(self) -> None:
-        """It is about to be sent: returns when that is on record. Raises OSError."""
-
-    def unsent(self) -> None:
-        """The provider has done nothing of what was sent; it waits again."""
-
-    def bears(self, seconds: float) -> bool:
-        """Whether it may wait so long: it has the time, and no other core would do it sooner."""
-
-    def metered(self, prompt: int, cached: int, output: int) -> None:
-        """What the provider has counted so far."""
-
-    def answered(self, finish: str, calls: list[p.Call]) -> None:
-        """It is done. finish: stop, length, calls or the provider's own word."""
-
-    def cut(self, reason: str) -> None:
-        """There is text, and no more will come."""
-
-    def refused(self, code: int, message: str) -> None:
-        """This core can't do it, nothing came of it: another one may."""
 
 
 @dataclass(slots=True, eq=False)
@@ -138,7 +102,7 @@ class RemoteCore:
         self.tokens_in = self.tokens_out = 0
         self._settings = config.remote
         self._width = config.slots
-        self._bridge = bridge
+        self._client = Client(config, bridge)
         self._listener = parts.listener
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -149,7 +113,6 @@ class RemoteCore:
         self._rate = Rate(RATE_SPAN)
         self._timer: asyncio.TimerHandle | None = None  # when the next one may go
         self._probe: asyncio.TimerHandle | None = None
-        self._answers: set[asyncio.Future[p.Event]] = set()  # that somebody waits for
 
     # What it is.
 
@@ -215,7 +178,7 @@ class RemoteCore:
             n_ctx_train=0,
             grid=0,
             threads=0,
-            pid=self._bridge.pid,
+            pid=self._client.pid,
             restarts=self.restarts,
             rss=0,
             kv_bytes=0,
@@ -232,7 +195,7 @@ class RemoteCore:
 
     async def start(self) -> None:
         """Make its client and see whether the provider answers; OSError with the reason if not."""
-        opened = await self._opened()
+        opened = await self._client.open(lambda: self.state != "removed")
         if self.state == "removed":
             raise OSError(errno.ECANCELED, self.error)
         if isinstance(opened, p.Failed):
@@ -240,12 +203,12 @@ class RemoteCore:
             self._end("failed", errno.EINVAL, text)
             raise OSError(errno.EINVAL, text)
         if self._settings.check:
-            found = await self._asked(self._check)
+            found = await self._client.check()
             if isinstance(found, p.Failed) and self.state == "loading":
                 self._ready.set_result(None)
                 self.breaker.open(time.monotonic())
                 self._down(found.message)
-                raise OSError(_code(found), f"core {self.name}: {found.message}")
+                raise OSError(code(found), f"core {self.name}: {found.message}")
         if self.state == "loading":
             self._ready.set_result(None)
             self._up()
@@ -259,10 +222,7 @@ class RemoteCore:
         if self.state == "removed":
             return
         self._end("removed", errno.ECANCELED, f"core {self.name} was removed")
-        for answer in self._answers:
-            if not answer.done():
-                answer.set_result(p.Failed(0, "lost", "it was removed"))
-        self._bridge.shut(self.name)
+        self._client.close("it was removed")
 
     def check(self) -> None:
         """Raise OSError with the reason when nothing can be asked of it now."""
@@ -282,13 +242,11 @@ class RemoteCore:
             self.check()
         except OSError as error:
             raise Undone(*error.args) from None
-        answer = await self._asked(
-            lambda hear: self._bridge.ask(lambda id: p.Embed(id, self.name, texts), hear)
-        )
+        answer = await self._client.embed(texts)
         if isinstance(answer, p.Failed):
             self._count(answer)
             kind = OSError if answer.kind in ("cut", "lost") else Undone
-            raise kind(_code(answer), f"core {self.name}: {answer.message}")
+            raise kind(code(answer), f"core {self.name}: {answer.message}")
         assert isinstance(answer, p.Vectors)
         self.breaker.succeeded()
         self.tokens_in += answer.tokens
@@ -396,9 +354,7 @@ class RemoteCore:
             return
         chat = sink.chat
         assert chat is not None
-        work.id = self._bridge.ask(
-            lambda id: p.Ask(id, self.name, chat, CREDIT), lambda event: self._hear(work, event)
-        )
+        work.id = self._client.chat(chat, lambda event: self._hear(work, event))
 
     def _hear(self, work: _Work, event: p.Event) -> None:
         work.waiting.append(event)
@@ -429,7 +385,7 @@ class RemoteCore:
         self.queue.charge(sequence.cid, 0, 1)
         work.owed += 1
         if work.owed >= GIVE:
-            self._bridge.tell(p.Credit(work.id, work.owed))
+            self._client.credit(work.id, work.owed)
             work.owed = 0
         work.sink.token(
             Token(sequence.cid, number, UNKNOWN, piece.text, "", kept=True, logprob=piece.logprob)
@@ -452,19 +408,19 @@ class RemoteCore:
         elif failed.kind == "refused":
             self._drop(work)
             work.sink.unsent()
-            work.sink.failed(_code(failed), text)
+            work.sink.failed(code(failed), text)
         elif failed.kind in ("cut", "lost"):
             self._drop(work)
             work.sink.refused(errno.EIO, f"{text}; what it has done of it is not known")
         elif failed.wait and not self._bears(work, failed.wait):
             self._drop(work)
             work.sink.unsent()
-            work.sink.refused(_code(failed), f"{text}; {_too_long(failed.wait)}")
+            work.sink.refused(code(failed), f"{text}; {_too_long(failed.wait)}")
         elif work.attempts > self._settings.retries or not self.accepting_again:
             self._drop(work)
             work.sink.unsent()
             tries = f" ({work.attempts} times)" if work.attempts > 1 else ""
-            work.sink.refused(_code(failed), f"{text}{tries}")
+            work.sink.refused(code(failed), f"{text}{tries}")
         else:
             self._again(work, failed)
 
@@ -509,7 +465,7 @@ class RemoteCore:
                 work.task.cancel()
             work.task = None
         if work.id:
-            self._bridge.drop(work.id)
+            self._client.drop(work.id)
             work.id = 0
         work.waiting.clear()
         self.queue.leave(work.sequence.cid)
@@ -569,12 +525,9 @@ class RemoteCore:
     def _look_again(self) -> None:
         self.breaker.probe()
         if self._settings.check:
-            self._check(self._looked)
+            self._client.look(self._looked)
         else:
             self._up()
-
-    def _check(self, hear: Callable[[p.Event], None]) -> int:
-        return self._bridge.ask(lambda id: p.Check(id, self.name), hear)
 
     def _looked(self, event: p.Event) -> None:
         if self.state != "down":
@@ -605,63 +558,6 @@ class RemoteCore:
                 work.sink.failed(code, message)
         self._listener.core_changed(self, state)
 
-    # Asking.
-
-    async def _opened(self) -> p.Event:
-        """Have the client made, by another process where one has died over it."""
-        for _ in range(OPENINGS):
-            event = await self._asked(
-                lambda hear: self._bridge.open(self.name, self._setup(), hear)
-            )
-            opened = not isinstance(event, p.Failed) or event.kind == "refused"
-            if opened or self.state == "removed":
-                break
-        return event
-
-    async def _asked(self, ask: Callable[[Callable[[p.Event], None]], int]) -> p.Event:
-        """Ask something and return the answer. ask: gets who hears it, and returns its id."""
-        answer: asyncio.Future[p.Event] = self._loop.create_future()
-
-        def hear(event: p.Event) -> None:
-            if not answer.done():
-                answer.set_result(event)
-
-        self._answers.add(answer)
-        id = ask(hear)
-        try:
-            return await answer
-        finally:
-            self._answers.discard(answer)
-            self._bridge.drop(id)
-
-    def _setup(self) -> p.Setup:
-        settings = self._settings
-        return p.Setup(
-            driver=self.driver,
-            model=self.model,
-            base_url=settings.base_url,
-            api_key=settings.api_key,
-            dialect=settings.dialect,
-            connect=settings.connect_timeout,
-            first=settings.first_timeout,
-            between=settings.token_timeout,
-            ca_file=settings.ca_file,
-            omit=settings.omit,
-            extra=settings.extra,
-            headers=settings.headers,
-        )
-
 
 def _too_long(wait: float) -> str:
     return f"it wants to be left alone for {wait:.0f} s, too long for this request"
-
-
-def _code(failed: p.Failed) -> int:
-    """Return the errno of a failure."""
-    if failed.kind == "busy":
-        return errno.EAGAIN
-    if failed.kind == "unreachable":
-        return errno.EHOSTUNREACH
-    if failed.kind == "refused":
-        return CODES.get(failed.status, errno.EIO if failed.status else errno.EINVAL)
-    return errno.EIO
