@@ -5,7 +5,7 @@
 
 The model makes the plan, an order of the steps whose tools there are, under a grammar; it writes
 the call of each step, under another; and in the end the tips. A step that comes too early for its
-tool is tried again behind the others.
+tool is tried again behind the others. With --photo FILE the upload has a picture to upload.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import sys
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]  # this directory: its math.py would hide the one that Python brings
 
+import argparse
 from collections import deque
+from pathlib import Path
 
 import aios
 
@@ -116,9 +118,15 @@ def organize(kernel: aios.Kernel, task: str) -> bool:
 
 def main() -> int:
     """Organize one trip; the exit status says whether all planned steps were done."""
+    parser = argparse.ArgumentParser(prog="trip", description="Organize a trip.")
+    parser.add_argument("--photo", type=Path, metavar="FILE", help="picture of an ID, up to 4 MiB")
+    parser.add_argument("task", nargs="*", help="what is wanted")
+    options = parser.parse_args()
     try:
         with aios.connect(name="trip") as kernel:
-            return 0 if organize(kernel, " ".join(sys.argv[1:]) or TASK) else 1
+            if options.photo:
+                kernel.put_file("photo-id", options.photo.read_bytes())
+            return 0 if organize(kernel, " ".join(options.task) or TASK) else 1
     except OSError as error:
         print(f"trip: {error.strerror or error}", file=sys.stderr)
         return 125 if isinstance(error, ConnectionError) else 1

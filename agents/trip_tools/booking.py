@@ -8,6 +8,7 @@ too early (a payment before there is a seat) is refused with status 1 and the re
 made up and stays here: nothing is booked, and nobody is paid.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 KEPT = Path("trip.json")
+PHOTO = Path("photo-id")
+"""A picture of the document, where the traveller's agent has put one into the workspace."""
 FLIGHTS = {"morning": "AO 17 at 07:40", "evening": "AO 23 at 19:10"}
 HOTELS = {"quiet": "Hotel Elm, 2 km from the centre", "central": "Hotel Grand, in the centre"}
 SEATS = {"aisle": "12C", "window": "14A", "middle": "21E"}
@@ -52,7 +55,10 @@ def recommend_flight_and_hotel(trip: Trip, given: Trip) -> Trip:
 def upload_photo_id(trip: Trip, given: Trip) -> Trip:
     """The document that is shown at the gate."""
     _needs(trip, "flight")
-    return {"photo_id": given["document"]}
+    found = {"photo_id": given["document"]}
+    if PHOTO.is_file():
+        found["photo_sha256"] = hashlib.sha256(PHOTO.read_bytes()).hexdigest()[:16]
+    return found
 
 
 def select_seat(trip: Trip, given: Trip) -> Trip:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -41,10 +42,10 @@ def daemon(
         yield daemon
 
 
-def trip(daemon: Daemon, status: int = 0) -> list[str]:
+def trip(daemon: Daemon, *words: str, status: int = 0) -> list[str]:
     """Run the agent; return the lines that it printed."""
     done = subprocess.run(
-        [sys.executable, ROOT / "agents/trip.py"],
+        [sys.executable, ROOT / "agents/trip.py", *words],
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'sdk'}", "AIOS_SOCKET": daemon.socket},
         capture_output=True,
         text=True,
@@ -83,6 +84,9 @@ def test_without_a_tool_the_trace_is_another(daemon: Daemon, tools: Path) -> Non
     daemon.stop()
     daemon.start()
     until(lambda: core(daemon).state == "ready", "the core is ready")
-    plan, *_ = trip(daemon, status=1)
+    photo = tools / "photo.jpg"
+    photo.write_bytes(b"a face")
+    plan, *steps = trip(daemon, "--photo", str(photo), status=1)
     assert set(plan.removeprefix("plan: ").split(", ")) == SEVEN - {"select_seat"}
     assert set(called(daemon)) == SEVEN - {"select_seat", "process_payment", "add_to_calendar"}
+    assert sum(hashlib.sha256(b"a face").hexdigest()[:16] in line for line in steps) == 1
