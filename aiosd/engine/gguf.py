@@ -40,8 +40,8 @@ class _Short(Exception):
     """The file ended inside its header."""
 
 
-def check(path: str) -> None:
-    """Raise OSError unless `path` is a complete GGUF file.
+def check(path: str) -> Survey:
+    """Return what a file holds; raises OSError unless `path` is a complete GGUF file.
 
     ENOENT, EISDIR, EACCES as the system says; ENOEXEC: not GGUF, or of an unknown version;
     EIO: truncated.
@@ -51,7 +51,7 @@ def check(path: str) -> None:
             info = os.fstat(f.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise OSError(errno.ENOEXEC, f"{path} is not a regular file; give a GGUF file")
-            _check(f, path, info.st_size)
+            return _check(f, path, info.st_size)
     except IsADirectoryError as e:
         raise OSError(errno.EISDIR, f"{path} is a directory; give the GGUF file in it") from e
     except FileNotFoundError as e:
@@ -60,28 +60,22 @@ def check(path: str) -> None:
         raise OSError(errno.EACCES, f"{path} may not be read; check its mode and owner") from e
 
 
-def _check(f: BinaryIO, path: str, size: int) -> None:
+def _check(f: BinaryIO, path: str, size: int) -> Survey:
     head = f.read(4)
     if head != MAGIC:
         what = "empty" if not size else "not a GGUF model"
         raise OSError(errno.ENOEXEC, f"{path} is {what}; give a file that llama.cpp can run")
     try:
-        need = _survey(f, path).end
+        found = _survey(f, path)
     except _Short:
         raise OSError(
             errno.EIO, f"{path} is truncated: it ends inside its header; fetch it again"
         ) from None
-    if need > size:
+    if found.end > size:
         raise OSError(
-            errno.EIO, f"{path} is truncated: {size} bytes of at least {need}; fetch it again"
+            errno.EIO, f"{path} is truncated: {size} bytes of at least {found.end}; fetch it again"
         )
-
-
-def survey(path: str) -> Survey:
-    """Return what a file holds that `check` has found whole."""
-    with open(path, "rb") as f:
-        f.seek(len(MAGIC))
-        return _survey(f, path)
+    return found
 
 
 def _survey(f: BinaryIO, path: str) -> Survey:

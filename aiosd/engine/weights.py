@@ -69,8 +69,7 @@ def convert(setup: CoreSetup, alive: Callable[[], None]) -> CoreSetup:
     if not setup.quantize:
         return setup
     kind = find(setup.quantize)
-    gguf.check(setup.model)
-    if gguf.survey(setup.model).kind == kind.number:
+    if gguf.check(setup.model).kind == kind.number:
         return setup
     from aiosd.engine import binding, quantize
 
@@ -103,7 +102,7 @@ def title(setup: CoreSetup) -> str:
 
 def needed(source: str, kind: Type) -> int:
     """Return about how many bytes a file takes whose weights are converted."""
-    found = gguf.survey(source)
+    found = gguf.check(source)
     total = found.data
     for name, dimensions, elements in found.tensors:
         exact = name in (b"token_embd.weight", b"output.weight")
@@ -156,6 +155,7 @@ class Weights:
                 return False
             if os.fstat(file).st_uid != os.geteuid():
                 raise PermissionError(errno.EPERM, "another user's; remove it", str(path))
+            os.utime(path)
             gguf.check(str(path))
         except OSError as error:
             os.close(file)
@@ -164,7 +164,6 @@ class Weights:
             sys.stderr.write(f"converted weights are made anew: {error.strerror}\n")
             path.unlink(missing_ok=True)
             return False
-        os.utime(path)
         _held.append(file)
         return True
 

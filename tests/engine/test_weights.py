@@ -171,6 +171,6 @@ def test_a_disk_that_fills_meanwhile(
 
 
 def test_bytes_follow_the_type(source: str) -> None:
-    found = gguf.survey(source)
+    found = gguf.check(source)
     assert (found.kind, found.end - found.data) == (-1, 64)
     assert weights.needed(source, KIND) == found.data + 64  # one dimension: it stays as it is
