@@ -75,9 +75,18 @@ class Kernel(Daemon):
             shutil.rmtree(self.kv, ignore_errors=True)
 
 
-def core(name: str, *, slots: int = 8, threads: int = 0, exact: bool = True, grid: int = 64) -> str:
+def core(
+    name: str,
+    *,
+    slots: int = 8,
+    threads: int = 0,
+    exact: bool = True,
+    grid: int = 64,
+    quantize: str = "",
+) -> str:
     """Return a `[[cores]]` table for the packaged model, N_CTX tokens a slot."""
     return (
         f'[[cores]]\nname = "{name}"\nslots = {slots}\nthreads = {threads}\n'
         f"n_ctx = {N_CTX}\nexact = {str(exact).lower()}\ngrid = {grid}\n"
+        f'quantize = "{quantize}"\n'
     )
