@@ -53,13 +53,12 @@ class _Process(Worker):
         return p.decode_event(payload)
 
 
-def hangs(silent: float, bears: float, state: str) -> bool:
+def hangs(silent: float, bears: float, *, busy: bool) -> bool:
     """Whether a process hangs that has owed a word for so many seconds, and may for `bears`.
 
-    state: as Linux names it. One that is about to compute, or waits for its disk, is on a machine
-    that has no time for it, or loads a client: that is no hang yet.
+    busy: it computes, waits for a processor or for its disk: it loads a client, or the machine has
+    no time for it, and that is no hang yet.
     """
-    busy = state in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
     return silent > (BUSY * bears if busy else bears)
 
 
@@ -82,6 +81,7 @@ class Bridge:
         self._questioned = 0.0  # when the process was last asked whether it is well
         self._patient = 0.0  # since when it is silent, as far as that is its own doing
         self._due = 0.0  # when it is looked after next
+        self._used = 0.0  # seconds that it had computed when it was last found silent
         self._closed = False
 
     @property
@@ -222,10 +222,20 @@ class Bridge:
             return
         if now - self._due > LATE:
             self._patient = now
-        if hangs(now - self._patient, self.silence, _state(process.pid)):
+        if hangs(now - self._patient, self.silence, busy=self._busy(process.pid)):
             process.kill(f"silent for {now - self._patient:.0f} s")
         else:
             self._look_later()
+
+    def _busy(self, pid: int) -> bool:
+        """Whether the process has computed since the last look, will now, or waits for its disk."""
+        try:
+            seen = psutil.Process(pid)
+            used, state = sum(seen.cpu_times()[:2]), seen.status()
+        except psutil.Error:
+            return False
+        before, self._used = self._used, used
+        return used > before or state in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
 
     def _leave(self) -> None:
         """End the process; whoever still waits for something was told by who asked for it."""
@@ -234,10 +244,3 @@ class Bridge:
         process, self._process = self._process, None
         if process is not None:
             self._starting = self._loop.create_task(process.stop(2.0))
-
-
-def _state(pid: int) -> str:
-    try:
-        return psutil.Process(pid).status() if pid else psutil.STATUS_RUNNING
-    except psutil.Error:
-        return psutil.STATUS_DEAD

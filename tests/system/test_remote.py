@@ -55,14 +55,14 @@ def daemon(world: World, frontier: Frontier) -> Iterator[Daemon]:
         "spare",
         "weak",
         "tired",
-        "slow",
     ]
     config = cores(frontier, *names) + cores(frontier, "hasty", first_timeout=0.2)
+    config += cores(frontier, "slow", patience=3600.0)
     claude = cores(frontier, "claude", base_url=frontier.url("claude").removesuffix("/v1"))
     config += claude.replace('"openai"', '"anthropic"')
     google = cores(frontier, "google", base_url=frontier.url("google").removesuffix("/v1"))
     config += google.replace('"openai"', '"gemini"') + ROUTE
-    names += ["hasty", "claude", "google"]
+    names += ["hasty", "slow", "claude", "google"]
     made = Daemon(*places, config=config)
     made.environ["FRONTIER_KEY"] = KEY
     with made as daemon:
@@ -338,7 +338,7 @@ def test_nobody_waits_long_for_a_provider_that_wants_to_be_left_alone(
     def busy(seconds: int) -> Act:
         return Act(status=429, message="limit", headers={"retry-after": str(seconds)})
 
-    frontier.then("slow", busy(60))
+    frontier.then("slow", busy(900))
     frontier.then("tired", Act(after=3, then="hang"), busy(1800))
     with Writer(daemon) as writer, Writer(daemon, "b") as other:
         reply = writer.ask("Hello", raw=False, route="slow")  # it has the time, but need not wait
