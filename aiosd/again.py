@@ -82,7 +82,10 @@ async def repeat(kept: bytes, args: abi.LlmGenerate, stream: Asker) -> abi.Gener
         pieces = 0 if tokens else count - args.resume
         ids = tokens[args.resume :]
         top = answer.reply.top_logprobs[args.resume :]
-        chunk = abi.Chunk(text, ids, args.resume, logprobs, pieces=pieces, top_logprobs=top)
+        texts = answer.texts[args.resume : count] if args.logprobs else []
+        chunk = abi.Chunk(
+            text, ids, args.resume, logprobs, pieces=pieces, top_logprobs=top, texts=texts
+        )
         await stream.send(chunk)
     return answer.reply
 

@@ -355,6 +355,7 @@ class Generation:
             request=self.rid,
             pieces=0 if self.bill is None else len(ids),
             top_logprobs=self.likely[start:],
+            texts=self.texts[start:] if self.args.logprobs else [],
         )
 
     def read_to(self, reader: object, seen: int) -> None:

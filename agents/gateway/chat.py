@@ -19,7 +19,7 @@ import aios
 from . import choices, models, offers, probabilities
 from .messages import Message, turns
 from .office import Office
-from .refusal import Refusal
+from .refusal import Refusal, unserved
 from .reply import DONE, Events, Json, event, read, unless_gone
 from .sampling import Ending, Sampling, Tokens, options, stops
 
@@ -50,6 +50,9 @@ class Chat(Sampling, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    web_search_options: Any = None
 
 
 def routes(office: Office) -> list[BaseRoute]:
@@ -70,6 +73,12 @@ def _check(asked: Chat) -> None:
     if asked.top_logprobs and not asked.logprobs:
         sentence = "top_logprobs: it goes with logprobs; send logprobs true as well"
         raise Refusal(400, sentence, param="top_logprobs")
+    spoken = asked.modalities if asked.modalities not in (None, ["text"]) else None
+    unserved(
+        modalities=spoken,
+        audio=asked.audio,
+        web_search_options=asked.web_search_options is not None,
+    )
     for name, given in (("functions", asked.functions), ("function_call", asked.function_call)):
         if given is not None:
             sentence = f"{name}: is served by its newer name alone; send tools and tool_choice"

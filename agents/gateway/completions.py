@@ -18,7 +18,7 @@ import aios
 from . import choices, models, probabilities
 from .chat import StreamOptions, about, finish, usage
 from .office import Office
-from .refusal import Refusal
+from .refusal import Refusal, unserved
 from .reply import DONE, Events, Json, event, read, unless_gone
 from .sampling import Sampling, options, stops
 
@@ -55,11 +55,7 @@ def routes(office: Office) -> list[BaseRoute]:
 
 def _check(asked: Completion) -> None:
     prompts = _prompts(asked)
-    best_of = (asked.best_of or 1) not in (1, asked.n or 1)
-    for name, given in (("best_of", best_of), ("suffix", asked.suffix)):
-        if given:
-            sentence = f"{name}: is not served here; leave it out"
-            raise Refusal(400, sentence, param=name, code="unsupported")
+    unserved(best_of=(asked.best_of or 1) not in (1, asked.n or 1), suffix=asked.suffix)
     if not prompts:
         raise Refusal(400, "prompt: there is none", param="prompt")
     choices.count(asked.n, len(prompts))

@@ -8,10 +8,11 @@ import aios
 
 
 def of_chat(chunk: aios.Chunk) -> list[dict[str, Any]]:
-    """Return those of a chunk's tokens; the text of several goes to the first."""
+    """Return those of a chunk's tokens."""
     rows = []
+    texts = _texts(chunk)
     for at, logprob in enumerate(chunk.logprobs):
-        text = chunk.text if at == 0 else ""
+        text = texts[at]
         likely = chunk.top_logprobs[at] if chunk.top_logprobs else []
         top = [_row(_text(each), each.data, each.logprob) for each in likely]
         rows.append({**_row(text, text.encode(), logprob), "top_logprobs": top})
@@ -25,9 +26,9 @@ class OfCompletion:
         self._offset = 0
 
     def of(self, chunk: aios.Chunk) -> dict[str, Any]:
-        """Return those of the next chunk; the text of several tokens goes to the first."""
-        texts = [chunk.text, *[""] * (len(chunk.logprobs) - 1)][: len(chunk.logprobs)]
-        offsets = [self._offset, *[self._offset + len(chunk.text)] * (len(texts) - 1)]
+        """Return those of the next chunk."""
+        texts = _texts(chunk)
+        offsets = [self._offset + sum(map(len, texts[:at])) for at in range(len(texts))]
         self._offset += len(chunk.text)
         likely = [
             {_text(each): each.logprob for each in reversed(row)} for row in chunk.top_logprobs
@@ -35,7 +36,7 @@ class OfCompletion:
         return {
             "tokens": texts,
             "token_logprobs": chunk.logprobs,
-            "text_offset": offsets[: len(texts)],
+            "text_offset": offsets,
             "top_logprobs": likely or None,
         }
 
@@ -45,6 +46,12 @@ def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     names = ("tokens", "token_logprobs", "text_offset", "top_logprobs")
     found = {name: [each for part in parts for each in part[name] or []] for name in names}
     return {**found, "top_logprobs": found["top_logprobs"] or None}
+
+
+def _texts(chunk: aios.Chunk) -> list[str]:
+    """Return the text of each token; where they are not told apart, all of it is the first's."""
+    count = len(chunk.logprobs)
+    return [*(chunk.texts or [chunk.text]), *[""] * count][:count]
 
 
 def _text(likely: aios.Likely) -> str:

@@ -65,6 +65,14 @@ class Refusal(Exception):
         self.allow = allow
 
 
+def unserved(**fields: Any) -> None:
+    """Refuse fields that would make an answer another one, where they say anything at all."""
+    for name, given in fields.items():
+        if given:
+            sentence = f"{name}: is not served here; leave it out"
+            raise Refusal(400, sentence, param=name, code="unsupported")
+
+
 def told(error: Refusal | OSError) -> tuple[int, dict[str, str], dict[str, Any]]:
     """Return the status, the headers and the body that say what is wrong."""
     if isinstance(error, Refusal):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from time import time
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -19,12 +20,12 @@ from starlette.routing import BaseRoute, Route
 import aios
 from aios import Turn, TurnCall
 
-from . import models, offers
+from . import models, offers, probabilities
 from .chat import about
 from .messages import ROLES, Part, call, images_of, text_of
 from .office import Office, key_of
 from .past import Past
-from .refusal import Refusal
+from .refusal import Refusal, unserved
 from .reply import Events, Json, event, read, unless_gone
 from .sampling import Sampling, Tokens, options
 
@@ -54,6 +55,16 @@ class Asked(Sampling, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     store: bool | None = None
     metadata: dict[str, Any] | None = None
+    include: list[str] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    background: bool | None = None
+    conversation: Any = None
+    prompt: Any = None
+
+    @property
+    def likely(self) -> bool:
+        """Whether it wants log-probabilities."""
+        return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
 
 
 def routes(office: Office) -> list[BaseRoute]:
@@ -74,7 +85,9 @@ class _Work:
     """One request, and the response that it comes to. turns: all that the model is shown."""
 
     def __init__(self, office: Office, past: Past, key: str, asked: Asked) -> None:
+        unserved(background=asked.background, conversation=asked.conversation, prompt=asked.prompt)
         self.asked = asked
+        self.logprobs: list[dict[str, Any]] = []
         self.office = office
         self.id = f"resp_{secrets.token_hex(16)}"
         self.message_id = f"msg_{secrets.token_hex(16)}"
@@ -97,6 +110,7 @@ class _Work:
             "messages": [*rules, *self.turns],
             "max_tokens": asked.max_output_tokens or 0,
             "schema": offers.schema((asked.text or {}).get("format"), "text.format"),
+            **({"logprobs": True, "top_logprobs": asked.top_logprobs or 0} if asked.likely else {}),
             **options(asked),
             **chosen._asdict(),
             **offers.offer(asked.tools, asked.tool_choice, asked.parallel_tool_calls),
@@ -141,7 +155,7 @@ class _Work:
     def message(self, text: str | None) -> dict[str, Any]:
         """Return the item of the model's text; None: it only begins."""
         status = "in_progress" if text is None else "completed"
-        content = [] if text is None else [_part(text)]
+        content = [] if text is None else [_part(text, self.logprobs)]
         item = {"id": self.message_id, "type": "message", "status": status, "role": "assistant"}
         return {**item, "content": content}
 
@@ -154,7 +168,14 @@ class _Work:
 
 async def _whole(work: _Work, request: Request) -> dict[str, Any]:
     async with work.office.caller(request.headers) as kernel:
-        reply = await kernel.llm_generate(**await work.told(kernel))
+        told = await work.told(kernel)
+        if work.asked.likely:
+            stream = kernel.llm_generate(**told, stream=True)
+            async for chunk in stream:
+                work.logprobs += probabilities.of_chat(chunk)
+            reply = stream.reply
+        else:
+            reply = await kernel.llm_generate(**told)
     work.keep(reply)
     return work.body(reply)
 
@@ -169,12 +190,15 @@ async def _streamed(work: _Work, request: Request) -> AsyncIterator[bytes]:
                 if not numbered.count:
                     yield numbered("response.created", response=work.body())
                     yield numbered("response.in_progress", response=work.body())
-                if chunk.text and not opened:
+                found = probabilities.of_chat(chunk)
+                work.logprobs += found
+                if not chunk.text and (work.asked.tools or not found):
+                    continue  # it may come to a call, which is no message
+                if not opened:
                     opened = True
                     for piece in _opening(work, numbered):
                         yield piece
-                if chunk.text:
-                    yield _delta(work, numbered, chunk.text)
+                yield _delta(work, numbered, chunk.text, found)
             reply = stream.reply
     if not numbered.count:
         yield numbered("response.created", response=work.body())
@@ -202,13 +226,13 @@ def _opening(work: _Work, numbered: _Numbered) -> list[bytes]:
     at = {"item_id": work.message_id, "output_index": 0, "content_index": 0}
     return [
         numbered("response.output_item.added", output_index=0, item=work.message(None)),
-        numbered("response.content_part.added", **at, part=_part("")),
+        numbered("response.content_part.added", **at, part=_part("", [])),
     ]
 
 
-def _delta(work: _Work, numbered: _Numbered, text: str) -> bytes:
+def _delta(work: _Work, numbered: _Numbered, text: str, logprobs: list[dict[str, Any]]) -> bytes:
     at = {"item_id": work.message_id, "output_index": 0, "content_index": 0}
-    return numbered("response.output_text.delta", **at, delta=text, logprobs=[])
+    return numbered("response.output_text.delta", **at, delta=text, logprobs=logprobs)
 
 
 def _closing(work: _Work, numbered: _Numbered, reply: aios.Generation, opened: bool) -> list[bytes]:
@@ -218,8 +242,10 @@ def _closing(work: _Work, numbered: _Numbered, reply: aios.Generation, opened: b
         if item["type"] == "message":
             pieces += [] if opened else _opening(work, numbered)
             text = item["content"][0]["text"]
-            pieces.append(numbered("response.output_text.done", **at, text=text, logprobs=[]))
-            pieces.append(numbered("response.content_part.done", **at, part=_part(text)))
+            part = item["content"][0]
+            told = {"text": text, "logprobs": part["logprobs"]}
+            pieces.append(numbered("response.output_text.done", **at, **told))
+            pieces.append(numbered("response.content_part.done", **at, part=part))
         else:
             begun = {**item, "arguments": "", "status": "in_progress"}
             place = {"item_id": item["id"], "output_index": index}
@@ -262,8 +288,8 @@ def _turns(given: str | list[Item]) -> list[Turn]:
     return found
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
 def _called(made: aios.ToolCall) -> dict[str, Any]:

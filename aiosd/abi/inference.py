@@ -124,6 +124,9 @@ class Chunk(Record, frozen=True):
     there is a chunk for each round: calls are those that were made in it, with what came of them;
     text is the answer in the last one, and "" in the others.
 
+    texts: with logprobs, what of the text is each token's (but for what is held back until it is a
+    whole letter, or no stop string).
+
     pieces: on a provider's core, where tokens are not told, how many pieces of text it holds; index
     counts those.
     """
@@ -136,6 +139,7 @@ class Chunk(Record, frozen=True):
     calls: list[ToolCall] = []
     pieces: int = 0
     top_logprobs: list[list[Likely]] = []
+    texts: list[str] = []
 
 
 @syscall(

@@ -144,6 +144,25 @@ def test_the_likeliest_tokens_come_where_they_are_asked_for(client: openai.OpenA
     assert [row for part in chunks if part for row in part.content or []] == rows
 
 
+def test_responses_tell_the_likeliest_tokens(client: openai.OpenAI) -> None:
+    how: dict[str, Any] = {
+        "model": "fake", "input": "Say hello.", "max_output_tokens": 20, "top_logprobs": 2,
+        "include": ["message.output_text.logprobs"],
+    }  # fmt: skip
+    found = client.responses.create(**how)
+    [part] = found.output[0].to_dict()["content"]
+    rows = part["logprobs"]
+    assert found.usage and len(rows) == found.usage.output_tokens
+    assert all(len(row["top_logprobs"]) == 2 for row in rows)
+    events = [event.to_dict() for event in client.responses.create(stream=True, **how)]
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [row for event in deltas for row in event["logprobs"]] == rows
+    [done] = [event for event in events if event["type"] == "response.output_text.done"]
+    assert done["logprobs"] == rows
+    with pytest.raises(openai.BadRequestError, match="background: is not served"):
+        client.responses.create(model="fake", input="x", background=True)
+
+
 def test_several_choices_of_one_request(client: openai.OpenAI) -> None:
     how: dict[str, Any] = {"model": "fake", "messages": HELLO, "max_tokens": 12, "temperature": 0.9}
     alone = [client.chat.completions.create(seed=seed, **how) for seed in (7, 8, 9)]
@@ -256,6 +275,7 @@ def test_responses_with_functions_and_forms(client: openai.OpenAI) -> None:
         ({"n": 17}, "n: 17 .* 1 to 16"),
         ({"top_logprobs": 3}, "top_logprobs: it goes with logprobs"),
         ({"functions": []}, "functions: .* send tools"),
+        ({"modalities": ["text", "audio"]}, "modalities: is not served"),
         ({"tools": [TOOL], "tool_choice": {"function": {"name": "go"}}}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),

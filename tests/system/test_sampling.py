@@ -59,7 +59,10 @@ def test_log_probabilities_come_one_for_each_token(daemon: Daemon) -> None:
         wanted = a.begin("tell", core="c", max_tokens=9, logprobs=True)
         brought: list[float] = []
         while len(brought) < 9:
-            brought += answer(a.read(), Chunk).logprobs
+            chunk = answer(a.read(), Chunk)
+            assert "".join(chunk.texts) == chunk.text
+            assert len(chunk.texts) == len(chunk.logprobs)
+            brought += chunk.logprobs
         assert brought == told.logprobs
         assert a.finish(wanted).logprobs == told.logprobs
 
