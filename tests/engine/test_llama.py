@@ -19,7 +19,7 @@ from aiosd.engine import watermark
 from aiosd.engine.snapshot import read_layout
 from tests.engine.churn import Churn, Result, alone, result
 from tests.engine.conftest import Start
-from tests.engine.kernel import GRID, Sequence, Worker, find_model
+from tests.engine.kernel import GRID, Sequence, Worker, find_model, weights_dir
 from tests.engine.schemas import KEPT, PERSON
 
 pytestmark = [
@@ -45,8 +45,14 @@ class Bed:
     prompts: list[list[int]]
 
 
-def model_setup(path: str, exact: bool = True, verdict: str = "") -> p.CoreSetup:
-    return p.CoreSetup("llama", path, 4, 1024, GRID, 2, 0, "auto", "auto", exact, verdict)
+def model_setup(path: str) -> p.CoreSetup:
+    return p.CoreSetup("llama", path, 4, 1024, GRID, 2, 0, "auto", "auto", True, "")
+
+
+def bed_setup(verdict: str = "") -> p.CoreSetup:
+    """The packaged model as Q4_0, which is quicker."""
+    found = model_setup(str(find_model()))
+    return msgspec.structs.replace(found, verdict=verdict, quantize="q4_0", weights=weights_dir())
 
 
 def tokens(worker: Worker, request: p.Tokenize) -> list[int]:
@@ -56,15 +62,14 @@ def tokens(worker: Worker, request: p.Tokenize) -> list[int]:
 
 @pytest.fixture(scope="module")
 def bed() -> Bed:
-    worker = Worker(model_setup(str(find_model())))
+    worker = Worker(bed_setup())
     prompts = []
     for i, topic in enumerate(TOPICS):
         long = "Consider everything that you know about the matter first. " * (i * 4)
         request = p.Tokenize(i, f"{long}Tell me about {topic}.", "", False, False)
         prompts.append(tokens(worker, request))
     assert worker.end() == 0
-    setup = model_setup(str(find_model()), verdict=worker.loaded.verdict)
-    return Bed(setup, worker.loaded, prompts)
+    return Bed(bed_setup(worker.loaded.verdict), worker.loaded, prompts)
 
 
 def crowd(bed: Bed, how: p.Sampling) -> list[Sequence]:

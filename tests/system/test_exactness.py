@@ -39,6 +39,7 @@ quantum = 8
 [[cores]]
 name = "c"
 slots = 4
+quantize = "q4_0"
 """
 
 
