@@ -54,8 +54,14 @@ class Core(Protocol):
     requests: int
     restarts: int
     preemptions: int
-    tokens_in: int
-    tokens_out: int
+
+    @property
+    def tokens_in(self) -> int:
+        """Tokens that it has read."""
+
+    @property
+    def tokens_out(self) -> int:
+        """Tokens that it has written."""
 
     @property
     def accepting(self) -> bool:

@@ -15,7 +15,7 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -25,15 +25,15 @@ from aiosd.cores import rows
 from aiosd.cores.core import Listener, Vectors
 from aiosd.cores.placement import Placement
 from aiosd.cores.price import Price
+from aiosd.cores.progress import Progress
 from aiosd.cores.questions import Question, Questions
-from aiosd.cores.rate import Rate
 from aiosd.cores.runqueue import RunQueue
 from aiosd.cores.sequence import Sequence
 from aiosd.cores.sharing import Sharing
 from aiosd.cores.tiers import Tiers
 from aiosd.cores.worker import Worker
 from aiosd.engine import protocol
-from aiosd.engine.protocol import PREFILL, CoreSetup, Event, Loaded
+from aiosd.engine.protocol import CoreSetup, Event, Loaded
 from aiosd.sched.policy import Policy, Task
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ LOAD_TIMEOUT: Final = 600.0  # seconds for a model to load and be probed
 SILENCE: Final = 120.0  # seconds without a word from a worker that has work
 DEATHS: Final = 8  # deaths in a row without progress that are too many
 KILL_WEIGHT: Final = 0.05  # of a death that was a kill from outside
-RATE_SPAN: Final = 3.0  # seconds over which tokens/s are averaged
 
 
 _GENERATES: Final = (
@@ -90,10 +89,9 @@ class LocalCore:
         self.error = ""
         self.loaded: Loaded | None = None
         self.requests = self.restarts = self.preemptions = 0
-        self.tokens_in = self.tokens_out = 0
-        self.step_s = self.device_s = 0.0
         self.placement = Placement(setup.slots, tiers, self._command, self._fell_back)
         self.sharing = Sharing(setup.grid, self.placement, self._command, self._spared)
+        self.progress = Progress(setup.grid, self.placement, self.sharing, self.queue)
         self.find: Callable[[], Awaitable[CoreSetup]] | None = None
         self._finding: asyncio.Future[CoreSetup] | None = None
         self._nice = nice
@@ -108,7 +106,6 @@ class LocalCore:
         self.base = ""
         self.awaited = 0
         self.on_empty: Callable[[LocalCore], None] | None = None
-        self._rate = Rate(RATE_SPAN)
         self._watchdog: asyncio.TimerHandle | None = None
 
     # Life of the worker.
@@ -260,7 +257,7 @@ class LocalCore:
     async def embed(self, texts: list[str]) -> Vectors:
         """Return a vector of unit length for each text; raises OSError with the reason."""
         found = await self.questions.embed(texts)
-        self.tokens_in += found.tokens
+        self.progress.tokens_in += found.tokens
         return found
 
     async def _able(self) -> None:
@@ -383,9 +380,19 @@ class LocalCore:
         return rows.local(self)
 
     @property
+    def tokens_in(self) -> int:
+        """Tokens of prompts that it has computed."""
+        return self.progress.tokens_in
+
+    @property
+    def tokens_out(self) -> int:
+        """Tokens that it has sampled."""
+        return self.progress.tokens_out
+
+    @property
     def tokens_per_s(self) -> float:
         """Tokens sampled per second over the last seconds."""
-        return self._rate.value(time.monotonic())
+        return self.progress.rate.value(time.monotonic())
 
     # Scheduling.
 
@@ -430,11 +437,11 @@ class LocalCore:
             case protocol.Step():
                 self._on_step(event)
             case protocol.Begun():
-                self._foresee(event.cids)
+                self.progress.foresee(event.cids)
             case protocol.Lost():
                 self._on_lost(event)
             case protocol.Found():
-                self._on_found(event)
+                self.progress.found(event)
             case (
                 protocol.Tokens()
                 | protocol.Pieces()
@@ -498,97 +505,9 @@ class LocalCore:
         self._listener.fell_back(self, sequence, sequence.note)
 
     def _on_step(self, step: protocol.Step) -> None:
-        now = time.monotonic()
         self._deaths = 0
-        self.step_s += step.seconds
-        self.device_s += step.device_seconds
         try:
-            self.placement.costs.step(step)
-            for cid, kind, start, end in step.computed:
-                self._computed(cid, kind, start, end, now - step.seconds)
-            for token in step.tokens:
-                self._token(token)
-            for cid, rows in step.searched:
-                self._searched(cid, rows)
+            self.progress.step(step)
         except ValueError as error:
             if self._worker is not None:
                 self._worker.kill(f"reported what can't be: {error}")
-        self._rate.add(len(step.tokens), now)
-        self._foresee(cid for cid, kind, *_ in step.computed if kind != PREFILL)
-
-    def _foresee(self, cids: Iterable[int]) -> None:
-        """Charge the decode step that the worker is at by now, with these sequences.
-
-        What is planned from it takes effect between two steps: a quantum then ends with its last
-        token, not one later.
-        """
-        for cid in cids:
-            sequence = self.placement.sequences.get(cid)
-            if sequence is not None and sequence.decoding and cid in self.queue.policy.running:
-                sequence.foreseen = True
-                self.queue.charge(cid, 0, 1)
-        self.queue.schedule()
-
-    def _searched(self, cid: int, rows: int) -> None:
-        """A beam search has come one token further, in so many branches."""
-        sequence = self.placement.sequences.get(cid)
-        if sequence is None or sequence.goal is None:
-            return
-        sequence.searched += rows
-        if sequence.searched > sequence.furthest:  # else it is only where it was before a death
-            sequence.deaths, sequence.furthest = 0, sequence.searched
-        self.tokens_out += rows
-        self.queue.charge(cid, 0, rows)
-        self.queue.standing.computed(sequence.aid, rows, time.monotonic())
-
-    def _on_found(self, event: protocol.Found) -> None:
-        """A beam search is over: its best branch becomes part of the sequence."""
-        sequence = self.placement.sequences.get(event.cid)
-        if sequence is None or sequence.goal is None or sequence.sink is None:
-            return  # cancelled meanwhile
-        sink, sequence.goal, sequence.sink = sequence.sink, None, None
-        sequence.tokens.extend(event.beams[0].tokens)
-        sequence.slot_kv, sequence.width, sequence.searched = event.kv, 1, 0
-        self.placement.finished(sequence)
-        self.queue.leave(sequence.cid)
-        sink.found(event.beams)
-        self.queue.schedule()
-
-    def _computed(self, cid: int, kind: int, start: int, end: int, began: float) -> None:
-        sequence = self.placement.sequences.get(cid)
-        if sequence is None:
-            return
-        sequence.slot_kv = max(sequence.slot_kv, end)  # it may have been told to share more
-        if sequence.goal is None:
-            return  # cancelled meanwhile: it is rolled back when it goes on
-        new = sequence.record(kind, start, end, self.setup.grid)
-        if kind == PREFILL and end % self.setup.grid == 0:
-            self.sharing.computed(sequence, end)
-        if not new:
-            return  # a replay
-        sequence.deaths = 0
-        count = end - start
-        prefill, decode = (count, 0) if kind == PREFILL else (0, count)
-        self.tokens_in += prefill
-        if decode and sequence.foreseen:
-            sequence.foreseen, decode = False, decode - 1
-        self.queue.charge(cid, prefill, decode)
-        self.queue.standing.computed(sequence.aid, count, began)
-        if sequence.sink is not None:
-            sequence.sink.computed(kind, start, end, began)
-
-    def _token(self, token: protocol.Token) -> None:
-        sequence = self.placement.sequences.get(token.cid)
-        if sequence is None or sequence.goal is None or sequence.sink is None:
-            return  # cancelled meanwhile
-        if token.index != len(sequence.tokens):
-            raise ValueError(f"context {token.cid}: token {token.index} out of order")
-        self.tokens_out += 1
-        if token.kept:
-            sequence.tokens.append(token.token)
-        sink = sequence.sink
-        if token.finish:
-            sequence.goal = sequence.sink = None
-            self.placement.finished(sequence)
-            self.queue.leave(sequence.cid)
-        sink.token(token)

@@ -41,8 +41,8 @@ def local(core: LocalCore) -> abi.Core:
         tokens_per_s=core.tokens_per_s,
         switches=placement.switches,
         error=core.error,
-        device_s=core.device_s,
-        step_s=core.step_s,
+        device_s=core.progress.device_s,
+        step_s=core.progress.step_s,
     )
 
 
