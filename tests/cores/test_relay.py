@@ -18,7 +18,7 @@ from aiosd.engine.snapshot import verify
 from aiosd.raynode import Node
 from aiosd.rayplace import Place, place, title
 from aiosd.rayshelf import GRACE, Shelf
-from tests.cores.conftest import Bench, MakeBench, Result, within
+from tests.cores.conftest import DEADLINE, Bench, MakeBench, Result, within
 
 PROMPTS = [f"agent {i} greets the world. " * (3 + 3 * i) for i in range(6)]
 AGAIN = "And then? "
@@ -68,6 +68,9 @@ def test_contexts_take_turns_on_a_node_and_come_back(bench: MakeBench, node: Pat
         solo = await beside(bench)
         async with bench(slots=SLOTS, node=node) as b:
             told = await first(b)
+            for sequence, _ in told:  # what left a slot last may be on its way yet
+                async with asyncio.timeout(DEADLINE):
+                    await b.core.placement.settle(sequence)
             held = [s for sequence, _ in told for s in sequence.snapshots]
             assert len(held) >= len(PROMPTS) - SLOTS
             assert all(verify(s.path).used == s.size for s in held)  # here, whole
