@@ -37,13 +37,14 @@ def config(name: str = "c", *, sched: str = 'policy = "rr"', slots: int = 4, **o
 
 @pytest.fixture
 def make(state_dir: Path, runtime_dir: Path, kv_dir: Path) -> Iterator[MakeDaemon]:
-    """Make a daemon with this configuration, whose cores are ready."""
+    """Make a daemon with this configuration, whose cores are ready, or have failed."""
     with ExitStack() as stack:
 
         def start(text: str) -> Daemon:
             daemon = Daemon(state_dir, runtime_dir, kv_dir, config=text)
             stack.enter_context(daemon)
-            until(lambda: all(row.state == "ready" for row in rows(daemon)), "cores are ready")
+            over = ("ready", "failed")
+            until(lambda: all(row.state in over for row in rows(daemon)), "cores are ready")
             return daemon
 
         yield start
