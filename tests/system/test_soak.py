@@ -11,7 +11,7 @@ from aiosd.killpoint import POINTS
 from tests.daemon import Daemon
 from tests.soak import CORE, Soak, squeezed
 
-ELSEWHERE = ("identity", "snapshot", "memory", "storage", "quota", "tool")
+ELSEWHERE = ("identity", "snapshot", "memory", "storage", "quota", "tool", "weights")
 """What is met in tests of its own."""
 MET = [name for name in POINTS if not name.startswith(ELSEWHERE)]
 """Points that every run of the agents comes to."""

@@ -78,10 +78,11 @@ def test_converted_weights_are_another_model_of_the_same_name(
                 assert bool(agent.move_context(context, core).kv) == along, core
 
 
+@pytest.mark.parametrize("point", ["weights.written", "weights.synced"])
 def test_a_worker_that_dies_in_the_middle(
-    daemon: Daemon, model: str, cache: Path, tmp_path: Path
+    daemon: Daemon, model: str, cache: Path, tmp_path: Path, point: str
 ) -> None:
-    daemon.environ[VARIABLE] = f"weights.written:1:{tmp_path / 'died'}"
+    daemon.environ[VARIABLE] = f"{point}:1:{tmp_path / 'died'}"
     with connected(daemon) as kernel:
         core = add(kernel, model, "c", "q4_0")
         assert (core.state, core.restarts) == ("ready", 1)
