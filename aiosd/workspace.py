@@ -5,7 +5,8 @@
 
 What must hold: a name never leads out of the workspace, whatever tools have left there: every
 directory on its way is opened from the one before, and no link is followed; nothing but a regular
-file is opened; a workspace holds no more than it may; nothing blocks the event loop.
+file is opened; a workspace holds no more than it may; what was answered is on disk, and a name has
+its old file or the whole new one, whatever the kernel dies of; nothing blocks the event loop.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from contextlib import contextmanager, suppress
+from typing import BinaryIO, Final
 from weakref import WeakValueDictionary
 
 from aiosd.abi.tools import FilePart, GetFile, PutFile, WorkspaceFile
@@ -29,6 +29,8 @@ DEPTH: Final = 16
 """Directories that a name may have."""
 BLOCK: Final = 4096
 """Bytes that a workspace's limit counts a file, or a directory, in."""
+FRESH: Final = ".put"
+"""The name of a new file before it has its own, in its directory; of a dead kernel's too."""
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _SAID: Final = {
@@ -57,9 +59,12 @@ class WorkspaceFiles:
         async with lock:
             folder = self._spaces.of(subject)
             room, _ = await self._watch.room(subject, folder)
+            work = asyncio.ensure_future(asyncio.to_thread(_put, folder, way, args, room))
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())
             try:
-                size = await asyncio.to_thread(_put, folder, way, args, room)
-            finally:
+                size = await asyncio.shield(work)
+            finally:  # a thread that has begun goes on, whoever waits, and the next one comes after
+                await asyncio.wait({work})
                 self._watch.written(subject)
         return WorkspaceFile(args.name, size, folder)
 
@@ -72,11 +77,11 @@ class WorkspaceFiles:
 def _way(name: str, call: str) -> list[str]:
     """Return the parts of a name. Raises OSError(EINVAL) for one that isn't relative and plain."""
     parts = name.split("/")
-    if "\0" in name or any(part in ("", ".", "..") for part in parts):
+    if "\0" in name or any(part in ("", ".", "..", FRESH) for part in parts):
         raise OSError(
             errno.EINVAL,
             f"{call}: name {name[:80]!r}: give a path inside the workspace, such as notes/a.txt, "
-            "without '.', '..' or an empty part",
+            f"without '.', '..', {FRESH!r} or an empty part",
         )
     if len(parts) > DEPTH:
         raise OSError(errno.EINVAL, f"{call}: name: {len(parts)} parts, at most {DEPTH} can be")
@@ -88,22 +93,31 @@ def _put(folder: str, way: list[str], args: PutFile, room: int) -> int:
     with _told("put_file", args.name), _directory(folder, way[:-1], room) as at:
         if args.offset:
             return _extend(at, way[-1], args, room)
-        _check_room(args, room + _held(at, way[-1]))
+        _check_room(args, room + _held(at, way[-1]) + _held(at, FRESH))
         _replace(at, way[-1], args.data)
         return len(args.data)
 
 
 def _replace(at: int, name: str, data: bytes) -> None:
     """Give a new file the name, in place of what has it."""
-    fresh = f".put-{secrets.token_hex(8)}"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, 0o644, dir_fd=at)
+    with suppress(FileNotFoundError):
+        os.unlink(FRESH, dir_fd=at)
+    fd = os.open(FRESH, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, 0o644, dir_fd=at)
     try:
         with open(fd, "wb") as file:
-            file.write(data)
-        os.replace(fresh, name, src_dir_fd=at, dst_dir_fd=at)
+            _write(file, data)
+        os.replace(FRESH, name, src_dir_fd=at, dst_dir_fd=at)
     except BaseException:
-        os.unlink(fresh, dir_fd=at)
+        os.unlink(FRESH, dir_fd=at)
         raise
+    os.fsync(at)
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    """Write data so that it is on disk."""
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _extend(at: int, name: str, args: PutFile, room: int) -> int:
@@ -119,7 +133,7 @@ def _extend(at: int, name: str, args: PutFile, room: int) -> int:
         _check_room(args, room + size - args.offset)
         file.truncate(args.offset)
         file.seek(args.offset)
-        file.write(args.data)
+        _write(file, args.data)
     return args.offset + len(args.data)
 
 
@@ -155,6 +169,7 @@ def _directory(folder: str, way: list[str], room: int | None = None) -> Iterator
                 if room < BLOCK:
                     raise OSError(errno.EDQUOT, "")
                 os.mkdir(part, 0o755, dir_fd=at)
+                os.fsync(at)
             below = os.open(part, _DIRECTORY, dir_fd=at)
             os.close(at)
             at = below

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from aiosd import workspace
 from aiosd.abi.tools import ExecuteTool, FilePart, GetFile, PutFile, WorkspaceFile
+from aiosd.access import Caller
+from aiosd.toolfiles import Workspaces
+from aiosd.toolwatch import Watch
+from aiosd.workspace import FRESH
 from tests.conftest import World
-from tests.daemon import Client
+from tests.daemon import PATIENCE, Client
 from tests.tools.conftest import Bench
 
 
@@ -99,3 +106,50 @@ def test_a_workspace_takes_no_more_than_it_may(agent: Client) -> None:
     (root / "half.bin").unlink()
     _put(agent, "other.bin", b"small")
     _put(agent, "more/more.bin", bytes(900 << 10))
+
+
+def test_what_a_killed_kernel_left_of_a_file_takes_no_room(agent: Client) -> None:
+    root = Path(_put(agent, "whole.txt", b"whole").workspace)
+    (root / FRESH).write_bytes(bytes(700 << 10))
+    _put(agent, "half.bin", bytes(800 << 10))
+    assert sorted(path.name for path in root.iterdir()) == ["half.bin", "whole.txt"]
+    with pytest.raises(OSError, match="put_file: ") as no:
+        _put(agent, FRESH, b"x")
+    assert no.value.errno == errno.EINVAL
+
+
+def test_a_file_that_is_written_is_waited_for_though_its_caller_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one in the workspace comes after it, or the limit would hold for neither."""
+    began, go = threading.Event(), threading.Event()
+    order: list[str] = []
+    real = workspace._put
+
+    def slow(folder: str, way: list[str], args: PutFile, room: int) -> int:
+        order.append(f"{args.name} begins")
+        if args.name == "a.txt":
+            began.set()
+            assert go.wait(PATIENCE)
+        size = real(folder, way, args, room)
+        order.append(f"{args.name} ends")
+        return size
+
+    monkeypatch.setattr(workspace, "_put", slow)
+
+    async def run() -> None:
+        files = workspace.WorkspaceFiles(Workspaces(str(tmp_path)), Watch(lambda: 1 << 20))
+        caller = Caller(os.getuid(), os.getgid(), os.getpid(), 5)
+        first = asyncio.create_task(files.sys_put_file(caller, PutFile("a.txt", b"a")))
+        await asyncio.to_thread(began.wait)
+        first.cancel()
+        second = asyncio.create_task(files.sys_put_file(caller, PutFile("b.txt", b"b")))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        go.set()
+        assert (await second).size == 1
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
+    assert order == ["a.txt begins", "a.txt ends", "b.txt begins", "b.txt ends"]
