@@ -11,13 +11,15 @@ What must hold: what waits here is bounded, in number and in seconds, and goes b
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import math
 import socket
 from collections.abc import Sequence
 from typing import Final, Self, cast
 
 import msgspec
+
+log = logging.getLogger(__name__)
 
 MOST: Final = 64
 """Clients that are answered at a time."""
@@ -45,16 +47,22 @@ class Away:
             self._loop.remove_reader(door.fileno())
 
     def _accept(self, door: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it has gone again, or there is no descriptor
+        try:
             peer, _ = door.accept()
-            if len(self._clients) >= MOST:
-                peer.close()
-                return
-            peer.setblocking(False)
-            client = _Client(self._answer, self._clients)
-            task = self._loop.create_task(self._connect(client, peer))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        except (BlockingIOError, ConnectionError):
+            return  # it has gone again
+        except OSError as error:  # no descriptor: it would stay at the door, and we with it
+            self._loop.remove_reader(door.fileno())
+            log.warning("the gateway: its clients wait: %s", error.strerror)
+            return
+        if len(self._clients) >= MOST:
+            peer.close()
+            return
+        peer.setblocking(False)
+        client = _Client(self._answer, self._clients)
+        task = self._loop.create_task(self._connect(client, peer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, client: _Client, peer: socket.socket) -> None:
         try:

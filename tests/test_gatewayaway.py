@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import socket
 from pathlib import Path
@@ -60,6 +61,34 @@ def test_no_more_than_so_many_wait_for_an_answer(monkeypatch: pytest.MonkeyPatch
                 assert (await silent[0][0].read()).startswith(b"HTTP/1.1 503 ")
                 for _, writer in silent:
                     writer.close()
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+class NoDescriptor(socket.socket):
+    """A door behind which there is no descriptor left. tries: at letting somebody in."""
+
+    tries = 0
+    tried: asyncio.Event
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.tries += 1
+        self.tried.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_who_can_not_be_let_in_is_not_asked_for_again_and_again() -> None:
+    async def run() -> None:
+        with NoDescriptor() as door, socket.socket() as client:
+            door.tried = asyncio.Event()
+            door.bind(("127.0.0.1", 0))
+            door.listen()
+            client.connect(door.getsockname())
+            with Away([door], "it hung", 60.0):
+                await door.tried.wait()
+                for _ in range(50):
+                    await asyncio.sleep(0)
+                assert door.tries == 1
 
     asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
