@@ -4,7 +4,7 @@
     breaker.state          # closed, open, half
     breaker.until          # of an open one: when it may be probed
     breaker.probe()        # it is time: one request may go through
-    breaker.rest(until)    # the provider has said when
+    breaker.open(now, 60)  # the provider has said for how long, at least
 
 Closed, it counts failures in a row; with the last one that it bears it opens. Open, nothing goes
 through until its time is over; then it is half open, and one request, or a check that costs
@@ -49,20 +49,18 @@ class Breaker:
             return False
         return self.open(now)
 
-    def open(self, now: float) -> bool:
-        """Open it, whatever was counted; returns whether it was not open before."""
+    def open(self, now: float, least: float = 0.0) -> bool:
+        """Open it, whatever was counted; returns whether it was not open before.
+
+        least: seconds for which the provider wants to be left alone.
+        """
         if self.state == "open":
             return False
         if self.state == "half":
             self._span = min(2 * self._span, self._longest)
-        self.state, self.until = "open", now + self._span
+        self.state, self.until = "open", now + max(self._span, least)
         self.opened += 1
         return True
-
-    def rest(self, until: float) -> None:
-        """Open it until a time: the provider has said how long it wants to be left alone."""
-        self.state, self.until = "open", until
-        self.opened += 1
 
     def probe(self) -> None:
         """Let something through, to see."""

@@ -206,7 +206,7 @@ class RemoteCore:
             found = await self._client.check()
             if isinstance(found, p.Failed) and self.state == "loading":
                 self._ready.set_result(None)
-                self.breaker.open(time.monotonic())
+                self.breaker.open(time.monotonic(), found.wait)
                 self._down(found.message)
                 raise OSError(code(found), f"core {self.name}: {found.message}")
         if self.state == "loading":
@@ -490,7 +490,8 @@ class RemoteCore:
         """Note a failure, where it is the provider's."""
         now = time.monotonic()
         if failed.kind == "busy" and failed.wait > self._settings.patience:
-            self._rest(failed, now)
+            if self.state == "ready" and self.breaker.open(now, failed.wait):
+                self._down(failed.message)  # nobody waits for it meanwhile
             return
         if failed.kind == "busy":
             self._pace.pause(now + failed.wait)
@@ -501,12 +502,6 @@ class RemoteCore:
             return
         theirs = failed.kind != "refused" or failed.status in (401, 403)
         if theirs and self.breaker.failed(now) and self.state == "ready":
-            self._down(failed.message)
-
-    def _rest(self, failed: p.Failed, now: float) -> None:
-        """Leave the provider alone for as long as it wants; nobody waits for it meanwhile."""
-        if self.state == "ready":
-            self.breaker.rest(now + failed.wait)
             self._down(failed.message)
 
     def _down(self, why: str) -> None:
@@ -533,7 +528,7 @@ class RemoteCore:
         if self.state != "down":
             return
         if isinstance(event, p.Failed):
-            self.breaker.open(time.monotonic())
+            self.breaker.open(time.monotonic(), event.wait)
             self._down(event.message)
         else:
             self._up()

@@ -23,6 +23,14 @@ def test_a_breaker_opens_after_failures_in_a_row_and_for_longer_each_time() -> N
     assert not breaker.failed(20.0)
 
 
+def test_a_breaker_stays_open_for_as_long_as_the_provider_wants() -> None:
+    breaker = Breaker(failures=3, first=2.0, longest=5.0)
+    assert breaker.open(1.0, 60.0) and breaker.until == 61.0
+    assert not breaker.open(2.0, 90.0) and breaker.until == 61.0
+    breaker.probe()
+    assert breaker.open(61.0, 1.0) and breaker.until == 65.0  # its own time is longer
+
+
 def test_a_rate_is_kept_with_a_burst_at_first() -> None:
     pace = Pace(rate=60.0)
     times = []
