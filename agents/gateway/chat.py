@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from time import time
 from typing import Annotated, Any, Final
@@ -108,16 +108,7 @@ async def _whole(office: Office, request: Request, asked: Chat) -> dict[str, Any
         every = await _asked(kernel, office, asked)
         works = [_choice(kernel, asked, at, told) for at, told in enumerate(every)]
         made = await choices.together(works)
-    replies = [reply for _, reply in made]
-    return {
-        "id": _id(),
-        "object": "chat.completion",
-        "created": int(time()),
-        "model": replies[0].core or asked.model,
-        "choices": [choice for choice, _ in made],
-        "usage": usage(choices.sum_of([reply.usage for reply in replies])),
-        "aios": about(replies[0]),
-    }
+    return answered({"id": _id(), "object": "chat.completion", "created": int(time())}, asked, made)
 
 
 async def _choice(
@@ -161,10 +152,7 @@ async def _streamed(office: Office, request: Request, asked: Chat) -> AsyncItera
         async with aclosing(choices.merged(streams)) as pieces:
             async for piece in pieces:
                 yield piece
-    if asked.stream_options and asked.stream_options.include_usage:
-        used = usage(choices.sum_of([reply.usage for reply in replies]))
-        yield event({**head, "choices": [], "usage": used, "aios": about(replies[0])})
-    yield DONE
+    yield closing(head, asked.stream_options, replies)
 
 
 async def _pieces(
@@ -226,6 +214,33 @@ class _Pieces:
             "finish_reason": finish,
         }
         return event({**self._head, "choices": [choice]})
+
+
+def answered(
+    head: dict[str, Any], asked: Sampling, made: Sequence[tuple[dict[str, Any], aios.Generation]]
+) -> dict[str, Any]:
+    """Return a whole answer. made: its choices, and what each was made of."""
+    replies = [reply for _, reply in made]
+    return {
+        **head,
+        "model": replies[0].core or asked.model,
+        "choices": [choice for choice, _ in made],
+        **_told_of(replies),
+    }
+
+
+def closing(
+    head: dict[str, Any], wanted: StreamOptions | None, replies: Sequence[aios.Generation]
+) -> bytes:
+    """Return the end of a stream, and before it what all of it took, if that is wanted."""
+    if wanted is None or not wanted.include_usage:
+        return DONE
+    return event({**head, "choices": [], **_told_of(replies)}) + DONE
+
+
+def _told_of(replies: Sequence[aios.Generation]) -> dict[str, Any]:
+    used = choices.sum_of([reply.usage for reply in replies])
+    return {"usage": usage(used), "aios": about(replies[0])}
 
 
 def finish(reply: aios.Generation) -> str:

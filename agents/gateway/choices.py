@@ -61,13 +61,13 @@ def merged(streams: Sequence[AsyncGenerator[bytes]]) -> AsyncGenerator[bytes]:
 
 
 async def _merged(streams: Sequence[AsyncGenerator[bytes]]) -> AsyncGenerator[bytes]:
-    pieces: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(AHEAD * len(streams))
+    pieces: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(AHEAD * len(streams))
     tasks = [asyncio.ensure_future(_pump(stream, pieces)) for stream in streams]
     left = len(tasks)
     try:
         while left:
             found = await pieces.get()
-            if isinstance(found, BaseException):
+            if isinstance(found, Exception):
                 raise found
             if found is None:
                 left -= 1
@@ -88,13 +88,14 @@ def sum_of(usages: Sequence[aios.TokenUsage]) -> aios.TokenUsage:
 
 
 async def _pump(
-    stream: AsyncGenerator[bytes], pieces: asyncio.Queue[bytes | BaseException | None]
+    stream: AsyncGenerator[bytes], pieces: asyncio.Queue[bytes | Exception | None]
 ) -> None:
+    """Pass on what comes of a stream, and how it ends: who reads waits for that."""
     try:
         async with aclosing(stream) as source:
             async for piece in source:
                 await pieces.put(piece)
-    except (Refusal, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - raised where the pieces are read
         await pieces.put(error)
     else:
         await pieces.put(None)

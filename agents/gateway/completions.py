@@ -16,10 +16,10 @@ from starlette.routing import BaseRoute, Route
 import aios
 
 from . import choices, models, probabilities
-from .chat import StreamOptions, about, finish, usage
+from .chat import StreamOptions, answered, closing, finish
 from .office import Office
 from .refusal import Refusal, unserved
-from .reply import DONE, Events, Json, event, read, unless_gone
+from .reply import Events, Json, event, read, unless_gone
 from .sampling import Sampling, options, stops
 
 USUAL_TOKENS = 16
@@ -90,13 +90,7 @@ async def _whole(office: Office, request: Request, asked: Completion) -> dict[st
         every = await _asked(kernel, office, asked)
         works = [_choice(kernel, asked, at, told) for at, told in enumerate(every)]
         made = await choices.together(works)
-    replies = [reply for _, reply in made]
-    return {
-        **_head(replies[0].core or asked.model),
-        "choices": [choice for choice, _ in made],
-        "usage": usage(choices.sum_of([reply.usage for reply in replies])),
-        "aios": about(replies[0]),
-    }
+    return answered(_head(), asked, made)
 
 
 async def _choice(
@@ -120,15 +114,12 @@ async def _streamed(office: Office, request: Request, asked: Completion) -> Asyn
     replies: list[aios.Generation] = []
     async with office.caller(request.headers) as kernel:
         every = await _asked(kernel, office, asked)
-        head = _head(every[0]["core"] or asked.model or models.ANY)
+        head = _head() | {"model": every[0]["core"] or asked.model or models.ANY}
         streams = [_pieces(kernel, asked, head, at, told, replies) for at, told in enumerate(every)]
         async with aclosing(choices.merged(streams)) as pieces:
             async for piece in pieces:
                 yield piece
-    if asked.stream_options and asked.stream_options.include_usage:
-        used = usage(choices.sum_of([reply.usage for reply in replies]))
-        yield event({**head, "choices": [], "usage": used, "aios": about(replies[0])})
-    yield DONE
+    yield closing(head, asked.stream_options, replies)
 
 
 async def _pieces(
@@ -154,9 +145,9 @@ async def _pieces(
     replies.append(reply)
 
 
-def _head(model: str) -> dict[str, Any]:
+def _head() -> dict[str, Any]:
     id = f"cmpl-{secrets.token_hex(12)}"
-    return {"id": id, "object": "text_completion", "created": int(time()), "model": model}
+    return {"id": id, "object": "text_completion", "created": int(time())}
 
 
 def _piece(
