@@ -182,7 +182,7 @@ class Weights:
             try:
                 self._write(source, part, kind, file)
             except BaseException:
-                part.unlink()
+                part.unlink(missing_ok=True)  # a cache may be emptied at any time
                 raise
             part.rename(path)
             _sync(self._place)
