@@ -45,6 +45,7 @@ from aiosd.keys import Kept
 
 AHEAD: Final = 64  # tokens that a generation may be ahead of a slow reader
 CATCH_UP: Final = 16  # tokens at which it goes on
+LIKELY: Final = 48  # bytes that one of the likeliest tokens takes in the journal, about
 
 
 class Generation:
@@ -128,7 +129,9 @@ class Generation:
 
     def page(self) -> tuple[ContextRow, dict[str, Any]]:
         """Return its context and how far it has come, as they are at this moment."""
-        return self.context.record(), self.progress()
+        context = self.context.record()
+        context.bulk += LIKELY * self.args.top_logprobs * len(self.likely)
+        return context, self.progress()
 
     def request(self) -> RequestRow:
         """Return what was asked, for the journal."""

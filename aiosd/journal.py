@@ -48,7 +48,7 @@ T = TypeVar("T")
 class ContextRow:
     """A context as it is at one moment; lists and meta are copies that nobody changes.
 
-    bulk: bytes of what in meta is large.
+    bulk: bytes, about, of what is large beside tokens, in meta or in a request's progress.
     """
 
     cid: int
