@@ -2,7 +2,8 @@
 
 What a core is asked by an agent is reserved at its most (a token for each byte, and what a model
 adds to a text) and charged by the core's own figures, as far as they stay within that. A provider
-of whom nobody knows what it did may charge all of it, a model on this machine nothing. What the
+of whom nobody knows what it did may charge all of it, a model on this machine nothing. What was
+under way when a kernel died counts at its most towards limits, as of all requests. What the
 embedder does, which memory has for itself, is charged to nobody.
 """
 
