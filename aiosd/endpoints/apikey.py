@@ -22,7 +22,11 @@ def find(place: str) -> str:
     if not place:
         return ""
     if kind == "env":
-        return _clean(os.environ.get(name, ""), place, "the daemon's environment has no such")
+        return _clean(
+            os.environ.get(name, ""),
+            place,
+            "the daemon's environment has no such variable; set it where aiosd is started",
+        )
     if kind == "credential":
         directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
         if not directory or "/" in name:
