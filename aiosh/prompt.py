@@ -25,7 +25,7 @@ from prompt_toolkit.output.color_depth import ColorDepth
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
-from aiosh import app, follow, link, tables
+from aiosh import app, follow, foreground, link, tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,12 +43,16 @@ STYLE: Final = Style.from_dict(
 
 def interact(shell: Shell) -> int:
     """Read and run lines until `exit` or Ctrl-D; return the exit status."""
-    from aiosh.shell import Leave
-
     follow.leave_on_stop = True
     # Ctrl-Z is for agents. Filters and !COMMANDs inherit this: nobody could continue them here.
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)
-    session = _session(shell)
+    with foreground.taken():
+        return _lines(shell, _session(shell))
+
+
+def _lines(shell: Shell, session: PromptSession[str]) -> int:
+    from aiosh.shell import Leave
+
     while True:
         try:
             announce(shell)

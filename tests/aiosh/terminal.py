@@ -56,6 +56,10 @@ class Terminal:
         """Press keys."""
         os.write(self._master, text.encode())
 
+    def front(self) -> int:
+        """Return the process group that keys reach."""
+        return os.tcgetpgrp(self._master)
+
     def expect(self, pattern: str) -> re.Match[str]:
         """Read until a pattern shows, without escape sequences; pass over all up to its end."""
         deadline = time.monotonic() + PATIENCE

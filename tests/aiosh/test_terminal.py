@@ -296,3 +296,17 @@ def wait_for(condition: Any) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
+
+
+def test_keys_reach_the_shell_and_not_what_started_it(tmp_path: Path) -> None:
+    script = '"$@"; echo "left $?"; read wait'  # as make and its scripts do, in one group with it
+    command = ["/bin/sh", "-c", script, "sh", *door("shell")]
+    environ = surroundings() | {"XDG_STATE_HOME": str(tmp_path), "NO_COLOR": "1"}
+    with Terminal(command, environ, SIZE) as terminal:
+        terminal.expect(r"aios\(0\)> ")
+        assert terminal.front() != terminal.process.pid
+        terminal.press("exit 3\r")
+        terminal.expect("left 3")
+        assert terminal.front() == terminal.process.pid
+        terminal.press("\r")
+        assert terminal.ended() == 0
