@@ -117,7 +117,7 @@ def set_(
     amount, period = _scaled(limit, SIZES, "LIMIT"), _scaled(every or "0", SPANS, "--every")
     with link.kernel() as kernel:
         row = kernel.set_quota(
-            subject=_subject(kernel, subject),
+            subject=_subject(kernel, subject, ended=False),
             resource=resource,
             limit=amount,
             hard=not soft,
@@ -156,11 +156,11 @@ def usage(
     tables.show(USAGE, rows, json)
 
 
-def _subject(kernel: Kernel, word: str) -> str:
-    """Return a subject as the kernel names it; a bare word is an agent."""
+def _subject(kernel: Kernel, word: str, *, ended: bool = True) -> str:
+    """Return a subject as the kernel names it; a bare word is an agent, which may have ended."""
     if word.startswith(KINDS) or word == "kernel":
         return word
-    return f"agent:{link.resolve(kernel, [word], ended=True)[0]}"
+    return f"agent:{link.resolve(kernel, [word], ended=ended)[0]}"
 
 
 def _scaled(text: str, units: dict[str, int], what: str) -> float:
