@@ -267,6 +267,8 @@ class _Reader:
             if core.name in names[:i]:
                 self._wrong(f"cores[{i}].name", f"{core.name!r} is taken by another core")
             known = packaged_models()
+            if self._told(f"cores[{i}].driver"):
+                continue  # the driver here is not the one that was meant
             if core.driver == "llama" and is_name(core.model) and core.model not in known:
                 reason = f"no model {core.model!r}; packages carry {', '.join(sorted(known))}; "
                 more = "any other is named by its GGUF file, or as hf:OWNER/NAME"
@@ -288,6 +290,9 @@ class _Reader:
             close = difflib.get_close_matches(config.kernel.group, groups, n=1)
             near = f"; did you mean {close[0]!r}?" if close else "; create it with groupadd"
             self._wrong("kernel.group", f"no group {config.kernel.group!r}{near}")
+
+    def _told(self, key: str) -> bool:
+        return any(problem.key == key for problem in self.problems)
 
     def _shares(self, sched: Sched) -> None:
         """Check that the users and groups of shares exist, and that nobody is in two groups."""
@@ -525,6 +530,16 @@ def _mismatch(error: msgspec.ValidationError, marks: Iterable[Any], value: objec
     return f"{expected[0].lower()}{expected[1:]}, got {value!r}"
 
 
+def mistake(error: msgspec.ValidationError, cls: type[Section]) -> str:
+    """Say what is wrong in a section: where, and in the setting's own words if it has some."""
+    text, _, path = str(error).replace("`", "").partition(" - at $.")
+    hint: Any = cls
+    for key in path.split(".") if path else ():
+        hint = _hints(hint).get(key) if _is_section(hint) else None
+    own = [mark.description for mark in typing.get_args(hint)[1:] if isinstance(mark, msgspec.Meta)]
+    return f"{path}: " * bool(path) + (f"expected {own[0]}" if any(own) else text)
+
+
 def _nearest_key(dotted: str, siblings: list[str]) -> str:
     """Name the valid key that was probably meant: beside it, or of that name elsewhere."""
     prefix, _, key = dotted.rpartition(".")
@@ -540,4 +555,4 @@ def _nearest_key(dotted: str, siblings: list[str]) -> str:
 def _nearest(word: object, valid: Collection[str]) -> str:
     close = difflib.get_close_matches(str(word), list(valid), n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (valid: {', '.join(valid)})"
+    return f"{hint} (valid: {', '.join(word or repr(word) for word in valid)})"

@@ -18,7 +18,7 @@ from aiosd.abi import cores as abi
 from aiosd.abi import inference as abi_inference
 from aiosd.abi import process as abi_process
 from aiosd.access import Access, Caller
-from aiosd.config import Config
+from aiosd.config import Config, mistake
 from aiosd.config import Core as CoreConfig
 from aiosd.cores.core import Core
 from aiosd.cores.dispatcher import Cores, default_name
@@ -124,7 +124,9 @@ class Machine:
         try:
             config = msgspec.convert(given, CoreConfig)
         except msgspec.ValidationError as error:
-            raise OSError(errno.EINVAL, f"add_core: options: {error}") from None
+            raise OSError(
+                errno.EINVAL, f"add_core: options: {mistake(error, CoreConfig)}"
+            ) from None
         return self.cores.row(await self.cores.add(config))
 
     async def sys_remove_core(self, caller: Caller, args: abi.RemoveCore) -> None:

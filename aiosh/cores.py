@@ -42,7 +42,7 @@ CORES: Final[list[Column[Core]]] = [
     Column("RSS", lambda core: tables.size(core.rss), right=True),
     Column("SWAPS", lambda core: tables.count(core.switches), right=True),
     Column("RST", lambda core: str(core.restarts), right=True),
-    Column("SETTING", lambda core: core.error or core.setting, least=7),
+    Column("SETTING", lambda core: link.trouble(core) or core.setting, least=7),
 ]
 """What `cores` shows. RUN: sequences running of the slots there are; HELD: contexts with KV in
 slots; SWAPS: context switches; RST: restarts of the worker; SETTING: what the probe chose."""
@@ -97,7 +97,7 @@ def add(
     if json:
         tables.print_json(core)
     elif core.state == "failed":
-        raise link.Failure(f"core {core.name} failed: {core.error}")
+        raise link.Failure(f"core {core.name} failed: {link.trouble(core)}")
     else:
         print(core.name)
 

@@ -124,7 +124,7 @@ async def _core(kernel: AsyncKernel, path: str, progress: Progress) -> AsyncIter
     core = await kernel.add_core(path, name=f"demo-{stem}"[:64])
     try:
         if core.state == "failed":
-            raise link.Failure(f"core {core.name} failed: {core.error}")
+            raise link.Failure(f"core {core.name} failed: {link.trouble(core)}")
         yield core
     finally:
         with suppress(ConnectionError):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aios import Kernel
+    from aiosd.abi.cores import Core
     from aiosd.abi.process import Agent
 
 ENDED = frozenset("ZX")
@@ -50,6 +51,11 @@ class Unreachable(Failure):
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence, 125)
+
+
+def trouble(core: Core) -> str:
+    """Return what is wrong with a core, for a line that names it; "" for nothing."""
+    return core.error.removeprefix(f"core {core.name}: ")
 
 
 @contextmanager

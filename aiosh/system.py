@@ -73,7 +73,7 @@ def _ready(deadline: float) -> None:
             rows = [core for core in kernel.list_cores() if core.kind != "tool"]
         for core in rows:
             if core.state == "failed":
-                raise link.Failure(f"core {core.name} failed: {core.error}")
+                raise link.Failure(f"core {core.name} failed: {link.trouble(core)}")
         late = [core.name for core in rows if core.state != "ready"]
         if not late:
             return

@@ -208,9 +208,10 @@ def test_shares_name_users_that_exist(environ: dict[str, str], tmp_path: Path) -
 
 
 def test_words_of_replaceable_parts(environ: dict[str, str], tmp_path: Path) -> None:
-    path = written(tmp_path, '[sched]\npolicy = "prio"\n[[cores]]\ndriver = "lama"\n')
+    path = written(tmp_path, '[sched]\npolicy = "prio"\n[[cores]]\ndriver = "lama"\nmodel = "x"\n')
     choices = {"sched.policy": ["fifo", "rr", "priority"], "cores.driver": ["llama", "fake"]}
     found = problems(path, environ, choices=choices)
+    assert len(found) == 2  # none of the model: whose it is, nobody can say
     assert "sched.policy: 'prio' is no choice; did you mean 'priority'?" in found[0]
     assert "cores[0].driver: 'lama' is no choice; did you mean 'llama'?" in found[1]
 

@@ -74,7 +74,7 @@ def remote(parts: Parts) -> Core:
     if not parts.config.model or parts.config.model == PACKAGED_MODEL:
         raise OSError(errno.EINVAL, "model: name the provider's model")
     if unknown := sorted(parts.config.options):
-        text = f"options {unknown}: what a provider needs is in remote"
+        text = f"options {unknown}: what a provider needs is in [cores.remote]; say it there"
         raise OSError(errno.EINVAL, text)
     return RemoteCore(parts, parts.bridge)
 
