@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 import aios
 
 from . import choices, models, offers, probabilities
-from .messages import Message, turns
+from .messages import Message, check_roles, turns
 from .office import Office
 from .refusal import Refusal, unserved
 from .reply import DONE, Events, Json, event, read, unless_gone
@@ -69,6 +69,7 @@ def routes(office: Office) -> list[BaseRoute]:
 
 
 def _check(asked: Chat) -> None:
+    check_roles(asked.messages)
     choices.count(asked.n)
     if asked.top_logprobs and not asked.logprobs:
         sentence = "top_logprobs: it goes with logprobs; send logprobs true as well"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -13,6 +13,7 @@ from .refusal import Refusal
 
 ROLES = {"developer": "system", "function": "tool"}
 """Roles that go by another name here."""
+TAKEN: Final = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -51,8 +52,17 @@ class Message(msgspec.Struct, frozen=True):
 def turns(messages: list[Message]) -> list[Turn]:
     """Return the turns. Raises Refusal that names the message."""
     if not messages:
-        raise Refusal(400, "messages: there are none", param="messages")
+        raise Refusal(400, "messages: there are none; send at least one", param="messages")
     return [_turn(message, f"messages[{at}]") for at, message in enumerate(messages)]
+
+
+def check_roles(messages: list[Message]) -> None:
+    """Raise Refusal for a role that OpenAI's interface has not: some models' templates take any."""
+    for at, message in enumerate(messages):
+        if message.role not in TAKEN:
+            where = f"messages[{at}].role"
+            sentence = f"{where}: there is no {message.role[:64]!r}; it is one of"
+            raise Refusal(400, f"{sentence} {', '.join(TAKEN)}", param=where)
 
 
 def text_of(content: str | list[Part] | None, where: str) -> str:

@@ -125,7 +125,9 @@ async def read(request: Request, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         what, _, path = str(error).replace("`", "").partition(" - at $.")
         name = path or "the request's body"
-        sentence = f"{name}: {what[:1].lower()}{what[1:]}; send that, or leave it out"
+        lacks = what.partition("missing required field ")[2]
+        cure = f"send {lacks}" if lacks else "send that, or leave it out"
+        sentence = f"{name}: {what[:1].lower()}{what[1:]}; {cure}"
         raise Refusal(400, sentence, param=path) from None
     except msgspec.DecodeError as error:
         raise Refusal(400, f"the request's body is no JSON: {error}") from None

@@ -268,7 +268,8 @@ def test_responses_with_functions_and_forms(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
-        ({"messages": []}, "messages"),
+        ({"messages": []}, "messages: there are none; send"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, r"\[0\].role: .* 'wizard'.* user"),
         ({"temperature": 2.1}, r"temperature: expected float <= 2.0; send that"),
         ({"frequency_penalty": -3}, "frequency_penalty: expected float >= -2.0"),
         ({"max_tokens": 0}, "max_tokens: expected int >= 1"),
