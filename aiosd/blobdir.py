@@ -18,6 +18,7 @@ from typing import Final
 import xxhash
 
 from aiosd.blobs import PIECE, SUM, Blob
+from aiosd.directory import sync_directory
 from aiosd.settings import Storage
 
 BESIDE: Final = 256 << 10
@@ -186,11 +187,11 @@ def _rename(source: Path, target: Path) -> None:
     """Rename durably: the directory is synced, and where it is new the one above it too."""
     try:
         target.parent.mkdir(mode=0o700)
-        _sync(target.parent.parent)
+        sync_directory(target.parent.parent)
     except FileExistsError:
         pass
     os.replace(source, target)
-    _sync(target.parent)
+    sync_directory(target.parent)
 
 
 def _move(source: Path, root: Path, digest: str) -> None:
@@ -208,11 +209,3 @@ def _move(source: Path, root: Path, digest: str) -> None:
             partial.unlink()
         raise
     source.unlink()
-
-
-def _sync(directory: Path) -> None:
-    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

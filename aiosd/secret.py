@@ -14,6 +14,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from aiosd.directory import sync_directory
+
 NAME: Final = "watermark.key"
 SIZE: Final = 32
 
@@ -49,9 +51,5 @@ def _make(path: Path) -> bytes:
     finally:
         os.close(fd)
     fresh.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
     return key

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiosd.abi.accounts import DecryptData, EncryptData
 from aiosd.access import Caller
+from aiosd.directory import sync_directory
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -237,12 +238,4 @@ def _replace(path: str, keys: list[bytes]) -> None:
     finally:
         os.close(file)
     os.rename(beside, path)
-    _sync_directory(path)
-
-
-def _sync_directory(path: str) -> None:
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_directory(os.path.dirname(path) or ".")

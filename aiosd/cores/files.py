@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 
 from aiosd.cores.buffers import STORED
 from aiosd.cores.sequence import Sequence
+from aiosd.directory import sync_directory
 from aiosd.engine import runs
 from aiosd.engine.snapshot import POOLED, Layout, read_layout
 from aiosd.killpoint import reach
@@ -39,7 +40,7 @@ def copy(source: str, target: str, size: int) -> None:
         reach("snapshot.synced")
         os.rename(temporary, target)
         reach("snapshot.renamed")
-        _sync_directory(target)
+        sync_directory(os.path.dirname(target))
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -64,14 +65,6 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def _sync_directory(path: str) -> None:
-    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def sync(path: str) -> None:
     """Bring a file that a worker wrote onto the disk; one that is torn later shows that itself."""
     try:
@@ -80,7 +73,7 @@ def sync(path: str) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-        _sync_directory(path)
+        sync_directory(os.path.dirname(path))
     except FileNotFoundError:
         pass  # it has been given up since
     except OSError as error:

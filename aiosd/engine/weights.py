@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from aiosd.directory import sync_directory
 from aiosd.engine import gguf
 from aiosd.engine.protocol import CoreSetup
 from aiosd.killpoint import reach
@@ -185,7 +186,7 @@ class Weights:
                 part.unlink(missing_ok=True)  # a cache may be emptied at any time
                 raise
             part.rename(path)
-            _sync(self._place)
+            sync_directory(self._place)
         finally:
             os.close(file)
 
@@ -267,11 +268,3 @@ def _is_at(file: int, path: Path) -> bool:
 def _free(place: Path) -> int:
     found = os.statvfs(place)
     return found.f_bavail * found.f_frsize
-
-
-def _sync(place: Path) -> None:
-    file = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
